@@ -1,0 +1,147 @@
+"""The vocabulary every room shares. Standard library only: importing this costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Answer = Literal["Yes", "No"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What is true of one image: is there a defect, where, and of which type.
+
+    `location` holds the grid's own words for the cell ("top left"); None when the source
+    has no mask, so where the defect lies is unknown. A "No" carries neither location nor type.
+    """
+
+    answer: Answer
+    location: str | None = None
+    type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.answer not in ("Yes", "No"):
+            raise ValueError(f"answer is {self.answer!r}; it must be 'Yes' or 'No'")
+        if self.answer == "No" and (self.location or self.type):
+            raise ValueError(f"a solution 'No' cannot name a location or a type: {self}")
+
+    def as_tags(self) -> str:
+        """The tag form of the papers' `solution` field, e.g. `<answer>No</answer>`."""
+        location = f"<location>{self.location}</location>" if self.location else ""
+        kind = f"<type>{self.type}</type>" if self.type else ""
+        return f"{location}{kind}<answer>{self.answer}</answer>"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to judge. `id` is unique in its data set and is never shown to a model."""
+
+    id: str
+    dataset: str
+    split: str
+    product: str
+    image: Path | Image  # a file, or a picture drawn in memory (synthetic data)
+    solution: Solution
+    mask: Path | Image | None = None  # non-zero where defective; None when there is none
+    references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A rendered prompt. `text` holds one `{image}` for each picture, in reading order:
+    references first, the image to judge last."""
+
+    text: str
+    system: str | None = None
+
+    @property
+    def images(self) -> int:
+        """How many pictures the text asks for."""
+        return self.text.count("{image}")
+
+
+class StopReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # the token limit cut it off
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `tokens` includes the end-of-turn token when `stop` is STOP."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # natural log, of each token under the sampling policy
+    stop: StopReason
+
+
+@dataclass(frozen=True)
+class Group:
+    """The unit of everything after sampling: one prompt with its images, G completions."""
+
+    sample: Sample
+    conversation: Conversation
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one completion earns: the total and its named parts, before weighting."""
+
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluated image, as one line of `predictions/*.jsonl`.
+
+    `answer` is "yes", "no" or "invalid"; `status` is the parser's verdict on the whole text.
+    `p_yes` is the model's probability of "Yes" against "No" where the answer is written.
+    """
+
+    id: str
+    dataset: str
+    split: str
+    product: str
+    shots: int
+    gold_answer: str  # "yes" or "no"
+    gold_location: str | None
+    gold_type: str | None
+    completion: str
+    status: str
+    answer: str
+    location: str | None
+    type: str | None
+    location_correct: bool | None  # None: normal image, or the place is not annotated
+    type_correct: bool | None  # None: normal image, or the type is not annotated
+    p_yes: float | None
+    n_tokens: int
+    stop: str
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything one run reads, already split. Lists are in a fixed order for a given seed.
+
+    `validation` and `test` map a split's name (e.g. "seen", "new") to its samples;
+    `counts` says how many items were read, used and left out, and why.
+    """
+
+    name: str
+    fingerprint: str
+    sft: tuple[Sample, ...]
+    rl: tuple[Sample, ...]
+    validation: Mapping[str, tuple[Sample, ...]]
+    test: Mapping[str, tuple[Sample, ...]]
+    counts: Mapping[str, int] = field(default_factory=dict)
