@@ -1,0 +1,110 @@
+"""A model with its processor: the one place that turns conversations into tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from iad_r1.errors import MismatchError, WeightsError
+from iad_r1.types import Conversation
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Inputs = Mapping[str, torch.Tensor]  # one prompt as the processor returns it, batch size 1
+
+
+@dataclass(frozen=True)
+class EncodedTarget:
+    """A completion to learn: its tokens, end of turn included, and which of them are trained."""
+
+    tokens: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+class Backbone:
+    """One vision-language model and how to talk to it.
+
+    Attributes:
+        model: the transformers model.
+        end_of_turn: the token that ends an answer.
+        placeholders: tokens that stand for image content and must never be sampled.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor) -> None:
+        self.model = model
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        end = model.generation_config.eos_token_id if model.generation_config else None
+        self.end_of_turn: int = (end[0] if isinstance(end, list) else end) or (
+            self.tokenizer.eos_token_id
+        )
+        config = model.config
+        self.placeholders: tuple[int, ...] = tuple(
+            token
+            for name in ("image_token_id", "video_token_id", "vision_start_token_id")
+            if (token := getattr(config, name, None)) is not None
+        )
+
+    @classmethod
+    def load(cls, path: Path, dtype: torch.dtype = torch.float32) -> Backbone:
+        """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none."""
+        if not (path / "config.json").is_file():
+            raise WeightsError(
+                f"{path} holds no config.json, so it is not a Hugging Face checkpoint. "
+                "Give the folder that holds config.json and *.safetensors."
+            )
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        return cls(model, AutoProcessor.from_pretrained(path))
+
+    def save(self, path: Path) -> None:
+        """Write weights and processor in Hugging Face layout."""
+        self.model.save_pretrained(path)
+        self.processor.save_pretrained(path)
+
+    def encode(self, conversation: Conversation, images: Sequence[Image]) -> Inputs:
+        """The prompt as the model reads it: image tokens expanded, pictures as pixel tensors."""
+        if conversation.images != len(images):
+            raise MismatchError(
+                f"the prompt asks for {conversation.images} image(s) and {len(images)} were given: "
+                f"{conversation.text!r}"
+            )
+        text = self.processor.apply_chat_template(
+            _messages(conversation), add_generation_prompt=True, tokenize=False
+        )
+        return dict(self.processor(text=[text], images=list(images) or None, return_tensors="pt"))
+
+    def encode_target(
+        self, text: str, untrained: Sequence[tuple[int, int]] = ()
+    ) -> EncodedTarget:
+        """Tokens of `text` and the end of turn; tokens touching an untrained span are not trained.
+
+        Args:
+            untrained: character spans [start, end) the loss must not see.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        trained = tuple(
+            not any(start < stop and first < end for first, stop in untrained)
+            for start, end in encoded["offset_mapping"]
+        )
+        return EncodedTarget((*encoded["input_ids"], self.end_of_turn), (*trained, True))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion, without control tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def _messages(conversation: Conversation) -> list[dict]:
+    content: list[dict] = []
+    for index, text in enumerate(conversation.text.split("{image}")):
+        if index:
+            content.append({"type": "image"})
+        if text:
+            content.append({"type": "text", "text": text})
+    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    return [*system, {"role": "user", "content": content}]

@@ -1,0 +1,142 @@
+"""The tiny backbone: a 1.8M-parameter Qwen2.5-VL that learns the whole task on two CPU cores.
+
+Same classes, processor and on-disk layout as the real Qwen2.5-VL, so everything downstream
+treats it as one. Only its size, its patch size and its vocabulary are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLVideoProcessor,
+)
+
+PATCH = 16
+MERGE = 2
+CELL = PATCH * MERGE  # pixels on a side that become one token of the language model
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+TAGS = [f"<{slash}{tag}>" for tag in ("think", "location", "type", "answer") for slash in ("", "/")]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text can be written, the corpus' words are mostly one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=CONTROL + VISION,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    # The tags are one token each but not "special": decoding keeps them, as it does for real models.
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        additional_special_tokens=["<|im_start|>", *VISION],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Sizes and rotary settings of `design/tiny_world`: small enough to learn in minutes."""
+    vocabulary = len(tokenizer)
+    token = tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 1,
+            "out_hidden_size": 128,
+            "window_size": 4096,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+        },
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            # Neighbouring image cells differ by one position. With the usual theta of 1e6 a 32-wide
+            # head has almost no frequency that tells them apart; theta 2 makes place learnable.
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 2.0,
+                "mrope_section": [2, 7, 7],
+            },
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> Qwen2_5_VLProcessor:
+    limits = {"shortest_edge": CELL * CELL, "longest_edge": max_pixels}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(
+            patch_size=PATCH, temporal_patch_size=1, merge_size=MERGE, size=limits
+        ),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(
+            patch_size=PATCH, temporal_patch_size=1, merge_size=MERGE
+        ),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, seed: int) -> Path:
+    """Write a randomly initialised tiny checkpoint in Hugging Face layout and return its folder.
+
+    Args:
+        corpus: prompts and targets the tokenizer is trained on.
+        vocab_size: entries of the tokenizer before the eight tags are added.
+        max_pixels: largest image, in pixels after resizing, the processor lets through.
+        seed: of the initial weights.
+    """
+    tokenizer = train_tokenizer(corpus, vocab_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config(tokenizer))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    model.save_pretrained(path)
+    processor(tokenizer, max_pixels).save_pretrained(path)
+    return path

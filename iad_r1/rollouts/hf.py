@@ -1,0 +1,145 @@
+"""The transformers engine: exact sampler log-probabilities, for tests and small models.
+
+The prompt of a group is computed once, images included, and its key/value cache is repeated for
+the G completions. Prompts share a batch only with prompts of the same shape, so nothing is padded
+and a completion's log-probability is the one the trainer computes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from iad_r1.backbones.backbone import Backbone, Inputs
+from iad_r1.packing import next_position
+from iad_r1.rollouts.sampling import Sampling
+from iad_r1.types import Completion, StopReason
+
+
+class HfEngine:
+    """Samples from the training weights themselves, so there is nothing to synchronise.
+
+    Args:
+        backbone: the model to sample from; its weights are read afresh at every call.
+        batch_size: the most completions decoded at once.
+    """
+
+    def __init__(self, backbone: Backbone, batch_size: int) -> None:
+        self.backbone = backbone
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Inputs], sampling: Sampling) -> list[list[Completion]]:
+        """G completions for each prompt, in the order of the prompts."""
+        generator = torch.Generator().manual_seed(sampling.seed)
+        was_training = self.backbone.model.training
+        self.backbone.model.eval()
+        results: list[list[Completion]] = [[] for _ in prompts]
+        for batch in self._batches(prompts, sampling.group_size):
+            drawn = self._decode([prompts[i] for i in batch], sampling, generator)
+            for row, completion in enumerate(drawn):
+                results[batch[row // sampling.group_size]].append(completion)
+        self.backbone.model.train(was_training)
+        return results
+
+    def _batches(self, prompts: Sequence[Inputs], group_size: int) -> Iterator[list[int]]:
+        by_shape: dict[tuple, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            by_shape[_shape(prompt)].append(index)
+        size = max(1, self.batch_size // group_size)
+        for same in by_shape.values():
+            yield from (same[i : i + size] for i in range(0, len(same), size))
+
+    def _decode(
+        self, prompts: list[Inputs], sampling: Sampling, generator: torch.Generator
+    ) -> list[Completion]:
+        model, end = self.backbone.model, self.backbone.end_of_turn
+        inputs = {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
+        cache = DynamicCache(config=model.config.get_text_config())
+        position = next_position(model, inputs).repeat_interleave(sampling.group_size)
+        hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
+        cache.batch_repeat_interleave(sampling.group_size)
+        drawn = _Drawn.empty(len(logits), sampling.max_tokens, end)
+        alive = torch.arange(len(logits))
+        for step in range(sampling.max_tokens):
+            token, logprob = self._draw(logits, sampling.temperature, generator)
+            drawn.add(alive, step, token, logprob)
+            keep = (token != end).nonzero()[:, 0]
+            if not len(keep) or step + 1 == sampling.max_tokens:
+                break
+            if len(keep) < len(alive):
+                alive, token = alive[keep], token[keep]
+                cache.batch_select_indices(keep)
+            logits = model(
+                input_ids=token[:, None],
+                position_ids=self._positions(position[alive] + step),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return drawn.completions(self.backbone)
+
+    def _draw(
+        self, logits: torch.Tensor, temperature: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits.float()
+        logits[:, list(self.backbone.placeholders)] = -torch.inf
+        if temperature == 0:
+            logprobs = torch.log_softmax(logits, -1)
+            token = logprobs.argmax(-1)
+        else:
+            logprobs = torch.log_softmax(logits / temperature, -1)
+            token = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+        return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+    def _positions(self, position: torch.Tensor) -> torch.Tensor:
+        """[R, 1], or [3, R, 1] for models with time/height/width positions."""
+        rope = self.backbone.model.config.get_text_config().rope_parameters
+        return position.expand(3, 1, -1).mT if "mrope_section" in rope else position[:, None]
+
+
+@dataclass
+class _Drawn:
+    tokens: torch.Tensor  # [R, T]
+    logprobs: torch.Tensor  # [R, T]
+    lengths: torch.Tensor  # [R]
+    end: int
+
+    @classmethod
+    def empty(cls, rows: int, max_tokens: int, end: int) -> _Drawn:
+        return cls(
+            torch.full((rows, max_tokens), end),
+            torch.zeros(rows, max_tokens),
+            torch.zeros(rows, dtype=torch.long),
+            end,
+        )
+
+    def add(
+        self, rows: torch.Tensor, step: int, token: torch.Tensor, logprob: torch.Tensor
+    ) -> None:
+        self.tokens[rows, step] = token
+        self.logprobs[rows, step] = logprob
+        self.lengths[rows] = step + 1
+
+    def completions(self, backbone: Backbone) -> list[Completion]:
+        found = []
+        for row, length in enumerate(self.lengths.tolist()):
+            tokens = tuple(self.tokens[row, :length].tolist())
+            stop = StopReason.STOP if tokens[-1] == self.end else StopReason.LENGTH
+            found.append(
+                Completion(
+                    text=backbone.decode(tokens),
+                    tokens=tokens,
+                    logprobs=tuple(self.logprobs[row, :length].tolist()),
+                    stop=stop,
+                )
+            )
+        return found
+
+
+def _shape(prompt: Inputs) -> tuple:
+    return tuple((key, tuple(value.shape[1:])) for key, value in sorted(prompt.items()))

@@ -1,0 +1,41 @@
+"""How completions are drawn, and the protocol every rollout engine keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from iad_r1.types import Completion
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one call.
+
+    Attributes:
+        group_size: completions per prompt (G).
+        max_tokens: completion limit, the end-of-turn token included.
+        temperature: 0 is greedy; then `group_size` must be 1.
+        seed: two calls with the same weights, prompts and seed return the same completions.
+    """
+
+    group_size: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.group_size != 1:
+            raise ValueError(
+                f"group_size={self.group_size} at temperature 0 would draw the same completion "
+                "again and again; use a temperature above 0"
+            )
+
+
+class Engine(Protocol):
+    """What training, evaluation and prediction ask of a rollout engine."""
+
+    def generate(self, prompts: Sequence, sampling: Sampling) -> list[list[Completion]]:
+        """G completions for each prompt, in the order of the prompts."""
+        ...
