@@ -1,0 +1,435 @@
+"""The numbers in every table: checked against other libraries, by hand, and by property."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
+
+from iad_r1 import metrics
+from iad_r1.errors import DataError, MismatchError
+from iad_r1.types import Prediction
+
+
+def prediction(
+    id: str = "a",
+    gold: str = "yes",
+    answer: str = "yes",
+    *,
+    product: str = "screw",
+    located: bool | None = None,
+    typed: bool | None = None,
+    status: str = metrics.WELL_FORMED,
+    p_yes: float | None = None,
+) -> Prediction:
+    return Prediction(
+        id=id,
+        dataset="made",
+        split="seen",
+        product=product,
+        shots=0,
+        gold_answer=gold,
+        gold_location="center" if located is not None else None,
+        gold_type="scratch" if typed is not None else None,
+        completion="",
+        status=status,
+        answer=answer,
+        location=None,
+        type=None,
+        location_correct=located,
+        type_correct=typed,
+        p_yes=p_yes,
+        n_tokens=1,
+        stop="stop",
+    )
+
+
+def rows_of(answers: list[tuple[str, str]], **fields: object) -> list[Prediction]:
+    return [
+        replace(prediction(str(i), gold, answer), **fields)  # type: ignore[arg-type]
+        for i, (gold, answer) in enumerate(answers)
+    ]
+
+
+GOLD_AND_ANSWER = st.lists(
+    st.tuples(st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no", "invalid"])),
+    min_size=1,
+    max_size=60,
+)
+BOTH_CLASSES = GOLD_AND_ANSWER.filter(lambda rows: len({gold for gold, _ in rows}) == 2)
+
+
+@given(BOTH_CLASSES)
+def test_balanced_accuracy_is_sklearns_with_invalid_counted_as_wrong(answers):
+    wrong = {"yes": "no", "no": "yes"}
+    strict = [answer if answer != "invalid" else wrong[gold] for gold, answer in answers]
+    expected = 100 * balanced_accuracy_score([gold for gold, _ in answers], strict)
+    assert metrics.summarise(rows_of(answers), 0, 50)["balanced_accuracy"] == pytest.approx(
+        expected
+    )
+
+
+@given(BOTH_CLASSES)
+def test_miss_and_overkill_are_what_balanced_accuracy_leaves(answers):
+    summary = metrics.summarise(rows_of(answers), 0, 50)
+    assert summary["balanced_accuracy"] == pytest.approx(
+        100 - (summary["miss_rate"] + summary["overkill_rate"]) / 2
+    )
+
+
+@given(GOLD_AND_ANSWER, st.randoms(use_true_random=False))
+def test_the_order_of_images_does_not_matter(answers, random):
+    rows = rows_of(answers)
+    shuffled = random.sample(rows, len(rows))
+    assert metrics.summarise(rows, 0, 50) == metrics.summarise(shuffled, 0, 50)
+
+
+@given(GOLD_AND_ANSWER)
+def test_every_interval_contains_its_value_and_stays_between_0_and_100(answers):
+    summary = metrics.summarise(rows_of(answers), 0, 400)
+    for name, (low, high) in summary["ci95"].items():
+        assert 0 <= low <= summary[name] + 1e-9 and summary[name] - 1e-9 <= high <= 100, name
+        assert high > low, f"{name}: a sample of {len(answers)} images cannot be certain"
+
+
+@given(GOLD_AND_ANSWER)
+def test_the_confusion_table_counts_every_image_once(answers):
+    summary = metrics.summarise(rows_of(answers), 0, 50)
+    cells = [n for row in summary["confusion"].values() for n in row.values()]
+    assert sum(cells) == summary["n"] == summary["n_normal"] + summary["n_anomalous"]
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_wilson_is_scipys(successes, extra):
+    n = successes + extra
+    bounds = binomtest(successes, n).proportion_ci(method="wilson")
+    assert metrics.wilson(successes, n) == pytest.approx([100 * bounds.low, 100 * bounds.high])
+
+
+def test_rates_carry_wilson_intervals():
+    answers = [("yes", "no")] * 3 + [("yes", "yes")] * 17 + [("no", "no")] * 10
+    summary = metrics.summarise(rows_of(answers), 0)
+    assert summary["miss_rate"] == 15.0
+    assert summary["ci95"]["miss_rate"] == metrics.wilson(3, 20)
+    assert summary["ci95"]["overkill_rate"] == metrics.wilson(0, 10)
+
+
+def test_the_bootstrap_of_counts_is_the_bootstrap_of_images():
+    """Drawing binomial counts must match resampling the images one by one."""
+    answers = [("yes", "yes")] * 61 + [("yes", "no")] * 19 + [("no", "no")] * 50
+    answers += [("no", "yes")] * 10
+    low, high = metrics.summarise(rows_of(answers), 3, 20_000)["ci95"]["balanced_accuracy"]
+    rng = np.random.default_rng(0)
+    right = [np.repeat([1, 0], [61, 19]), np.repeat([1, 0], [50, 10])]
+    draws = [
+        50 * sum(side[rng.integers(0, side.size, side.size)].mean() for side in right)
+        for _ in range(20_000)
+    ]
+    assert [low, high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.35)
+
+
+def test_a_balanced_accuracy_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(1)
+    truth, covered, trials = 100 * (0.8 + 0.9) / 2, 0, 300
+    for trial in range(trials):
+        caught, passed = rng.random(60) < 0.8, rng.random(60) < 0.9
+        answers = [("yes", "yes" if hit else "no") for hit in caught]
+        answers += [("no", "no" if hit else "yes") for hit in passed]
+        low, high = metrics.summarise(rows_of(answers), trial, 500)["ci95"]["balanced_accuracy"]
+        covered += low <= truth <= high
+    assert 0.90 <= covered / trials <= 0.99
+
+
+def test_a_perfect_small_sample_is_not_reported_as_certain():
+    summary = metrics.summarise(rows_of([("yes", "yes")] * 5 + [("no", "no")] * 5), 0)
+    low, high = summary["ci95"]["balanced_accuracy"]
+    assert summary["balanced_accuracy"] == high == 100.0 and low < 80
+
+
+def test_same_seed_same_intervals():
+    answers = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"), ("no", "no")]
+    assert metrics.summarise(rows_of(answers), 7) == metrics.summarise(rows_of(answers), 7)
+
+
+def test_one_class_alone_has_no_balanced_accuracy():
+    summary = metrics.summarise(rows_of([("no", "no"), ("no", "yes")]), 0)
+    assert summary["balanced_accuracy"] is None and summary["miss_rate"] is None
+    assert summary["overkill_rate"] == 50.0
+    assert "balanced_accuracy" not in summary["ci95"]
+
+
+def test_no_predictions_give_none_not_a_crash():
+    summary = metrics.summarise([], 0)
+    assert summary["n"] == 0 and summary["ci95"] == {}
+    assert all(summary[name] is None for name in metrics.METRICS)
+
+
+def test_a_missed_defect_has_the_wrong_location_even_if_its_text_named_the_right_cell():
+    rows = [
+        prediction("hit", "yes", "yes", located=True, typed=True),
+        prediction("elsewhere", "yes", "yes", located=False, typed=False),
+        prediction("missed", "yes", "no", located=True, typed=True),
+        prediction("unreadable", "yes", "invalid", located=True, typed=True),
+        prediction("no mask", "yes", "yes"),
+        prediction("clean", "no", "no"),
+    ]
+    summary = metrics.summarise(rows, 0)
+    assert summary["n_located"] == 4
+    assert summary["location_accuracy"] == 25.0 and summary["type_accuracy"] == 25.0
+    assert summary["location_accuracy_detected"] == 50.0
+
+
+def test_well_formed_counts_the_parsers_verdict():
+    rows = [prediction("a"), prediction("b", status="no think tag"), prediction("c", "no", "no")]
+    assert metrics.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=40))
+def test_auroc_is_sklearns(rows):
+    golds = [gold for gold, _ in rows]
+    if len(set(golds)) < 2:
+        golds = [True, *([False] * (len(rows) - 1))]
+    scores = [level / 8 for _, level in rows]
+    table = [
+        prediction(str(i), "yes" if gold else "no", p_yes=score)
+        for i, (gold, score) in enumerate(zip(golds, scores, strict=True))
+    ]
+    assert metrics.summarise(table, 0, 20)["auroc"] == pytest.approx(
+        100 * roc_auc_score(golds, scores)
+    )
+
+
+def test_auroc_needs_a_score_on_every_image():
+    rows = [prediction("a", "yes", p_yes=0.9), prediction("b", "no", "no")]
+    assert metrics.summarise(rows, 0)["auroc"] is None
+
+
+def test_the_auroc_interval_matches_resampled_images():
+    rng = np.random.default_rng(5)
+    golds = np.repeat([True, False], [50, 70])
+    scores = np.clip(rng.normal(0.4 + 0.15 * golds, 0.2), 0, 1)
+    rows = [
+        prediction(str(i), "yes" if gold else "no", p_yes=float(score))
+        for i, (gold, score) in enumerate(zip(golds, scores, strict=True))
+    ]
+    draws = []
+    for _ in range(2000):
+        chosen = np.concatenate([rng.integers(0, 50, 50), rng.integers(50, 120, 70)])
+        draws.append(100 * roc_auc_score(golds[chosen], scores[chosen]))
+    interval = metrics.summarise(rows, 0, 4000)["ci95"]["auroc"]
+    assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=1.0)
+
+
+@pytest.mark.parametrize("p_yes", [math.nan, 1.5, -0.1])
+def test_a_score_that_is_no_probability_is_refused(p_yes):
+    with pytest.raises(DataError, match="image-7"):
+        metrics.summarise([prediction("image-7", p_yes=p_yes)], 0)
+
+
+def test_an_unknown_answer_is_refused_by_name():
+    with pytest.raises(DataError, match=r"part-3.*maybe"):
+        metrics.summarise([prediction("part-3", "yes", "maybe")], 0)
+
+
+def test_an_image_predicted_twice_is_refused():
+    with pytest.raises(DataError, match="more than once, such as twin"):
+        metrics.summarise([prediction("twin"), prediction("twin")], 0)
+
+
+# ------------------------------------------------------------------------------ products
+
+
+def test_products_are_summarised_apart_and_the_worst_is_named():
+    rows = [
+        prediction("1", "yes", "yes", product="cube"),
+        prediction("2", "no", "no", product="cube"),
+        prediction("3", "yes", "no", product="cookie"),
+        prediction("4", "no", "no", product="cookie"),
+        prediction("5", "no", "no", product="toy"),
+    ]
+    products = metrics.per_product(rows, 0)
+    assert list(products) == ["cookie", "cube", "toy"]
+    overall = metrics.macro(products)
+    assert overall["balanced_accuracy"] == 75.0
+    assert overall["worst_product"] == "cookie" and overall["worst_balanced_accuracy"] == 50.0
+    assert overall["n_below_floor"] == 1 and overall["n_undefined"] == 1
+
+
+# --------------------------------------------------------------------- paired differences
+
+
+@settings(deadline=None)
+@given(BOTH_CLASSES, st.data())
+def test_a_paired_difference_is_after_minus_before(answers, data):
+    before = rows_of(answers)
+    after = [
+        replace(row, answer=data.draw(st.sampled_from(["yes", "no", "invalid"]))) for row in before
+    ]
+    for metric in ("balanced_accuracy", "miss_rate", "overkill_rate", "yes_rate", "invalid_rate"):
+        difference = metrics.paired_difference(before, after[::-1], metric, 0, 50)
+        values = [metrics.summarise(side, 0, 10)[metric] for side in (before, after)]
+        assert difference["delta"] == pytest.approx(values[1] - values[0])
+        mirrored = metrics.paired_difference(after, before, metric, 0, 50)
+        assert mirrored["delta"] == pytest.approx(-difference["delta"])
+
+
+def test_the_paired_interval_matches_resampled_images():
+    rng = np.random.default_rng(2)
+    before = [prediction(str(i), "yes", "yes" if rng.random() < 0.6 else "no") for i in range(150)]
+    after = [replace(row, answer="yes") if rng.random() < 0.3 else row for row in before]
+    changed = [old.answer != new.answer for old, new in zip(before, after, strict=True)]
+    change = np.array(changed, dtype=int)
+    draws = [100 * change[rng.integers(0, 150, 150)].mean() for _ in range(20_000)]
+    found = metrics.paired_difference(after, before, "miss_rate", 0, 20_000)
+    assert found["ci95"] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.7)
+    assert found["n"] == 150 and found["n_changed"] == int(change.sum())
+
+
+def test_pairing_cancels_what_both_sides_share():
+    """Two runs that agree on nearly all images differ by a little with certainty."""
+    before = rows_of([("yes", "yes")] * 50 + [("yes", "no")] * 50)
+    after = [replace(row, answer="yes") if int(row.id) in range(50, 60) else row for row in before]
+    difference = metrics.paired_difference(before, after, "miss_rate", 0)
+    assert difference["delta"] == -10.0 and difference["ci95"][1] < 0
+    separate = [metrics.summarise(side, 0)["ci95"]["miss_rate"] for side in (before, after)]
+    assert separate[1][1] > separate[0][0], "the separate intervals overlap"
+
+
+def test_identical_runs_differ_by_nothing():
+    rows = rows_of([("yes", "yes"), ("no", "yes"), ("no", "no")])
+    found = metrics.paired_difference(rows, rows, "balanced_accuracy", 0)
+    assert found == {"delta": 0.0, "ci95": [0.0, 0.0], "n": 3, "n_changed": 0}
+
+
+def test_different_images_are_refused_and_named():
+    before, after = [prediction("x"), prediction("y")], [prediction("y"), prediction("z")]
+    with pytest.raises(MismatchError, match=r"only before \(such as \['x'\]\).*\['z'\]"):
+        metrics.paired_difference(before, after, "miss_rate", 0)
+
+
+def test_another_label_for_the_same_image_is_refused():
+    before, after = (
+        [prediction("x", "yes"), prediction("y", "no")],
+        [prediction("x", "no"), prediction("y", "no")],
+    )
+    with pytest.raises(MismatchError, match=r"another label.*such as x"):
+        metrics.paired_difference(before, after, "miss_rate", 0)
+
+
+def test_a_metric_over_a_moving_set_of_images_is_not_paired():
+    with pytest.raises(MismatchError, match="location_accuracy_detected"):
+        metrics.paired_difference([prediction()], [prediction()], "location_accuracy_detected", 0)
+
+
+def seeds_of(n_seeds: int, images: int, gain: float, same_images: bool):
+    rng = np.random.default_rng(9)
+    hard = rng.random(images) < 0.4
+    pairs = []
+    for seed in range(n_seeds):
+        prefix = "" if same_images else f"{seed}-"
+        before = [
+            prediction(f"{prefix}{i}", "yes", "no" if hard[i] else "yes") for i in range(images)
+        ]
+        after = [
+            replace(row, answer="yes") if rng.random() < gain + 0.15 * seed else row
+            for row in before
+        ]
+        pairs.append((before, after))
+    return pairs
+
+
+@pytest.mark.parametrize(("same_images", "design"), [(True, "crossed"), (False, "nested")])
+def test_the_pooled_difference_is_the_mean_over_seeds(same_images, design):
+    pairs = seeds_of(3, 120, 0.3, same_images)
+    found = metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+    assert found["design"] == design and found["n_seeds"] == 3 and found["n"] == 120
+    assert found["delta"] == pytest.approx(np.mean(found["per_seed"]))
+    assert found["ci95"][0] < found["delta"] < found["ci95"][1]
+    assert found == metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+
+
+@pytest.mark.parametrize("same_images", [True, False])
+def test_the_pooled_interval_covers_the_spread_between_seeds(same_images):
+    """Three seeds that differ widely are less sure than one of them tested alone."""
+    pairs = seeds_of(3, 2000, 0.1, same_images)
+    pooled = metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+    alone = metrics.paired_difference(*pairs[1], "miss_rate", 0, 500)
+    assert np.ptp(pooled["ci95"]) > 1.5 * np.ptp(alone["ci95"])
+
+
+def test_one_seed_pooled_is_the_paired_difference():
+    pair = seeds_of(1, 200, 0.3, True)
+    pooled = metrics.pooled_paired_difference(pair, "miss_rate", 0, 4000)
+    single = metrics.paired_difference(*pair[0], "miss_rate", 0, 4000)
+    assert pooled["delta"] == pytest.approx(single["delta"])
+    assert pooled["ci95"] == pytest.approx(single["ci95"], abs=1.0)
+
+
+# ------------------------------------------------------- chance, factory, scores
+
+
+def test_chance_levels_by_hand():
+    cells = ("left", "center", "right")
+    chance = metrics.location_chance(
+        [{"center"}, {"center"}, {"left", "center"}, {"right"}], cells, "center", [1, 2, 1]
+    )
+    assert chance["always_center"] == chance["best_constant"] == 75.0
+    assert chance["best_cell"] == "center" and chance["n"] == 4
+    assert chance["uniform"] == pytest.approx(100 * 5 / 12)
+    assert chance["area_weighted"] == pytest.approx(100 * (0.25 * 1 + 0.75 * 2 + 0.25 * 1) / 4)
+
+
+@given(st.lists(st.sampled_from("abcdefghi"), min_size=1, max_size=50))
+def test_a_random_guess_among_nine_equal_cells_is_right_one_time_in_nine(golds):
+    chance = metrics.location_chance([{gold} for gold in golds], "abcdefghi", "e")
+    assert chance["uniform"] == pytest.approx(100 / 9)
+    assert chance["area_weighted"] == pytest.approx(100 / 9)
+
+
+def test_factory_numbers_by_hand():
+    view = metrics.factory_view(miss_rate=10, overkill_rate=4, defect_prior=0.005, parts=10_000)
+    assert view["defective"] == 50 and view["missed"] == 5
+    assert view["overkilled"] == pytest.approx(398)
+    assert view["ppv"] == pytest.approx(100 * 45 / 443)
+    assert view["npv"] == pytest.approx(100 * 9552 / 9557)
+
+
+@given(st.floats(0, 100), st.floats(0, 100), st.floats(0, 1), st.integers(1, 10**6))
+def test_every_part_is_counted_once(miss, overkill, prior, parts):
+    view = metrics.factory_view(miss, overkill, prior, parts)
+    total = view["caught"] + view["missed"] + view["overkilled"] + view["passed"]
+    assert total == pytest.approx(parts)
+
+
+def scored(pairs: list[tuple[str, float]]) -> list[Prediction]:
+    return [prediction(str(i), gold, p_yes=p) for i, (gold, p) in enumerate(pairs)]
+
+
+def test_overkill_at_a_target_miss_rate():
+    rows = scored([("yes", 0.9), ("yes", 0.5), ("no", 0.6), ("no", 0.1), ("no", 0.2)])
+    assert metrics.overkill_at_miss(rows, 50) == 0.0
+    assert metrics.overkill_at_miss(rows, 0) == pytest.approx(100 / 3)
+    assert metrics.overkill_at_miss(rows[:1], 0) is None
+
+
+def test_calibration_by_hand_and_brier_by_sklearn():
+    rows = scored([("yes", 0.9), ("yes", 0.9), ("no", 0.1), ("yes", 0.1)])
+    table = metrics.calibration(rows, bins=2)
+    assert table is not None
+    assert [row["p_yes"] for row in table["bins"]] == pytest.approx([10, 90])
+    assert [row["anomalous"] for row in table["bins"]] == pytest.approx([50, 100])
+    assert table["ece"] == pytest.approx(25)
+    golds = [row.gold_answer == "yes" for row in rows]
+    assert table["brier"] == pytest.approx(brier_score_loss(golds, [0.9, 0.9, 0.1, 0.1]))
+
+
+def test_without_scores_there_is_no_roc_and_no_calibration():
+    rows = [prediction("a"), prediction("b", "no", "no")]
+    assert metrics.roc(rows) is None and metrics.calibration(rows) is None
+    assert metrics.overkill_at_miss(rows, 5) is None
