@@ -1,0 +1,275 @@
+"""The SC-GRPO objective on log-probabilities: pure torch, no model, no IO.
+
+Axes: B completions (rows), T tokens (padded), N tokens without padding, V vocabulary, H hidden.
+Log-probs are in nats. `mask` is True on completion tokens, end of turn included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+KlKind = Literal["k1", "k2", "k3"]
+Aggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
+Head = Callable[[Tensor], Tensor]
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: Tensor | Head,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target and the entropy of its distribution, `chunk` tokens at a time.
+
+    hidden   [N, H]  states that predict the targets
+    head     the output layer: a module (so that LoRA and ZeRO hooks run), or its weight [V, H]
+    targets  [N]     token ids
+    returns  ([N] f32 with gradient, [N] f32 without; zeros when entropy=False)
+
+    At most [chunk, V] float32 values live at any time: chunks are computed again in the backward
+    pass instead of being kept. With N <= chunk nothing is computed twice.
+    """
+    project = head if callable(head) else _weight_head(head)
+
+    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return _chunk_logprobs(project(states), ids, temperature, entropy)
+
+    if hidden.shape[0] <= chunk:
+        return part(hidden, targets)
+    parts = []
+    for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(part, states, ids, use_reentrant=False))
+        else:
+            parts.append(part(states, ids))
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _weight_head(weight: Tensor) -> Head:
+    return lambda states: F.linear(states, weight)
+
+
+def _chunk_logprobs(
+    logits: Tensor, ids: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """[n, V] logits to ([n], [n]) in float32, whatever the type of the logits."""
+    logps = F.log_softmax(logits.float() / temperature, dim=-1)
+    chosen = logps.gather(-1, ids[:, None]).squeeze(-1)
+    if not entropy:
+        return chosen, torch.zeros_like(chosen)
+    with torch.no_grad():
+        # special tokens masked to -inf contribute 0, not NaN
+        spread = -torch.xlogy(probs := logps.exp(), probs).sum(-1)
+    return chosen, spread
+
+
+def kl_per_token(logp: Tensor, ref_logp: Tensor, kind: KlKind = "k3") -> Tensor:
+    """Estimators of KL(policy || reference) per token (Schulman, "Approximating KL divergence").
+
+    With d = ref_logp - logp: k1 = -d (unbiased, signed), k2 = d^2 / 2, k3 = exp(d) - d - 1
+    (unbiased, never negative; GRPO's and IAD-R1's choice).
+    """
+    d = ref_logp - logp
+    if kind == "k1":
+        return -d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.expm1(d) - d
+    raise ValueError(f"unknown KL estimator {kind!r}")
+
+
+@dataclass(frozen=True)
+class LossStats:
+    """Sums over the tokens of one micro-batch; `+` joins micro-batches without bias.
+
+    Every field is a 0-d float32 tensor without gradient; `scalars` divides by the token count.
+    """
+
+    tokens: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    ratio_sum: Tensor
+    ratio_min: Tensor
+    ratio_max: Tensor
+    kl_sum: Tensor
+    entropy_sum: Tensor
+
+    def __add__(self, other: LossStats) -> LossStats:
+        return LossStats(
+            tokens=self.tokens + other.tokens,
+            clipped_low=self.clipped_low + other.clipped_low,
+            clipped_high=self.clipped_high + other.clipped_high,
+            ratio_sum=self.ratio_sum + other.ratio_sum,
+            ratio_min=torch.minimum(self.ratio_min, other.ratio_min),
+            ratio_max=torch.maximum(self.ratio_max, other.ratio_max),
+            kl_sum=self.kl_sum + other.kl_sum,
+            entropy_sum=self.entropy_sum + other.entropy_sum,
+        )
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged each step: fractions and means per unmasked token."""
+        count = max(float(self.tokens), 1.0)
+        return {
+            "clip_fraction_low": float(self.clipped_low) / count,
+            "clip_fraction_high": float(self.clipped_high) / count,
+            "ratio_min": float(self.ratio_min),
+            "ratio_mean": float(self.ratio_sum) / count,
+            "ratio_max": float(self.ratio_max),
+            "kl": float(self.kl_sum) / count,
+            "entropy": float(self.entropy_sum) / count,
+        }
+
+
+def policy_loss(
+    logp: Tensor,
+    old_logp: Tensor | None,
+    ref_logp: Tensor | None,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_coef: float,
+    n_sequences: int,
+    n_tokens: int,
+    kl_kind: KlKind = "k3",
+    aggregation: Aggregation = "sequence_mean",
+    max_tokens: int | None = None,
+    importance: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> tuple[Tensor, LossStats]:
+    """Clipped policy-gradient loss plus a KL penalty toward the reference (IAD-R1 Eq. 11).
+
+    Per token, with r = exp(logp - old_logp):
+
+        -w * min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A) + kl_coef * KL(logp, ref_logp)
+
+    logp        [B, T] f32   log-prob of the sampled token; carries the gradient
+    old_logp    [B, T] f32   the same when it was sampled; None = `logp` itself, so r is exactly 1
+    ref_logp    [B, T] f32   the same under the reference; None if and only if kl_coef == 0
+    advantage   [B]    f32   one per completion
+    mask        [B, T] bool  True on the tokens that count
+    importance  [B, T] or [B, 1] f32  w, sampler/trainer correction; None = 1
+    entropy     [B, T] f32   only for the statistics
+
+    aggregation divides by counts over the *whole* optimiser step (all ranks and micro-batches),
+    so the gradient does not depend on how the step was split; sum the losses of the parts:
+
+        sequence_mean  sum_i (1/|o_i|) sum_t / n_sequences        the papers' (GRPO, IAD-R1)
+        token_mean     sum_i sum_t / n_tokens                     DAPO
+        fixed_length   sum_i sum_t / (n_sequences * max_tokens)   Dr. GRPO
+    """
+    if (ref_logp is None) != (kl_coef == 0):
+        raise ValueError("a reference is needed if and only if kl_coef is not 0")
+    old_logp = logp.detach() if old_logp is None else old_logp
+    # padding may hold anything; a zero difference keeps exp() and its gradient finite there
+    ratio = torch.exp((logp - old_logp).masked_fill(~mask, 0.0))
+    gain = advantage[:, None].to(ratio)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    per_token = -torch.minimum(ratio * gain, clipped * gain)
+    if importance is not None:
+        per_token = per_token * importance
+    kl = torch.zeros_like(ratio)
+    if ref_logp is not None:
+        kl = kl_per_token(logp.masked_fill(~mask, 0.0), ref_logp.masked_fill(~mask, 0.0), kl_kind)
+        per_token = per_token + kl_coef * kl
+    loss = _aggregate(per_token, mask, aggregation, n_sequences, n_tokens, max_tokens)
+    low = (ratio < 1 - clip_low) & (gain < 0)
+    high = (ratio > 1 + clip_high) & (gain > 0)
+    return loss, _stats(mask, ratio.detach(), low, high, kl.detach(), entropy)
+
+
+def _aggregate(
+    per_token: Tensor,
+    mask: Tensor,
+    kind: Aggregation,
+    n_sequences: int,
+    n_tokens: int,
+    max_tokens: int | None,
+) -> Tensor:
+    # where, not a product: a NaN in the padding must not reach the sum
+    rows = torch.where(mask, per_token, 0.0).sum(-1)
+    if kind == "sequence_mean":
+        return (rows / mask.sum(-1).clamp(min=1)).sum() / n_sequences
+    if kind == "token_mean":
+        return rows.sum() / n_tokens
+    if kind == "fixed_length":
+        if not max_tokens:
+            raise ValueError("aggregation fixed_length needs max_tokens, the completion limit")
+        return rows.sum() / (n_sequences * max_tokens)
+    raise ValueError(f"unknown aggregation {kind!r}")
+
+
+def _stats(
+    mask: Tensor, ratio: Tensor, low: Tensor, high: Tensor, kl: Tensor, entropy: Tensor | None
+) -> LossStats:
+    def total(values: Tensor) -> Tensor:
+        return torch.where(mask, values.float(), 0.0).sum()
+
+    return LossStats(
+        tokens=mask.float().sum(),
+        clipped_low=total(low),
+        clipped_high=total(high),
+        ratio_sum=total(ratio),
+        ratio_min=torch.where(mask, ratio, torch.inf).min(),
+        ratio_max=torch.where(mask, ratio, -torch.inf).max(),
+        kl_sum=total(kl),
+        entropy_sum=total(torch.zeros_like(ratio) if entropy is None else entropy.detach()),
+    )
+
+
+def importance_weights(
+    trainer_logp: Tensor,
+    sampler_logp: Tensor,
+    mask: Tensor,
+    *,
+    level: Literal["token", "sequence"] = "token",
+    mode: Literal["truncate", "mask", "off"] = "truncate",
+    cap: float = 2.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """Correction for a sampler whose numbers differ from the trainer's (e.g. vLLM), no gradient.
+
+    Per token, or per sequence with the log-ratios summed: rho = exp(trainer - sampler).
+    truncate: min(rho, cap); mask: rho where rho <= cap, else 0 (the token or sequence is
+    dropped); off: 1.
+
+    trainer_logp, sampler_logp, mask [B, T] -> weights [B, T] (token) or [B, 1] (sequence), and
+    the statistics of the *raw* ratio, before any cap, with `..._fraction_capped` beside them.
+    """
+    delta = (trainer_logp - sampler_logp).detach().float().masked_fill(~mask, 0.0)
+    raw = torch.exp(delta if level == "token" else delta.sum(-1, keepdim=True))
+    valid = mask if level == "token" else mask.any(-1, keepdim=True)
+    stats = _importance_stats(delta, mask, raw[valid], cap)
+    if mode == "off":
+        return torch.ones_like(raw), stats
+    if mode == "truncate":
+        return raw.clamp(max=cap), stats
+    if mode == "mask":
+        return torch.where(raw <= cap, raw, 0.0), stats
+    raise ValueError(f"unknown importance mode {mode!r}")
+
+
+def _importance_stats(delta: Tensor, mask: Tensor, raw: Tensor, cap: float) -> dict[str, float]:
+    if raw.numel() == 0:
+        return {}
+    gap = delta[mask].abs()
+    return {
+        "sampler_gap_mean": gap.mean().item(),
+        "sampler_gap_max": gap.max().item(),
+        "importance_min": raw.min().item(),
+        "importance_mean": raw.mean().item(),
+        "importance_max": raw.max().item(),
+        "importance_fraction_capped": (raw > cap).float().mean().item(),
+    }
