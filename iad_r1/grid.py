@@ -1,0 +1,468 @@
+"""Places in an image: words for the cells of a grid, and what they are worth (Eq. 4).
+
+A cell is a 0-based, row-major index; a place is a set of cells. Three sources meet here and must
+mean the same thing: words a model wrote, words a data set holds, and defect masks.
+
+`parse_cells` reads whole words only and never guesses: text that names no place is None. The
+matcher released with IAD-R1 is kept beside it (`released=True`) with its faults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from iad_r1.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Rule = Literal["centroid_largest", "centroid_all", "max_overlap", "multi"]
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are outside
+
+_MULTI_LIMIT = 3  # `multi` keeps this many components: more words than that describe nothing
+_CACHED_LENGTH = 200  # longer texts are parsed but not remembered
+
+
+class GridConfig(BaseModel):
+    """The `grid` section of a configuration (`conf/grid`)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    rows: Annotated[int, Field(ge=1)]
+    cols: Annotated[int, Field(ge=1)]
+    mask_rule: Rule
+    neighbour_credit: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`rows` × `cols` equal cells laid over an image."""
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ConfigError(f"grid {self.rows}x{self.cols}: it needs a row and a column. Try 3x3.")
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """`"3x3"` (or `"3×3"`) as a grid. Raises ConfigError on anything else."""
+        match = re.fullmatch(r"\s*([1-9]\d?)\s*[xX×*]\s*([1-9]\d?)\s*", text, re.ASCII)
+        if match is None:
+            raise ConfigError(f"grid={text!r} is not <rows>x<cols> with 1 to 99 each. Try grid=3x3.")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are."""
+        return self.rows * self.cols
+
+    def cell_at(self, x: float, y: float) -> int:
+        """The cell that holds the point `x`, `y`, both as a share of the image in [0, 1]."""
+        row = min(int(y * self.rows), self.rows - 1)
+        return row * self.cols + min(int(x * self.cols), self.cols - 1)
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.cols}"
+
+
+def as_grid(grid: str | Grid | GridConfig) -> Grid:
+    """Whatever names a grid, as one."""
+    if isinstance(grid, Grid):
+        return grid
+    return Grid.parse(grid) if isinstance(grid, str) else Grid(grid.rows, grid.cols)
+
+
+# --- cell to words -----------------------------------------------------------------------------
+
+_ROW_NAMES = {1: ("",), 2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
+_COL_NAMES = {1: ("",), 2: ("left", "right"), 3: ("left", "center", "right")}
+_WHOLE = "whole image"
+
+
+def words(cell: int, grid: Grid | str) -> str:
+    """The words for one cell: "top left", "center", "whole image" on 1x1, and "row 2 of 5, column
+    4 of 5" once an axis has more than three parts. Raises ConfigError for a cell that is not there.
+    """
+    grid = as_grid(grid)
+    if not 0 <= cell < grid.cells:
+        raise ConfigError(f"cell {cell} is not on a {grid} grid: cells are 0 to {grid.cells - 1}.")
+    if grid.cells == 1:
+        return _WHOLE
+    row, col = divmod(cell, grid.cols)
+    if grid.rows > 3 or grid.cols > 3:
+        return f"row {row + 1} of {grid.rows}, column {col + 1} of {grid.cols}"
+    names = [_ROW_NAMES[grid.rows][row], _COL_NAMES[grid.cols][col]]
+    return "center" if names == ["middle", "center"] else " ".join(filter(None, names))
+
+
+def describe(cells: Iterable[int], grid: Grid | str) -> str:
+    """The words for a set of cells, in reading order, joined by commas. Empty for no cell."""
+    return ", ".join(words(cell, grid) for cell in sorted(set(cells)))
+
+
+# --- words to cells ----------------------------------------------------------------------------
+
+_TOP = ("top", "upper", "uppermost", "topmost")
+_BOTTOM = ("bottom", "lower", "lowermost", "bottommost")
+_LEFT = ("left", "leftmost")
+_RIGHT = ("right", "rightmost")
+_MIDDLE = frozenset(("middle", "center", "centre", "central", "mid"))
+_EVERYWHERE = frozenset(("whole", "entire", "everywhere", "throughout"))
+_DENIALS = frozenset(
+    ("no", "not", "none", "never", "without", "except", "neither", "nor", "t", "outside")
+)
+_SEPARATORS = frozenset(("and", "or", "plus", "both", ";", "/", "&"))
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_AXIS_NAMES = {"row": 0, "rows": 0, "column": 1, "columns": 1, "col": 1}
+_TOKEN = re.compile(r"[a-z]+|[0-9]+(?:st|nd|rd|th)?|[;,/&]")
+
+# What a word says about (row, column): -1 the first, 1 the last, None nothing.
+_SIDES: dict[str, tuple[int | None, int | None]] = {
+    **dict.fromkeys(_TOP, (-1, None)),
+    **dict.fromkeys(_BOTTOM, (1, None)),
+    **dict.fromkeys(_LEFT, (None, -1)),
+    **dict.fromkeys(_RIGHT, (None, 1)),
+}
+_SIDES |= {
+    first + second: (row if row is not None else other_row, col if col is not None else other_col)
+    for (first, (row, col)), (second, (other_row, other_col)) in product(
+        list(_SIDES.items()), repeat=2
+    )
+    if (row is None) != (other_row is None)
+}
+
+
+def parse_cells(text: str, grid: Grid | str) -> frozenset[int] | None:
+    """The cells a text names, or None when it names none. Never raises on any text.
+
+    A side without the other axis lies in the middle of it ("top" on 3x3 is top center; on an even
+    axis the middle is two cells wide). "Whole image" is every cell. A place that is denied ("not
+    at the top"), outside the grid ("row 7 of 5") or counted on another grid is None, because a
+    text must say where the defect is, not where it is not.
+    """
+    grid = as_grid(grid)
+    if len(text) <= _CACHED_LENGTH:
+        return _parse_cached(text, grid)
+    return _parse(text, grid)
+
+
+@dataclass
+class _Place:
+    """One place while its words are being read."""
+
+    grid: Grid
+    row: int | None = None
+    col: int | None = None
+    middle: bool = False
+
+    def empty(self) -> bool:
+        return self.row is None and self.col is None and not self.middle
+
+    def complete(self) -> bool:
+        """Nothing more is needed: a comma after this starts another place."""
+        row_known = self.row is not None or self.grid.rows == 1
+        col_known = self.col is not None or self.grid.cols == 1
+        return self.middle or (row_known and col_known)
+
+    def full(self) -> bool:
+        return self.row is not None and self.col is not None
+
+    def clashes(self, row: int | None, col: int | None) -> bool:
+        return (row is not None and self.row is not None) or (
+            col is not None and self.col is not None
+        )
+
+    def cells(self) -> Iterator[int]:
+        """The cells meant; none when the words concern only an axis that has a single part."""
+        says_row = self.grid.rows > 1 and (self.row is not None or self.middle)
+        says_col = self.grid.cols > 1 and (self.col is not None or self.middle)
+        if not (says_row or says_col or (self.grid.cells == 1 and not self.empty())):
+            return
+        for row in _span(self.row, self.grid.rows):
+            for col in _span(self.col, self.grid.cols):
+                yield row * self.grid.cols + col
+
+
+def _span(index: int | None, parts: int) -> range:
+    """The parts of one axis: the one named, or its middle (two parts on an even axis)."""
+    if index is not None:
+        return range(index, index + 1)
+    return range((parts - 1) // 2, parts // 2 + 1)
+
+
+@dataclass
+class _Reader:
+    """Reads tokens from left to right and collects the cells of every place they name."""
+
+    grid: Grid
+    place: _Place = field(init=False)
+    found: set[int] = field(default_factory=set)
+    everywhere: bool = False
+
+    def __post_init__(self) -> None:
+        self.place = _Place(self.grid)
+
+    def close(self) -> None:
+        self.found.update(self.place.cells())
+        self.place = _Place(self.grid)
+
+    def side(self, row: int | None, col: int | None) -> None:
+        """Row and column indices that a word names; a second value for an axis is a new place."""
+        if self.place.clashes(row, col):
+            self.close()
+        self.place.row = row if row is not None else self.place.row
+        self.place.col = col if col is not None else self.place.col
+
+    def middle(self) -> None:
+        if self.place.full():
+            self.close()
+        self.place.middle = True
+
+    def separator(self, token: str) -> None:
+        if token != "," or self.place.complete():
+            self.close()
+
+    def result(self) -> frozenset[int] | None:
+        self.close()
+        if not self.found and self.everywhere:
+            return frozenset(range(self.grid.cells))
+        return frozenset(self.found) or None
+
+
+def _parse(text: str, grid: Grid) -> frozenset[int] | None:
+    tokens = _TOKEN.findall(text.lower())
+    if not _DENIALS.isdisjoint(tokens):
+        return None
+    reader = _Reader(grid)
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        numbered = _numbered(tokens, at, grid)
+        if numbered is not None:
+            axis, index, at = numbered
+            if index is None:
+                return None
+            reader.side(*((index, None) if axis == 0 else (None, index)))
+            continue
+        if token in _SIDES:
+            reader.side(*(_end(side, grid, axis) for axis, side in enumerate(_SIDES[token])))
+        elif token in _MIDDLE:
+            reader.middle()
+        elif token == "," or token in _SEPARATORS:
+            reader.separator(token)
+        elif token in _EVERYWHERE:
+            reader.everywhere = True
+        at += 1
+    return reader.result()
+
+
+_parse_cached = lru_cache(maxsize=4096)(_parse)
+
+
+def _end(side: int | None, grid: Grid, axis: int) -> int | None:
+    """The index of the first (-1) or last (1) part of an axis."""
+    last = (grid.rows, grid.cols)[axis] - 1
+    return None if side is None else 0 if side < 0 else last
+
+
+def _numbered(tokens: Sequence[str], at: int, grid: Grid) -> tuple[int, int | None, int] | None:
+    """"row 2", "row 2 of 5" or "second row" at `at`: (axis, index or None if outside, next)."""
+    here, after = tokens[at], tokens[at + 1] if at + 1 < len(tokens) else ""
+    if here in _AXIS_NAMES and after.isdigit():
+        axis, number = _AXIS_NAMES[here], _number(after)
+    elif after in _AXIS_NAMES and _number(here) is not None:
+        axis, number = _AXIS_NAMES[after], _number(here)
+    else:
+        return None
+    at += 2
+    parts = (grid.rows, grid.cols)[axis]
+    inside = number is not None and 1 <= number <= parts
+    if at + 1 < len(tokens) and tokens[at] == "of" and tokens[at + 1].isdigit():
+        inside = inside and _number(tokens[at + 1]) == parts
+        at += 2
+    return axis, number - 1 if inside and number is not None else None, at
+
+
+def _number(token: str) -> int | None:
+    """"3", "3rd" or "third" as 3. None for a word that is no number or has over three digits."""
+    if token in _ORDINALS:
+        return _ORDINALS.index(token) + 1
+    digits = token.rstrip("stndrh")
+    return int(digits) if digits.isdigit() and len(digits) <= 3 else None
+
+
+# --- masks and boxes to cells ------------------------------------------------------------------
+
+
+def cells_from_mask(
+    mask: np.ndarray, grid: Grid | str, rule: Rule = "centroid_largest"
+) -> frozenset[int]:
+    """The cells of a defect mask `[H, W]` (non-zero is defective); empty for an empty mask.
+
+    `centroid_largest`  the centroid of the largest 8-connected component (the first in reading
+                        order among equals)
+    `centroid_all`      the centroid of all defective pixels
+    `max_overlap`       the cell with the most defective pixels (the first among equals)
+    `multi`             the centroids of the three largest components
+
+    The papers do not say how a mask became a word. Raises DataError for a mask that is not 2-D and
+    ConfigError for an unknown rule.
+    """
+    import numpy as np
+
+    grid = as_grid(grid)
+    _check_rule(rule)
+    defective = np.asarray(mask) != 0
+    if defective.ndim != 2:
+        raise DataError(f"a mask must be [height, width]; this one has shape {defective.shape}.")
+    if not defective.any():
+        return frozenset()
+    if rule == "max_overlap":
+        rows, cols = np.nonzero(defective)
+        cells = _cells_of_pixels(rows, defective.shape[0], grid.rows) * grid.cols
+        cells = cells + _cells_of_pixels(cols, defective.shape[1], grid.cols)
+        return frozenset((int(np.bincount(cells).argmax()),))
+    centroids = [_centroid(defective)] if rule == "centroid_all" else _centroids(defective)
+    kept = centroids[: _MULTI_LIMIT if rule == "multi" else 1]
+    return frozenset(grid.cell_at(x, y) for x, y in kept)
+
+
+def _cells_of_pixels(index: np.ndarray, size: int, parts: int) -> np.ndarray:
+    """The part of an axis each pixel's centre lies in, in whole numbers: no rounding at borders."""
+    return (2 * index + 1) * parts // (2 * size)
+
+
+def _centroid(defective: np.ndarray) -> tuple[float, float]:
+    """(x, y) of the mean pixel centre, as shares of the image."""
+    import numpy as np
+
+    rows, cols = np.nonzero(defective)
+    height, width = defective.shape
+    return (float(cols.mean()) + 0.5) / width, (float(rows.mean()) + 0.5) / height
+
+
+def _centroids(defective: np.ndarray) -> list[tuple[float, float]]:
+    """The centroid of every 8-connected component, largest component first."""
+    import numpy as np
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(defective, structure=np.ones((3, 3)))  # type: ignore[misc]
+    sizes = np.bincount(labels.ravel())[1:]
+    order = np.argsort(-sizes, kind="stable")[:_MULTI_LIMIT]
+    return [_centroid(labels == label + 1) for label in order]
+
+
+def cells_from_boxes(
+    boxes: Sequence[Box], size: tuple[int, int], grid: Grid | str, rule: Rule = "centroid_largest"
+) -> frozenset[int]:
+    """The cells of defect boxes `(x1, y1, x2, y2)` in an image of `size` (width, height), pixels.
+
+    The rules are those of `cells_from_mask`, a box standing for a component. Boxes are clipped to
+    the image. Raises DataError for a box without area inside it.
+    """
+    grid = as_grid(grid)
+    _check_rule(rule)
+    shares = sorted((_clipped(box, size) for box in boxes), key=_area, reverse=True)
+    if not shares:
+        return frozenset()
+    if rule == "max_overlap":
+        overlap = [sum(_overlap(box, cell, grid) for box in shares) for cell in range(grid.cells)]
+        return frozenset((max(range(grid.cells), key=overlap.__getitem__),))
+    if rule == "centroid_all":
+        total = sum(map(_area, shares))
+        x = sum(_area(box) * (box[0] + box[2]) / 2 for box in shares) / total
+        y = sum(_area(box) * (box[1] + box[3]) / 2 for box in shares) / total
+        return frozenset((grid.cell_at(x, y),))
+    kept = shares[: _MULTI_LIMIT if rule == "multi" else 1]
+    return frozenset(grid.cell_at((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in kept)
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in get_args(Rule):
+        raise ConfigError(f"grid.mask_rule={rule!r} is unknown. Use {', '.join(get_args(Rule))}.")
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> Box:
+    """A box as shares of the image, cut at its border."""
+    width, height = size
+    x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (box[0], box[2]))
+    y1, y2 = (min(max(y / height, 0.0), 1.0) for y in (box[1], box[3]))
+    if not (x1 < x2 and y1 < y2):
+        raise DataError(
+            f"box {tuple(box)} has no area inside an image of {width}x{height} pixels. "
+            "Boxes are (x1, y1, x2, y2) with x1 < x2 and y1 < y2."
+        )
+    return x1, y1, x2, y2
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _overlap(box: Box, cell: int, grid: Grid) -> float:
+    row, col = divmod(cell, grid.cols)
+    wide = min(box[2], (col + 1) / grid.cols) - max(box[0], col / grid.cols)
+    high = min(box[3], (row + 1) / grid.rows) - max(box[1], row / grid.rows)
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+# --- what a place is worth ---------------------------------------------------------------------
+
+
+def location_score(
+    predicted: str,
+    actual: str,
+    grid: Grid | str = "3x3",
+    released: bool = False,
+    neighbour_credit: float = 0.0,
+) -> float:
+    """Eq. 4: 1.0 if both texts name the same cells, else 0.0.
+
+    `neighbour_credit` is paid instead of 0.0 when every cell of either text touches (corners
+    included) a cell of the other and `predicted` names no more cells than `actual`, so naming the
+    whole image never collects it. Text that names no place scores 0.0, against any other.
+
+    `released=True` is IAD-R1's published matcher: 3x3 only, substrings ("slower" is lower), and
+    "center" for any text without a keyword. Raises ConfigError if it is asked for another grid.
+    """
+    grid = as_grid(grid)
+    if released:
+        if grid != Grid(3, 3):
+            raise ConfigError(f"the released location matcher knows only 3x3, not {grid}.")
+        return float(_released_region(predicted) == _released_region(actual))
+    said, true = parse_cells(predicted, grid), parse_cells(actual, grid)
+    if said is None or true is None:
+        return 0.0
+    if said == true:
+        return 1.0
+    near = len(said) <= len(true) and _touch(said, true, grid) and _touch(true, said, grid)
+    return neighbour_credit if near else 0.0
+
+
+def _touch(cells: frozenset[int], others: frozenset[int], grid: Grid) -> bool:
+    """Whether every cell is, or is next to, one of `others`."""
+    return all(any(_distance(cell, other, grid) <= 1 for other in others) for cell in cells)
+
+
+def _distance(cell: int, other: int, grid: Grid) -> int:
+    (row, col), (other_row, other_col) = divmod(cell, grid.cols), divmod(other, grid.cols)
+    return max(abs(row - other_row), abs(col - other_col))
+
+
+def _released_region(text: str) -> int:
+    """IAD-R1's region 1..9, row by row. Any text without a keyword is 5, the center."""
+    text = text.lower()
+    column = -1 if "left" in text else 1 if "right" in text else 0
+    row = -3 if "top" in text or "upper" in text else 0
+    row = row or (3 if "bottom" in text or "lower" in text else 0)
+    return 5 + row + column
