@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1.errors import DataError, MismatchError
+from iad_r1.schema import Status
 from iad_r1.types import Prediction
 
-WELL_FORMED = "ok"  # `Prediction.status` of a text that follows the required form
 ANSWERS = ("yes", "no", "invalid")
 
 Flags = NDArray[np.bool_]
@@ -109,7 +109,7 @@ def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
         anomalous=_flags(row.gold_answer == "yes" for row in predictions),
         yes=yes,
         no=_flags(row.answer == "no" for row in predictions),
-        well_formed=_flags(row.status == WELL_FORMED for row in predictions),
+        well_formed=_flags(row.status == Status.OK for row in predictions),
         located=yes & _flags(row.location_correct is True for row in predictions),
         place_known=_flags(row.location_correct is not None for row in predictions),
         typed=yes & _flags(row.type_correct is True for row in predictions),

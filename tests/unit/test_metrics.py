@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_s
 
 from iad_r1 import metrics
 from iad_r1.errors import DataError, MismatchError
+from iad_r1.schema import Status
 from iad_r1.types import Prediction
 
 
@@ -25,7 +26,7 @@ def prediction(
     product: str = "screw",
     located: bool | None = None,
     typed: bool | None = None,
-    status: str = metrics.WELL_FORMED,
+    status: str = Status.OK.value,
     p_yes: float | None = None,
 ) -> Prediction:
     return Prediction(
@@ -186,7 +187,7 @@ def test_a_missed_defect_has_the_wrong_location_even_if_its_text_named_the_right
 
 
 def test_well_formed_counts_the_parsers_verdict():
-    rows = [prediction("a"), prediction("b", status="no think tag"), prediction("c", "no", "no")]
+    rows = [prediction("a"), prediction("b", status=Status.MISSING_TAG), prediction("c", "no", "no")]
     assert metrics.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
 
 

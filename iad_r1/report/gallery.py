@@ -1,0 +1,129 @@
+"""The pictures of a report: chosen once, so every stage and every run is seen on the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iad_r1.errors import DataError
+from iad_r1.types import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LIST = "gallery.jsonl"
+FOLDER = Path("figures") / "samples"
+LONGEST_SIDE = 384  # pixels; a larger picture is stored smaller, a smaller one as it is
+JPEG_QUALITY = 88
+
+
+def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int) -> Path:
+    """Store a fixed, product-diverse choice of `samples` for the report; returns `gallery.jsonl`.
+
+    One line per picture: {id, product, split, image, mask}, paths relative to the run folder,
+    `mask` null where there is none. The choice depends on the samples' ids, products and labels
+    alone, so calling it again for another stage changes nothing. Splits that `samples` does not
+    mention keep their pictures.
+    """
+    folder = Path(run_folder)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    splits = dict.fromkeys(sample.split for sample in samples)
+    rows = [row for row in read(folder) if row["split"] not in splits]
+    for split in splits:
+        of_split = [sample for sample in samples if sample.split == split]
+        rows += [_store(folder, sample) for sample in choose(of_split, limit_per_split)]
+    partial = folder / f".{LIST}.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(folder / LIST)
+    return folder / LIST
+
+
+def read(run_folder: Path) -> list[dict[str, Any]]:
+    """The rows of `gallery.jsonl`; empty when nothing was stored. DataError if it is broken."""
+    path = Path(run_folder) / LIST
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+        return [{key: row[key] for key in ("id", "product", "split", "image", "mask")}
+                for row in rows]  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is broken ({error!r}). Delete it and evaluate again to write it anew."
+        ) from error
+
+
+def choose(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most `limit` samples: products in turn, anomalous and normal in turn within each.
+
+    The order inside a product is by a hash of the id, so it follows neither file names nor the
+    order of `samples`.
+    """
+    products: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=_key):
+        products.setdefault(sample.product, []).append(sample)
+    queues = [_alternating(products[name]) for name in sorted(products)]
+    rounds = (sample for turn in zip_longest(*queues) for sample in turn if sample is not None)
+    return [sample for _, sample in zip(range(limit), rounds, strict=False)]
+
+
+def _key(sample: Sample) -> tuple[str, str]:
+    return hashlib.sha256(sample.id.encode()).hexdigest(), sample.id
+
+
+def _alternating(samples: Sequence[Sample]) -> Iterator[Sample]:
+    anomalous = [sample for sample in samples if sample.solution.answer == "Yes"]
+    normal = [sample for sample in samples if sample.solution.answer == "No"]
+    for pair in zip_longest(anomalous, normal):
+        yield from (sample for sample in pair if sample is not None)
+
+
+def _store(folder: Path, sample: Sample) -> dict[str, Any]:
+    """Write the picture and its mask under a name that does not tell the label."""
+    name = hashlib.sha256(sample.id.encode()).hexdigest()[:16]
+    image = FOLDER / f"{name}.jpg"
+    picture = _shrunk(_open(sample.image).convert("RGB"))
+    picture.save(folder / image, format="JPEG", quality=JPEG_QUALITY)
+    mask = None
+    if sample.mask is not None:
+        mask = FOLDER / f"{name}.mask.png"
+        _mask(_open(sample.mask), picture.size).save(folder / mask)
+    return {
+        "id": sample.id,
+        "product": sample.product,
+        "split": sample.split,
+        "image": image.as_posix(),
+        "mask": None if mask is None else mask.as_posix(),
+    }
+
+
+def _mask(mask: Image, size: tuple[int, int]) -> Image:
+    """Defective (any non-zero value) as white. A pixel is white if any part of it is defective,
+    so a thin defect does not vanish when the picture shrinks."""
+    import numpy as np
+    from PIL import Image as images
+
+    values = np.asarray(mask)
+    defective = values.any(axis=-1) if values.ndim == 3 else values != 0
+    binary = images.fromarray(np.where(defective, 255, 0).astype(np.uint8))
+    smooth = binary.resize(size, images.Resampling.BOX)
+    return smooth.point([0] + [255] * 255)
+
+
+def _open(picture: Path | Image) -> Image:
+    from PIL import Image as images
+
+    return images.open(picture) if isinstance(picture, Path) else picture
+
+
+def _shrunk(picture: Image) -> Image:
+    scale = LONGEST_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height))

@@ -1,0 +1,213 @@
+"""What a run shows while it works and when it is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from iad_r1.report import wording
+
+PLAIN_WIDTH = 140  # columns of a summary written to a file or a pipe
+LINE_SHARE, LINE_GAP, LINE_SECONDS = 0.1, 2.0, 30.0
+
+
+class Bar(Protocol):
+    """What `progress` hands out."""
+
+    def advance(self, steps: int = 1, **scalars: float) -> None:
+        """`steps` more are done; `scalars` are the latest values worth a look."""
+        ...
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Bar]:
+    """A bar with elapsed time, time left and a few live numbers.
+
+    Where stdout is no terminal (a log file, a cluster) it prints a plain line now and then
+    instead: about every tenth of the way, and after 30 s of silence.
+    """
+    console = Console()
+    if not console.is_terminal:
+        yield _Lines(console, description, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[scalars]}", style="cyan"),
+    )
+    # A long window for the speed: one GRPO step can take minutes.
+    with Progress(*columns, console=console, speed_estimate_period=600) as shown:
+        yield _Live(shown, shown.add_task(escape(description), total=total, scalars=""))
+
+
+class _Live:
+    def __init__(self, shown: Progress, task: TaskID) -> None:
+        self._shown, self._task = shown, task
+
+    def advance(self, steps: int = 1, **scalars: float) -> None:
+        if scalars:
+            self._shown.update(self._task, scalars=escape(_scalars(scalars)))
+        self._shown.advance(self._task, steps)
+
+
+class _Lines:
+    def __init__(self, console: Console, description: str, total: int) -> None:
+        self._console, self._description, self._total = console, description, total
+        self._done = self._said = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, steps: int = 1, **scalars: float) -> None:
+        self._done += steps
+        now = time.monotonic()
+        silent, share = now - self._last, (self._done - self._said) / max(self._total, 1)
+        due = (share >= LINE_SHARE and silent >= LINE_GAP) or silent >= LINE_SECONDS
+        if due or (self._done >= self._total and self._said < self._done):
+            self._say(now, scalars)
+
+    def _say(self, now: float, scalars: Mapping[str, float]) -> None:
+        elapsed = now - self._start
+        left = elapsed / self._done * max(self._total - self._done, 0)
+        text = (
+            f"{self._description} {self._done}/{self._total}  "
+            f"{wording.duration(elapsed)}, {wording.duration(left)} left  {_scalars(scalars)}"
+        )
+        self._console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        self._said, self._last = self._done, now
+
+
+def _scalars(scalars: Mapping[str, float]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in scalars.items())
+
+
+def _short(value: float) -> str:
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+
+
+# --------------------------------------------------------------------------- end of a run
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """The table at the end of a run: every stage before and after, and where things are.
+
+    `summary` is the content of `summary.json`.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    results = summary.get("results") or []
+    console.print()
+    console.print(_headline(summary, folder), markup=False, highlight=False)
+    if results:
+        console.print(_table(results, summary.get("comparisons") or []))
+        console.print(
+            "Percent. In brackets: 95 % intervals. A change whose interval includes zero is "
+            "marked ~: these images cannot tell it from no change.",
+            style="dim",
+            highlight=False,
+        )
+    for name, text in _where_next(results, folder):
+        console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _headline(summary: Mapping[str, Any], folder: Path) -> str:
+    config = _read(folder / "config.json")
+    parts = [str(config.get("name") or folder.parent.name)]
+    for section in ("backbone", "data", "rewards", "tuning"):
+        name = (config.get(section) or {}).get("name")
+        parts += [f"{section}={name}"] if name else []
+    parts += [f"seed={config['seed']}"] if "seed" in config else []
+    spent = sum((summary.get("seconds") or {}).values())
+    return " ".join(parts) + (f"      {wording.duration(spent)}" if spent else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    stages = sorted({row["stage"] for row in results}, key=wording.stage_order)
+    groups = list(dict.fromkeys((row["split"], row["shots"]) for row in results))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("images", "shots", "n", ""):
+        table.add_column(column, justify="right" if column == "n" else "left", no_wrap=True)
+    for stage in stages:
+        table.add_column(wording.stage_name(stage), justify="right")
+    if comparisons:
+        table.add_column("last change", justify="right")
+    for split, shots in groups:
+        rows = {r["stage"]: r for r in results if (r["split"], r["shots"]) == (split, shots)}
+        changes = [c for c in comparisons if (c["split"], c["shots"]) == (split, shots)]
+        for index, metric in enumerate(wording.HEADLINE):
+            first = index == 0
+            n = next(iter(rows.values()))["n"]
+            cells = [_value(rows.get(stage), metric) for stage in stages]
+            cells += [_change(changes, stages, metric)] if comparisons else []
+            lead = [escape(str(split)), f"{shots}-shot", f"{n:,}"] if first else ["", "", ""]
+            table.add_row(*lead, wording.METRIC_NAMES[metric], *cells)
+        table.add_section()
+    return table
+
+
+def _value(row: Mapping[str, Any] | None, metric: str) -> str:
+    if row is None or row.get(metric) is None:
+        return wording.NOTHING
+    bounds = (row.get("ci95") or {}).get(metric)
+    return escape(f"{wording.percent(row[metric])} {wording.interval(bounds)}".rstrip())
+
+
+def _change(changes: Sequence[Mapping[str, Any]], stages: Sequence[str], metric: str) -> str:
+    """The paired difference between the last two stages."""
+    wanted = (*stages[-2:], metric)
+    for row in changes:
+        if (row["from"], row["to"], row["metric"]) == wanted and row["delta"] is not None:
+            text = f"{wording.points(row['delta'])} {wording.interval(row['ci95'])}"
+            return escape(text if wording.clear(row) else f"~ {text}")
+    return wording.NOTHING
+
+
+def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+    here = _shown(folder)
+    if (folder / "report.html").is_file():
+        yield "report", f"{here}/report.html"
+    trained = [stage for stage in ("grpo", "sft") if (folder / "checkpoints" / stage).is_dir()]
+    if trained:
+        yield "weights", f"{here}/checkpoints/{trained[0]}"
+        backbone = (_read(folder / "config.json").get("backbone") or {}).get("name")
+        chosen = f" backbone={backbone}" if backbone else ""
+        command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
+        yield "next", command
+    elif results:
+        yield "next", f"python run.py stage=report init={here}"
+
+
+def _shown(folder: Path) -> str:
+    """The folder as one would type it from here."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)

@@ -1,0 +1,89 @@
+"""How numbers and stages are called, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STAGES = ("base", "pretrain", "sft", "grpo")  # in the order of training
+STAGE_NAMES = {
+    "base": "as published",
+    "pretrain": "before training",
+    "sft": "after PA-SFT",
+    "grpo": "after SC-GRPO",
+}
+METRIC_NAMES = {
+    "balanced_accuracy": "balanced accuracy",
+    "miss_rate": "miss rate",
+    "overkill_rate": "overkill rate",
+    "location_accuracy": "location accuracy",
+    "location_accuracy_detected": "location accuracy, detected only",
+    "type_accuracy": "type accuracy",
+    "well_formed": "well-formed answers",
+    "invalid_rate": "unreadable answers",
+    "yes_rate": "share answered yes",
+    "auroc": "AUROC",
+}
+HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
+SPLIT_NAMES = {
+    "seen": "products seen in training",
+    "new": "products new to PA-SFT",
+}
+NOTHING = "–"  # noqa: RUF001  an en dash, as tables print an undefined value
+MINUS = "\N{MINUS SIGN}"
+
+
+def stage_order(stage: str) -> int:
+    """The place of a stage in training; unknown ones come last."""
+    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
+def stage_name(stage: str) -> str:
+    """ "after SC-GRPO" for "grpo"; an unknown stage keeps its own name."""
+    return STAGE_NAMES.get(stage, stage)
+
+
+def split_name(split: str) -> str:
+    """The split in words where it has some."""
+    return SPLIT_NAMES.get(split, split.replace("_", " "))
+
+
+def percent(value: float | None) -> str:
+    """One decimal, or a dash where undefined."""
+    return NOTHING if value is None else f"{value:.1f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """ "[91.2, 95.4]", or nothing."""
+    return "" if not bounds else "[" + ", ".join(signless(bound) for bound in bounds) + "]"
+
+
+def signless(value: float) -> str:
+    """One decimal with a true minus sign; never "-0.0"."""
+    text = f"{abs(value):.1f}"
+    return text if value >= 0 or text == "0.0" else MINUS + text
+
+
+def points(value: float | None) -> str:
+    """A difference with its sign: "+8.4"."""
+    if value is None:
+        return NOTHING
+    text = signless(value)
+    return text if text.startswith(MINUS) or text == "0.0" else f"+{text}"
+
+
+def clear(comparison: Mapping[str, Any]) -> bool:
+    """Whether the 95 % interval of a difference leaves out zero."""
+    bounds = comparison.get("ci95")
+    return bool(bounds) and (bounds[0] > 0 or bounds[1] < 0)
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "6 min 12 s" or "6 h 12 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
