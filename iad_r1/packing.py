@@ -174,7 +174,7 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Inside, a LoRA model is its own reference policy: the base weights without the adapter."""
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     if not hasattr(inner, "disable_adapter"):
         raise ConfigError(
             f"{type(inner).__name__} has no adapter to switch off, so it cannot be its own "
@@ -186,7 +186,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 def unwrap(model: nn.Module) -> Any:
     """The transformers model inside DDP, DeepSpeed and PEFT wrappers; adapters stay active."""
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 

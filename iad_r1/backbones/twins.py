@@ -267,12 +267,12 @@ def _llava_next(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 def _llava_onevision(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     config = _llava_config(tokenizer, "siglip_vision_model", "qwen2")
+    config["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
             **config,
             image_grid_pinpoints=PINPOINTS,
             vision_aspect_ratio="anyres_max_9",
-            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         )
     )
 
