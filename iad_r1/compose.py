@@ -1,0 +1,237 @@
+"""From `conf/` and the command line to a checked `Config`: the only file that knows OmegaConf.
+
+Also turns what Hydra and OmegaConf have to say about a mistyped command line into one message
+that names the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from iad_r1.config import Config, load
+from iad_r1.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+ComposeError = (HydraException, OmegaConfBaseException)
+# Settings that hold a path, made absolute where the command was typed.
+PATHS = ("init", "data.root", "stage.completions")
+
+
+def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
+    """The checked configuration that `python run.py <overrides>` in `directory` would use."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose("config", list(overrides))
+        return resolve(composed, directory or Path.cwd())
+    except ComposeError as error:
+        raise ConfigError(explain(error, overrides)) from None
+
+
+def resolve(composed: DictConfig, directory: Path) -> Config:
+    """Plain values, absolute paths, types and cross-field rules. Raises ConfigError."""
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, [])) from None
+    for key in PATHS:
+        _make_absolute(plain, key.split("."), directory)
+    _make_weights_absolute(plain, directory)
+    try:
+        return load(json.dumps(plain))
+    except ConfigError as error:
+        raise ConfigError(_with_suggestions(str(error), plain)) from None
+
+
+def _make_absolute(values: dict, keys: Sequence[str], directory: Path) -> None:
+    *parents, last = keys
+    for key in parents:
+        values = values.get(key, {})
+    if isinstance(values.get(last), str):
+        values[last] = str((directory / Path(values[last]).expanduser()).resolve())
+
+
+def _make_weights_absolute(plain: dict, directory: Path) -> None:
+    """`backbone.path` is a hub id unless it is spelled as a path or such a folder is there."""
+    path = plain.get("backbone", {}).get("path")
+    if isinstance(path, str) and path:
+        folder = directory / Path(path).expanduser()
+        if path.startswith((".", "/", "~")) or folder.is_dir():
+            plain["backbone"]["path"] = str(folder.resolve())
+
+
+# --- what there is to choose from ----------------------------------------------------------------
+
+
+def groups() -> dict[str, list[str]]:
+    """Every configuration group and its options, sorted."""
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+
+
+def description(group: str, option: str) -> str:
+    """One line about an option: the first comment of its file."""
+    for line in (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def default_options() -> dict[str, str]:
+    """The option of each group that `conf/config.yaml` chooses."""
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {
+        group: option
+        for entry in defaults
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+        if not group.startswith("override ")
+    }
+
+
+def group_options() -> str:
+    """The list of groups for `--help`, in the order of the defaults list."""
+    available, chosen = groups(), default_options()
+    width = max(len(option) for options in available.values() for option in options)
+    lines: list[str] = []
+    for group in chosen:
+        lines.append(group)
+        for option in available.get(group, []):
+            star = "*" if option == chosen[group] else " "
+            lines.append(f"{star} {option:<{width}}  {description(group, option)}")
+        lines.append("")
+    return "\n".join(lines).replace("$", "$$")
+
+
+def register() -> None:
+    """Make `${group_options:}` known, which the help template uses."""
+    OmegaConf.register_new_resolver("group_options", group_options, replace=True)
+
+
+# --- errors in the words of the person who typed -------------------------------------------------
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """What is wrong with the command line, and the nearest thing that would be right."""
+    overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
+    if isinstance(error, InterpolationKeyError):
+        wanted = re.search(r"Interpolation key '([^']+)'", str(error))
+        return (
+            f"{error.full_key} is taken from {wanted.group(1) if wanted else 'another setting'}, "
+            f"which these options do not have. Set it: {error.full_key}=<value>, or choose "
+            "another recipe."
+        )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read. {_first_line(error)}"
+    for override in _parsed(overrides):
+        problem = _unknown_option(override)
+        if problem:
+            return problem
+    key = _key_in(str(error))
+    if key:
+        return _unknown_key(key, overrides)
+    if isinstance(error, MissingConfigException):
+        return _first_line(error)
+    if "Ambiguous value" in str(error):
+        return f"{_first_line(error)}. Add -m to run every value, or quote a list: key=[a,b]."
+    return _first_line(error) + "."
+
+
+def _parsed(overrides: Sequence[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for text in overrides:
+        yield parser.parse_override(text)
+
+
+def _unknown_option(override: Override) -> str | None:
+    """The problem with `group=option` where the group exists and the option does not."""
+    name, known = override.key_or_group, groups()
+    if name not in known or override.is_delete():
+        return None
+    values = override.value()
+    chosen = [v for v in values if isinstance(v, str)] if isinstance(values, list) else [values]
+    for option in chosen:
+        if isinstance(option, str) and option not in known[name]:
+            return (
+                f"{name}={option}: there is no such option.{_nearest(option, known[name])} "
+                f"{name} is one of: {', '.join(known[name])}."
+            )
+    return None
+
+
+def _key_in(message: str) -> str | None:
+    """The setting Hydra could not override or OmegaConf could not find."""
+    found = re.search(r"Could not override '([^']+)'", message) or re.search(
+        r"full_key: ([\w.]+)", message
+    )
+    return found.group(1) if found else None
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    chosen = [o for o in overrides if o.partition("=")[0] in groups()]
+    return f"{key}: there is no such setting.{_nearest(key, _valid_keys(chosen))}"
+
+
+def _valid_keys(overrides: Sequence[str]) -> list[str]:
+    """Every setting and group of the configuration that `overrides` select."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = hydra.compose("config", list(overrides))
+        except ComposeError:  # the overrides do not compose either: suggest from the defaults
+            composed = hydra.compose("config", [])
+    return [*groups(), *_flat(OmegaConf.to_container(composed, resolve=False))]
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[str]:
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(values, Mapping):
+        items = iter(values.items())
+    elif isinstance(values, list):
+        items = iter(enumerate(values))
+    for key, value in items:
+        yield f"{prefix}{key}"
+        yield from _flat(value, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """` Did you mean ...?`: close spellings, then the same last name elsewhere; else the names
+    that the section of `word` does have."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    last = word.rpartition(".")[2]
+    same = [key for key in known if key.rpartition(".")[2] == last and key not in close]
+    tails = {key.rpartition(".")[2]: key for key in known}
+    alike = [tails[t] for t in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)]
+    names = list(dict.fromkeys([*close, *same, *alike]))[:3]
+    if names:
+        return f" Did you mean {' or '.join(names)}?"
+    section = word.rpartition(".")[0]
+    siblings = [key for key in known if section and key.rpartition(".")[0] == section]
+    return f" {section} has: {', '.join(k.rpartition('.')[2] for k in siblings)}." * bool(siblings)
+
+
+def _with_suggestions(message: str, plain: Mapping[str, Any]) -> str:
+    """Add the nearest valid setting to each `...: there is no such setting.` line."""
+    lines = []
+    for line in message.splitlines():
+        key, found, _ = line.partition(": there is no such setting.")
+        if found:
+            line += _nearest(key, [name for name in _flat(plain) if name != key])
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,317 @@
+"""What a run may be told, with types and the rules between settings.
+
+The values live in `conf/`, and only there: no setting has a default here. Every option that
+exists is read by something; an unknown one is an error. Standard library and pydantic only, so
+that a mistake is reported before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import NonNegativeFloat as AtLeast0
+from pydantic import NonNegativeInt as Count0
+from pydantic import PositiveFloat as Above0
+from pydantic import PositiveInt as Count
+
+from iad_r1.data.config import DataConfig
+from iad_r1.errors import ConfigError
+from iad_r1.grid import GridConfig
+from iad_r1.rewards.config import RewardsConfig
+from iad_r1.tracking_config import TrackingConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+
+
+class Section(BaseModel):
+    """A group of settings: typed, complete, nothing else accepted, never changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+HINTS = {
+    "data.root": "data=photos reads a folder: data.root=<folder that holds meta.csv, or "
+    "<product>/train/good/ and <product>/test/<defect>/>.",
+}
+
+# --- what the run does -------------------------------------------------------------------------
+
+Step = Literal["pretrain", "sft", "grpo", "evaluate", "report"]
+
+
+class RunStage(Section):
+    """`stage=...`: one job, as the steps it takes in order."""
+
+    name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report"]
+    steps: Annotated[list[Step], Field(min_length=1)]
+
+
+class Length(Section):
+    """How long to train: whichever of the two comes first ends it; null is no limit."""
+
+    steps: Count | None
+    epochs: Above0 | None
+
+
+class Pretrain(Section):
+    """Supervised pre-training of the tiny vision tower on drawn defects and their masks."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Above0
+    schedule: Schedule
+    warmup_steps: Count0
+    weight_decay: AtLeast0
+    max_grad_norm: Above0
+
+
+class SftPhase(Length):
+    """One leg of PA-SFT."""
+
+    batch_size: Count
+    lr_scale: Above0
+    vision_lr_scale: AtLeast0
+    freeze_vision: bool
+    location_weight: Above0
+    augment: bool
+
+
+class Sft(Section):
+    """PA-SFT: supervised fine-tuning on answers that perceive before they judge."""
+
+    prompt: str
+    target: Literal["chain_of_thought", "direct"]
+    learning_rate: Above0
+    schedule: Schedule
+    warmup_steps: Count0
+    weight_decay: AtLeast0
+    max_grad_norm: Above0
+    phases: Annotated[list[SftPhase], Field(min_length=1)]
+
+
+class Grpo(Length):
+    """SC-GRPO: group relative policy optimisation with a structured reward."""
+
+    prompt: str
+    from_base: bool
+    prompts_per_step: Count
+    group_size: Annotated[int, Field(ge=2)]
+    learning_rate: Above0
+    schedule: Schedule
+    warmup_steps: Count0
+    weight_decay: AtLeast0
+    max_grad_norm: Above0
+    vision_lr_scale: AtLeast0
+    clip_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_high: Above0
+    kl_coef: AtLeast0
+    kl_kind: Literal["k1", "k2", "k3"]
+    updates_per_batch: Count
+    aggregation: Literal["sequence_mean", "token_mean", "fixed_length"]
+    advantage: Literal["group_std", "no_std", "leave_one_out", "batch_std"]
+    degenerate_groups: Literal["keep", "skip"]
+    truncated: Literal["keep", "mask"]
+    packing: Literal["group", "off"]
+
+
+class Evaluate(Section):
+    """Greedy answers on held-out images, and what is computed from them."""
+
+    prompt: str
+    splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)]
+    shots: Annotated[list[Count0], Field(min_length=1)]
+    evaluator: Literal["strict", "iadr1_compat", "mmad_compat"]
+    max_tokens: Count
+    batch_size: Count
+    limit: Count | None
+
+
+# --- what it works with ------------------------------------------------------------------------
+
+
+class BuiltBackbone(Section):
+    """A model that is built here, weights and all."""
+
+    source: Literal["built"]
+    name: str
+    vocab_size: Count
+    max_pixels: Count
+
+
+class HubBackbone(Section):
+    """A published model, read from a folder or from the Hugging Face cache."""
+
+    source: Literal["hub"]
+    name: str
+    path: Annotated[str, Field(min_length=1)]
+    revision: Annotated[str, Field(min_length=1)]
+    max_pixels: Count
+    sft_learning_rate: Above0
+
+
+Backbone = Annotated[BuiltBackbone | HubBackbone, Field(discriminator="source")]
+
+
+class FullTuning(Section):
+    """All weights are trained."""
+
+    name: Literal["full"]
+
+
+class LoraTuning(Section):
+    """Low-rank adapters are trained; the reference policy is the model without them."""
+
+    name: Literal["lora"]
+    rank: Count
+    alpha: Above0
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: Literal["language", "all"]
+
+
+Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="name")]
+
+
+class Rollout(Section):
+    """How completions are sampled during SC-GRPO."""
+
+    name: Literal["hf"]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_k: Count0
+    max_tokens: Count
+    batch_size: Count
+
+
+class Engine(Section):
+    """Where and in which precision the model runs."""
+
+    name: Literal["single"]
+    threads: Count
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+
+
+class Config(Section):
+    """One run, complete: `config.json` in its run folder."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.=,+-]+$")]
+    seed: Count0
+    init: str | None
+    dry_run: bool
+    stage: RunStage
+    backbone: Backbone
+    data: DataConfig
+    rewards: RewardsConfig
+    grid: GridConfig
+    tuning: Tuning
+    rollout: Rollout
+    engine: Engine
+    tracking: TrackingConfig
+    pretrain: Pretrain | None
+    sft: Sft
+    grpo: Grpo
+    evaluate: Evaluate
+
+    def steps(self) -> list[Step]:
+        """The steps this run takes: those of the stage, less pre-training where it has no place
+        (a published backbone can see, and an earlier run was pre-trained already)."""
+        grows_eyes = self.backbone.source == "built" and self.init is None
+        return [step for step in self.stage.steps if step != "pretrain" or grows_eyes]
+
+
+def load(text: str) -> Config:
+    """Parse, type-check and cross-check the JSON of a resolved configuration.
+
+    Raises ConfigError naming every setting that is wrong.
+    """
+    try:
+        config = Config.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, json.loads(text)))) from None
+    problems = list(contradictions(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def read(path: Path) -> Config:
+    """The configuration in a `config.json`."""
+    return load(path.read_text(encoding="utf-8"))
+
+
+def _explain(error: ValidationError, values: Any) -> Iterator[str]:
+    for item in error.errors():
+        where = [str(part) for part in item["loc"]]
+        key = ".".join(_without_union_tags(where, values))
+        if item["type"] == "extra_forbidden":
+            yield f"{key}: there is no such setting."
+        elif item["type"] == "missing":
+            yield f"{key}: this setting is missing."
+        elif item["input"] is None:
+            yield f"{key} has no value. {HINTS.get(key, f'Set it: {key}=<value>.')}"
+        else:
+            shown = json.dumps(item["input"]) if not isinstance(item["input"], dict) else "{...}"
+            yield f"{key}={shown}: {_lower(item['msg'])}."
+
+
+def _without_union_tags(where: list[str], values: Any) -> Iterator[str]:
+    """The path as a user types it: pydantic adds the chosen variant of a union to it."""
+    for index, part in enumerate(where):
+        if isinstance(values, dict) and part not in values and index + 1 < len(where):
+            continue
+        yield part
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+# --- rules between settings --------------------------------------------------------------------
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """One sentence for each pair of settings that cannot go together: what, why, what to type."""
+    steps = config.steps()
+    yield from _training_length(config, steps)
+    if "pretrain" in steps and config.pretrain is None:
+        yield (
+            f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
+            "pre-trains its vision tower first. Use recipe=tiny."
+        )
+    if "grpo" in steps:
+        yield from _grpo_rules(config)
+    if config.stage.name == "report" and config.init is None:
+        yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
+
+
+def _training_length(config: Config, steps: list[Step]) -> Iterator[str]:
+    lengths: list[tuple[str, Length]] = []
+    if "sft" in steps:
+        lengths += [(f"sft.phases.{i}", phase) for i, phase in enumerate(config.sft.phases)]
+    if "grpo" in steps:
+        lengths.append(("grpo", config.grpo))
+    for key, length in lengths:
+        if length.steps is None and length.epochs is None:
+            yield (
+                f"{key}.steps and {key}.epochs are both null, so training would never end. "
+                f"Set one, e.g. {key}.epochs=1."
+            )
+
+
+def _grpo_rules(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.top_p < 1 or rollout.top_k > 0:
+        yield (
+            f"rollout.top_p={rollout.top_p:g} rollout.top_k={rollout.top_k}: truncated sampling "
+            "draws from another policy than the one whose log-probabilities are trained, and "
+            "nothing corrects for it. Use rollout.top_p=1 rollout.top_k=0."
+        )

@@ -1,0 +1,221 @@
+"""From a composed configuration to a running process: one fresh process per run.
+
+`run.py` hands over here. Each run, also each run of a sweep, gets its folder, its `config.json`
+and a process of its own, so no run inherits another's threads, seeds or memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from iad_r1 import compose, plan
+from iad_r1.config import Config
+from iad_r1.errors import IadError
+from iad_r1.run_folder import RunFolder, write_json
+
+REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
+GRACE = 30.0  # seconds a stopped run gets to end by itself
+_codes: list[int] = []  # exit codes of this process' runs
+
+
+def main() -> int:
+    """Read the command line, run what it asks for, and return the exit code."""
+    compose.register()
+    # Hydra would print its own errors and exit; ours say what to type instead.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    app = hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(job)
+    try:
+        app()
+    except compose.ComposeError as error:
+        complain(compose.explain(error, sys.argv[1:]))
+        return REFUSED
+    except KeyboardInterrupt:
+        return STOPPED
+    return max(_codes, default=0)
+
+
+def complain(message: str) -> None:
+    """One block on stderr, without a traceback."""
+    print(f"\nerror: {message}", file=sys.stderr)
+
+
+def job(composed: DictConfig) -> int:
+    """One run: check, announce, start, wait. The exit code of its process, or REFUSED."""
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping:
+        task = ", ".join(HydraConfig.get().overrides.task)
+        print(f"\n--- run {HydraConfig.get().job.num}: {task}", flush=True)
+    folder: RunFolder | None = None
+    try:
+        config = compose.resolve(composed, Path.cwd())
+        folder, code = run(config, Path.cwd() / "outputs")
+    except IadError as error:
+        complain(str(error))
+        code = REFUSED
+    if sweeping:
+        _record(folder, code)
+    _codes.append(code)
+    return code
+
+
+def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
+    """Print the plan, check that the run can start, and carry it out in a fresh process.
+
+    With `dry_run`: print the settings, the plan and what is missing, and start nothing.
+    """
+    if config.dry_run:
+        _rehearse(config, outputs)
+        return None, 0
+    start = plan.check_inputs(config)
+    _print_plan(config, outputs)
+    offline = plan.check_weights(config, start, outputs)
+    folder = RunFolder.create(outputs, config.name)
+    folder.write_json("config.json", config.model_dump(mode="json"))
+    print(f"  {'run':<9} {folder.path}\n", flush=True)
+    return folder, carry_out(folder, config, offline)
+
+
+def _rehearse(config: Config, outputs: Path) -> None:
+    print(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+    _print_plan(config, outputs)
+    try:
+        plan.check_weights(config, plan.check_inputs(config), outputs)
+    except IadError as error:
+        print(f"\nIt would not start: {error}")
+
+
+def _print_plan(config: Config, outputs: Path) -> None:
+    print("\n".join(plan.lines(config, str(outputs / config.name))), flush=True)
+
+
+def carry_out(folder: RunFolder, config: Config, offline: bool) -> int:
+    """Run the worker on `folder` and wait for it. Ctrl-C and SIGTERM end it cleanly."""
+    command = [sys.executable, "-m", "iad_r1.worker", str(folder.path)]
+    process = subprocess.Popen(command, env=_environment(config, offline))
+    signals: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        # A terminal sends Ctrl-C to both of us; asking twice ends a run that does not listen.
+        if number == signal.SIGTERM or len(signals) > 1:
+            process.terminate() if len(signals) == 1 else process.kill()
+
+    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = _wait(process, signals)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+    return 128 - code if code < 0 else code
+
+
+def _wait(process: subprocess.Popen[bytes], signals: Sequence[int]) -> int:
+    asked = 0.0
+    while True:
+        try:
+            return process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            asked += 1.0 if signals else 0.0
+            if asked > GRACE:
+                process.kill()
+
+
+def _environment(config: Config, offline: bool) -> dict[str, str]:
+    """Settings that libraries read once, when they are imported."""
+    threads = str(config.engine.threads)
+    paths = [str(compose.REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    added = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",  # it would start threads beside those above
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "IAD_R1_PARENT": str(os.getpid()),
+    }
+    if offline:
+        added["HF_HUB_OFFLINE"] = "1"  # all that is needed is here: no library need ask the hub
+    return {**os.environ, **added}
+
+
+# --- sweeps --------------------------------------------------------------------------------------
+
+
+def _record(folder: RunFolder | None, code: int) -> None:
+    """Leave for the table what became of this run of a sweep; it may be on another machine."""
+    settings = HydraConfig.get()
+    write_json(
+        Path(settings.runtime.output_dir) / "job.json",
+        {
+            "number": settings.job.num,
+            "overrides": list(settings.overrides.task),
+            "code": code,
+            "folder": None if folder is None else str(folder.path),
+        },
+    )
+
+
+class SweepTable(Callback):
+    """Prints the runs of a sweep and their headline numbers when the last one has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra in the process that started the sweep."""
+        files = Path(config.hydra.sweep.dir).glob("*/job.json")
+        jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if jobs:
+            _print_table(sorted(jobs, key=lambda job: job["number"]))
+
+
+def _print_table(jobs: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Runs of this sweep: balanced accuracy / location accuracy, %")
+    rows = [headline(job) for job in jobs]
+    splits = list(dict.fromkeys(split for row in rows for split in row))
+    for column in ("run", "settings", "ended", "minutes", *splits):
+        table.add_column(column)
+    for job, row in zip(jobs, rows, strict=True):
+        ended = {0: "ok", REFUSED: "refused"}.get(job["code"], f"failed ({job['code']})")
+        cells = [row.get(split, "-") for split in splits]
+        settings = " ".join(job["overrides"])
+        table.add_row(str(job["number"]), settings, ended, _minutes(job), *cells)
+    Console().print(table)
+
+
+def headline(job: dict[str, Any]) -> dict[str, str]:
+    """`split, shots` to `balanced / location` of the last weights a run evaluated."""
+    results = _summary(job).get("results", [])
+    last = results[-1]["stage"] if results else None
+    return {
+        f"{r['stage']}: {r['split']}, {r['shots']}-shot": " / ".join(
+            "-" if r[metric] is None else f"{r[metric]:.1f}"
+            for metric in ("balanced_accuracy", "location_accuracy")
+        )
+        for r in results
+        if r["stage"] == last
+    }
+
+
+def _minutes(job: dict[str, Any]) -> str:
+    seconds = _summary(job).get("seconds", {})
+    return f"{sum(seconds.values()) / 60:.1f}" if seconds else "-"
+
+
+def _summary(job: dict[str, Any]) -> dict[str, Any]:
+    return {} if job["folder"] is None else RunFolder(Path(job["folder"])).summary()

@@ -1,0 +1,106 @@
+"""The process that does the work of one run: `python -m iad_r1.worker <run folder>`.
+
+It reads `config.json` from the folder and nothing else of the command line, so a run is
+reproducible from its folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from iad_r1.compose import REPOSITORY
+from iad_r1.config import Config, read
+from iad_r1.errors import IadError
+from iad_r1.run_folder import RunFolder, manifest, write_text
+
+# The module whose `run(config, folder)` does what `stage=<name>` asks for.
+STAGES = {
+    "pipeline": "iad_r1.stages.pipeline",
+    "pretrain": "iad_r1.stages.pipeline",
+    "sft": "iad_r1.stages.pipeline",
+    "grpo": "iad_r1.stages.pipeline",
+    "evaluate": "iad_r1.stages.pipeline",
+    "report": "iad_r1.stages.pipeline",
+}
+REFUSED, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the run in the folder named by the one argument; returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m iad_r1.worker <run folder>", file=sys.stderr)
+        return REFUSED
+    signal.signal(signal.SIGTERM, _terminate)
+    _end_with_parent()
+    try:
+        folder = RunFolder.open(arguments[0])
+        config = read(folder.config_file)
+    except IadError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return REFUSED
+    return _carry_out(config, folder)
+
+
+def _carry_out(config: Config, folder: RunFolder) -> int:
+    """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
+    folder.update_manifest(**manifest(REPOSITORY), status="running")
+    try:
+        _set_threads(config)
+        importlib.import_module(STAGES[config.stage.name]).run(config, folder)
+    except IadError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return _ended(folder, "refused", REFUSED)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        print(f"\nstopped. What was written stays in {folder.path}", file=sys.stderr)
+        code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+        return _ended(folder, "stopped", code, keep_error=False)
+    except Exception:  # a mistake of ours: shown in full, and kept
+        traceback.print_exc()
+        print(f"\nThis is a bug. The error is kept in {folder.path}/error.txt", file=sys.stderr)
+        return _ended(folder, "failed", FAILED)
+    return _ended(folder, "finished", 0)
+
+
+def _ended(folder: RunFolder, status: str, code: int, keep_error: bool = True) -> int:
+    if code and keep_error:
+        write_text(folder.path / "error.txt", traceback.format_exc())
+    folder.update_manifest(status=status)
+    return code
+
+
+def _set_threads(config: Config) -> None:
+    """Torch follows OMP_NUM_THREADS only as a default; this also holds for a worker started by
+    hand, and for machines with fewer cores than threads."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
+    import torch
+
+    torch.set_num_threads(config.engine.threads)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception: nothing but this module may catch it."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _end_with_parent() -> None:
+    """Get SIGTERM when the process that started this one is gone, even if it was killed."""
+    parent = os.environ.get("IAD_R1_PARENT")
+    if parent is None or sys.platform != "linux":
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it ended before the line above
+        raise _Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
