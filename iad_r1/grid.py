@@ -44,21 +44,21 @@ class GridConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Grid:
-    """`rows` × `cols` equal cells laid over an image."""
+    """`rows` x `cols` equal cells laid over an image."""
 
     rows: int
     cols: int
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1:
-            raise ConfigError(f"grid {self.rows}x{self.cols}: it needs a row and a column. Try 3x3.")
+            raise ConfigError(f"grid={self}: it needs a row and a column. Try grid=3x3.")
 
     @classmethod
     def parse(cls, text: str) -> Grid:
-        """`"3x3"` (or `"3×3"`) as a grid. Raises ConfigError on anything else."""
-        match = re.fullmatch(r"\s*([1-9]\d?)\s*[xX×*]\s*([1-9]\d?)\s*", text, re.ASCII)
+        """`"3x3"` as a grid. Raises ConfigError on anything else."""
+        match = re.fullmatch(r"\s*([1-9]\d?)\s*[xX*]\s*([1-9]\d?)\s*", text, re.ASCII)
         if match is None:
-            raise ConfigError(f"grid={text!r} is not <rows>x<cols> with 1 to 99 each. Try grid=3x3.")
+            raise ConfigError(f"grid={text!r} is not <rows>x<cols>, 1 to 99 each. Try grid=3x3.")
         return cls(int(match[1]), int(match[2]))
 
     @property
@@ -276,7 +276,7 @@ def _end(side: int | None, grid: Grid, axis: int) -> int | None:
 
 
 def _numbered(tokens: Sequence[str], at: int, grid: Grid) -> tuple[int, int | None, int] | None:
-    """"row 2", "row 2 of 5" or "second row" at `at`: (axis, index or None if outside, next)."""
+    """The axis, index (None if outside) and next position for "row 2 of 5" or "second row"."""
     here, after = tokens[at], tokens[at + 1] if at + 1 < len(tokens) else ""
     if here in _AXIS_NAMES and after.isdigit():
         axis, number = _AXIS_NAMES[here], _number(after)
@@ -294,7 +294,7 @@ def _numbered(tokens: Sequence[str], at: int, grid: Grid) -> tuple[int, int | No
 
 
 def _number(token: str) -> int | None:
-    """"3", "3rd" or "third" as 3. None for a word that is no number or has over three digits."""
+    """The value of "3", "3rd" or "third"; None for any other word, and above three digits."""
     if token in _ORDINALS:
         return _ORDINALS.index(token) + 1
     digits = token.rstrip("stndrh")

@@ -141,6 +141,7 @@ def _outline(marks: list[_Mark]) -> tuple[int, int]:
 
 # --- labels ------------------------------------------------------------------------------------
 
+
 def label(text: str, options: Mapping[str, str] | None = None) -> str:
     """The label that a whole text is: "yes", "no", or with `options` a letter; else "invalid".
 
@@ -217,11 +218,11 @@ def _strict(text: str, options: Mapping[str, str] | None, truncated: bool) -> st
     return _opening_label(text) if options is None else _edge_letter(text, options)
 
 
-_OPENING = re.compile(r"\s*(yes|no)\b(?!\s*(?:/|\b(?:or|and)\b))(?!['’-]\w)", re.IGNORECASE)
+_OPENING = re.compile(r"\s*(yes|no)\b(?!\s*(?:/|\b(?:or|and)\b))(?!['\u2019-]\w)", re.IGNORECASE)
 
 
 def _opening_label(text: str) -> str:
-    """"yes" or "no" if a free text starts with that word ("Yes, there is…", but not "Yes or no")."""
+    """The word "yes" or "no" that a free text starts with ("Yes, there is", not "Yes or no")."""
     match = _OPENING.match(text)
     return match[1].lower() if match else INVALID
 
