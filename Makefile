@@ -11,7 +11,7 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	&& { echo "$$python"; break; }; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-system lint types check format clean-setup
+.PHONY: help setup run test test-system lint types check format lock clean-setup
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ types: $(STAMP)  ## pyright
 format: $(STAMP)  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+lock: $(STAMP)  ## write the versions in .venv to constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| sed 's/+cpu$$//' | sort -f; } > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean-setup:  ## remove .venv
 	rm -rf $(VENV)
