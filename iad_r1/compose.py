@@ -1,4 +1,4 @@
-"""From `conf/` and the command line to a checked `Config`: the only file that knows OmegaConf.
+"""From `conf/` and the command line to a checked `Config`.
 
 Also turns what Hydra and OmegaConf have to say about a mistyped command line into one message
 that names the nearest valid spelling.
@@ -21,6 +21,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from iad_r1 import prompts, rewards
 from iad_r1.config import Config, load
 from iad_r1.errors import ConfigError
 
@@ -51,9 +52,33 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
         _make_absolute(plain, key.split("."), directory)
     _make_weights_absolute(plain, directory)
     try:
-        return load(json.dumps(plain))
+        config = load(json.dumps(plain))
     except ConfigError as error:
         raise ConfigError(_with_suggestions(str(error), plain)) from None
+    problems = list(_unknown_names(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _unknown_names(config: Config) -> Iterator[str]:
+    """Prompts that do not exist or cannot show that many references, and rewards that cannot be
+    built: asked of the modules that own them, which are light."""
+    wanted = [("sft", config.sft.prompt, 0), ("grpo", config.grpo.prompt, 0)]
+    wanted += [("evaluate", config.evaluate.prompt, shots) for shots in config.evaluate.shots]
+    for section, name, shots in wanted:
+        if name not in prompts.names():
+            near = _nearest(name, prompts.names())
+            yield f"{section}.prompt={name}: there is no such prompt in iad_r1/prompts.py.{near}"
+            continue
+        try:
+            prompts.conversation(name, shots=shots)
+        except ConfigError as error:
+            yield f"{section}.{error}"
+    try:
+        rewards.load(config.rewards, config.grid)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _make_absolute(values: dict, keys: Sequence[str], directory: Path) -> None:

@@ -152,6 +152,7 @@ class HubBackbone(Section):
     revision: Annotated[str, Field(min_length=1)]
     max_pixels: Count
     sft_learning_rate: Above0
+    released_test_prompt: str
 
 
 Backbone = Annotated[BuiltBackbone | HubBackbone, Field(discriminator="source")]
