@@ -31,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from iad_r1.errors import ConfigError, MismatchError
-from iad_r1.losses import token_logprobs
+from iad_r1.losses import Head, token_logprobs
 
 Packing = Literal["group", "off"]
 ModelInputs = Mapping[str, Tensor]
@@ -84,6 +84,7 @@ def completion_logprobs(
     chunk: int = 1024,
     token_budget: int | None = None,
     entropy: bool = True,
+    suppressed: Sequence[int] = (),
 ) -> Logprobs:
     """Log-probs of `completions[b][g]` after `prompts[b]`, group after group.
 
@@ -92,24 +93,28 @@ def completion_logprobs(
     chunk         tokens per block of the output layer: [chunk, V] float32 is the most kept
     token_budget  split whole groups into forwards of at most that many tokens. It bounds memory
                   without gradient; with gradient call `micro_batches` and backward each part
+    suppressed    token ids the sampler may never draw; they get no probability here either, so
+                  both speak of the same policy
 
     MismatchError if prompts, completions and features do not belong together.
     """
     _check(prompts, completions, vision)
+    _refuse_suppressed(completions, suppressed)
     parts = [list(range(len(prompts)))]
     if token_budget is not None:
         parts = micro_batches(prompts, completions, token_budget, packing)
     forward = _packed_hidden if packing == "group" else _row_hidden
     bare = unwrap(model)
+    head = _without(bare.lm_head, suppressed)
     results = []
     for part in parts:
-        batch = _Batch.build(bare, [prompts[i] for i in part], [completions[i] for i in part])
-        given = None if vision is None else [vision[i] for i in part]
-        features = vision_features(bare, batch.prompts) if given is None else given
+        given = [prompts[i] for i in part]
+        features = vision_features(bare, given) if vision is None else [vision[i] for i in part]
+        batch = _Batch.build(bare, given, [completions[i] for i in part])
         states = forward(bare, batch, features)
         values = token_logprobs(
             states,
-            bare.lm_head,
+            head,
             batch.targets,
             temperature=temperature,
             chunk=chunk,
@@ -117,6 +122,15 @@ def completion_logprobs(
         )
         results.append((batch, values))
     return _join(results)
+
+
+def _without(head: nn.Module, suppressed: Sequence[int]) -> Head:
+    """The output layer with the logits of those tokens at minus infinity."""
+    if not suppressed:
+        return head
+    return lambda states: head(states).index_fill(
+        -1, torch.tensor(suppressed, device=states.device), -torch.inf
+    )
 
 
 def micro_batches(
@@ -152,8 +166,9 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
     features: list[Tensor | None] = [None] * len(prompts)
     if not with_images:
         return features
+    device = _device(bare)
     merged = {
-        key: _stacked([prompts[i][key] for i in with_images])
+        key: _stacked([prompts[i][key] for i in with_images]).to(device)
         for key in keys
         if key in prompts[with_images[0]]
     }
@@ -197,7 +212,6 @@ def unwrap(model: nn.Module) -> Any:
 class _Batch:
     """Lengths and flat token ids of the groups of one forward, on the model's device."""
 
-    prompts: Sequence[ModelInputs]
     prompt_ids: Tensor  # [sum P]
     prompt_positions: Tensor  # [3, sum P] with mRoPE, else [1, sum P]
     next_position: Tensor  # [B] the position after each prompt
@@ -210,13 +224,12 @@ class _Batch:
 
     @staticmethod
     def build(model: Any, prompts: Sequence[ModelInputs], completions: Completions) -> _Batch:
-        device = model.get_input_embeddings().weight.device
+        device = _device(model)
         ids = [prompt["input_ids"][0] for prompt in prompts]
         positions = [_prompt_positions(model, prompt) for prompt in prompts]
         rows = [row for group in completions for row in group]
         lengths = torch.tensor([len(row) for row in rows])
         return _Batch(
-            prompts=[{k: v.to(device) for k, v in p.items() if v is not None} for p in prompts],
             prompt_ids=torch.cat(ids).to(device),
             prompt_positions=torch.cat(positions, dim=-1).to(device),
             next_position=torch.stack([p.max() + 1 for p in positions]).to(device),
@@ -227,6 +240,10 @@ class _Batch:
             offsets=_offsets(lengths).to(device),
             row_of=_repeat(lengths).to(device),
         )
+
+
+def _device(model: Any) -> torch.device:
+    return model.get_input_embeddings().weight.device
 
 
 def _prompt_positions(model: Any, prompt: ModelInputs) -> Tensor:
@@ -288,6 +305,17 @@ def _check(
             raise MismatchError(f"prompt {index} is padded; encode it alone, without padding")
         if not group or not all(group):
             raise MismatchError(f"group {index} has no completion, or one without any token")
+
+
+def _refuse_suppressed(completions: Completions, suppressed: Sequence[int]) -> None:
+    banned = set(suppressed)
+    for index, group in enumerate(completions):
+        found = banned.intersection(token for row in group for token in row)
+        if found:
+            raise MismatchError(
+                f"group {index} holds the tokens {sorted(found)}, which the sampler must never "
+                "draw: their probability is 0, so no loss exists. Suppress them in the sampler."
+            )
 
 
 def _join(results: Sequence[tuple[_Batch, tuple[Tensor, Tensor]]]) -> Logprobs:
