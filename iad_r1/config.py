@@ -21,6 +21,7 @@ from pydantic import PositiveInt as Count
 from iad_r1.data.config import DataConfig
 from iad_r1.errors import ConfigError
 from iad_r1.grid import GridConfig
+from iad_r1.rewards.audit_config import AuditStage
 from iad_r1.rewards.config import RewardsConfig
 from iad_r1.tracking_config import TrackingConfig
 
@@ -41,7 +42,7 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
-Step = Literal["pretrain", "sft", "grpo", "evaluate", "report"]
+Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit"]
 
 
 class RunStage(Section):
@@ -49,6 +50,9 @@ class RunStage(Section):
 
     name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report"]
     steps: Annotated[list[Step], Field(min_length=1)]
+
+
+Stage = Annotated[RunStage | AuditStage, Field(discriminator="name")]
 
 
 class Length(Section):
@@ -61,6 +65,8 @@ class Length(Section):
 class Pretrain(Section):
     """Supervised pre-training of the tiny vision tower on drawn defects and their masks."""
 
+    images: Count
+    normal_weight: Above0
     steps: Count
     batch_size: Count
     learning_rate: Above0
@@ -86,6 +92,7 @@ class Sft(Section):
 
     prompt: str
     target: Literal["chain_of_thought", "direct"]
+    one_shot_share: Share
     learning_rate: Above0
     schedule: Schedule
     warmup_steps: Count0
@@ -117,6 +124,8 @@ class Grpo(Length):
     degenerate_groups: Literal["keep", "skip"]
     truncated: Literal["keep", "mask"]
     packing: Literal["group", "off"]
+    token_budget: Count | None
+    rollouts_every: Count
 
 
 class Evaluate(Section):
@@ -204,7 +213,7 @@ class Config(Section):
     seed: Count0
     init: str | None
     dry_run: bool
-    stage: RunStage
+    stage: Stage
     backbone: Backbone
     data: DataConfig
     rewards: RewardsConfig
@@ -292,6 +301,11 @@ def contradictions(config: Config) -> Iterator[str]:
         yield from _grpo_rules(config)
     if config.stage.name == "report" and config.init is None:
         yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
+    if config.stage.name == "audit" and config.init is None and config.stage.completions is None:
+        yield (
+            "stage=audit needs completions: those of a run, init=outputs/<name>/<timestamp>, or "
+            "stage.completions=<JSONL or parquet file, or a folder of them>."
+        )
 
 
 def _training_length(config: Config, steps: list[Step]) -> Iterator[str]:

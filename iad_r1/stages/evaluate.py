@@ -1,0 +1,223 @@
+"""Evaluation: greedy answers on held-out images, judged strictly, kept one line per image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iad_r1 import grid, metrics, schema
+from iad_r1.config import Config
+from iad_r1.errors import DataError
+from iad_r1.packing import completion_logprobs
+from iad_r1.report.terminal import progress
+from iad_r1.rewards import Vocabulary, vocabulary
+from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.sampling import Sampling
+from iad_r1.stages.context import Context
+from iad_r1.stages.prompting import Prompter, shown
+from iad_r1.types import Completion, Prediction, Sample, StopReason
+
+ANSWER = "<answer>"
+HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
+
+
+def run(context: Context) -> list[dict[str, Any]]:
+    """Answer every chosen split with every number of shots; returns the rows for `results`.
+
+    A split's answers are in `predictions/<stage>.<split>.<shots>shot.jsonl` as they come; images
+    answered there already are not asked again.
+    """
+    jobs = [
+        (name, shots, samples)
+        for name, samples in splits(context).items()
+        for shots in context.config.evaluate.shots
+    ]
+    asking = _Asking(context)
+    rows = []
+    with progress(f"evaluate {context.stage}", sum(len(s) for _, _, s in jobs)) as bar:
+        for split, shots, samples in jobs:
+            path = context.folder.predictions(context.stage, split, shots)
+            done = read_predictions(path)
+            todo = [sample for sample in samples if sample.id not in done]
+            bar.advance(len(samples) - len(todo))
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as lines:
+                for prediction in asking.answers(todo, split, shots):
+                    done[prediction.id] = prediction
+                    lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+                    bar.advance()
+            answered = [done[sample.id] for sample in samples]
+            rows.append(result(context, split, shots, answered))
+    return rows
+
+
+def splits(context: Context) -> dict[str, Sequence[Sample]]:
+    """The samples to judge, by split name; validation splits are named `validation_<name>`."""
+    config, dataset = context.config.evaluate, context.dataset
+    found: dict[str, Sequence[Sample]] = {}
+    if "validation" in config.splits:
+        found |= {f"validation_{name}": s for name, s in dataset.validation.items()}
+    if "test" in config.splits:
+        found |= dict(dataset.test)
+    return {name: samples[: config.limit] for name, samples in found.items() if samples}
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """Predictions by image id; a half-written last line, as a kill leaves it, is cut off."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    try:
+        rows = [Prediction(**json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path} is broken ({error}). Delete the file to answer its images again."
+        ) from error
+    return {row.id: row for row in rows}
+
+
+def result(
+    context: Context, split: str, shots: int, answered: Sequence[Prediction]
+) -> dict[str, Any]:
+    """One row of `results` in summary.json, percentages 0-100."""
+    found = metrics.summarise(answered, context.config.seed)
+    return {
+        "stage": context.stage,
+        "dataset": context.dataset.name,
+        "split": split,
+        "shots": shots,
+        "n": found.pop("n"),
+        **{name: found.pop(name) for name in HEADLINE},
+        "ci95": found.pop("ci95"),
+        **found,
+    }
+
+
+class _Asking:
+    """The model, its prompt and how its answers are judged."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.config = context, context.config
+        self.prompter = Prompter(context.backbone, self.config.evaluate.prompt)
+        self.engine = HfEngine(context.backbone, self.config.evaluate.batch_size)
+
+    def answers(self, samples: Sequence[Sample], split: str, shots: int) -> Iterator[Prediction]:
+        """Greedy predictions, in order, a batch at a time."""
+        size = self.config.evaluate.batch_size
+        sampling = Sampling(1, self.config.evaluate.max_tokens, temperature=0.0, seed=0)
+        for start in range(0, len(samples), size):
+            batch = samples[start : start + size]
+            prompts = [self.prompter.encode(sample, shots) for sample in batch]
+            drawn = [group[0] for group in self.engine.generate(prompts, sampling)]
+            p_yes = self.p_yes(prompts, drawn)
+            for sample, completion, p in zip(batch, drawn, p_yes, strict=True):
+                yield judge(sample, split, shots, completion, p, self.config)
+
+    @torch.no_grad()
+    def p_yes(self, prompts: Sequence, drawn: Sequence[Completion]) -> list[float | None]:
+        """P("Yes") against P("No") where the answer is written, given all the model said before;
+        None for a completion that opens no answer.
+
+        Both words are continued from the same text, as a group of two.
+        """
+        backbone = self.context.backbone
+        cut = [completion.text.find(ANSWER) for completion in drawn]
+        rows = [i for i, at in enumerate(cut) if at >= 0]
+        if not rows:
+            return [None] * len(drawn)
+        before = [drawn[i].text[: cut[i] + len(ANSWER)] for i in rows]
+        pairs = [
+            [backbone.encode_target(text + word).tokens[:-1] for word in ("Yes", "No")]
+            for text in before
+        ]
+        found = completion_logprobs(
+            self.context.model, [prompts[i] for i in rows], pairs, entropy=False
+        )
+        totals = (found.logprob * found.mask).sum(1).view(-1, 2)
+        shares: list[float | None] = [None] * len(drawn)
+        for i, share in zip(rows, torch.softmax(totals, 1)[:, 0].tolist(), strict=True):
+            shares[i] = share
+        return shares
+
+
+def judge(
+    sample: Sample,
+    split: str,
+    shots: int,
+    completion: Completion,
+    p_yes: float | None,
+    config: Config,
+) -> Prediction:
+    """What was said against what is true.
+
+    The place is right when it names exactly the annotated cells; the type when the vocabulary puts
+    it into the same class (`same_class`), or the words are equal.
+    """
+    truncated = completion.stop is StopReason.LENGTH
+    parsed = schema.parse(completion.text, truncated=truncated)
+    gold = sample.solution
+    names = vocabulary(config.rewards.vocabulary or "default")
+    return Prediction(
+        id=sample.id,
+        dataset=sample.dataset,
+        split=split,
+        product=sample.product,
+        shots=shots,
+        gold_answer=gold.answer.lower(),
+        gold_location=gold.location,
+        gold_type=gold.type,
+        completion=completion.text,
+        status=str(parsed.status),
+        answer=schema.judge(completion.text, config.evaluate.evaluator, truncated=truncated),
+        location=parsed.location,
+        type=parsed.type,
+        location_correct=_same_place(parsed.location, gold.location, config),
+        type_correct=_same_class(parsed.type, gold.type, names),
+        p_yes=p_yes,
+        n_tokens=len(completion.tokens),
+        stop=str(completion.stop),
+        references=tuple(reference.id for reference in shown(sample, shots)[:-1]),
+    )
+
+
+def _same_place(said: str | None, true: str | None, config: Config) -> bool | None:
+    if true is None:
+        return None
+    return said is not None and grid.location_score(said, true, grid.as_grid(config.grid)) == 1
+
+
+def _same_class(said: str | None, true: str | None, names: Vocabulary) -> bool | None:
+    if true is None:
+        return None
+    return said is not None and names.score(said, true) >= names.scores.same_class
+
+
+def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """Paired differences between consecutive stages on the same images, for `comparisons`."""
+    rows = []
+    for before, after in zip(stages, stages[1:], strict=False):
+        for split in splits(context):
+            for shots in context.config.evaluate.shots:
+                rows += _compared(context, before, after, split, shots)
+    return rows
+
+
+def _compared(
+    context: Context, before: str, after: str, split: str, shots: int
+) -> Iterator[Mapping[str, Any]]:
+    old, new = (
+        list(read_predictions(context.folder.predictions(stage, split, shots)).values())
+        for stage in (before, after)
+    )
+    for metric in HEADLINE:
+        found = metrics.paired_difference(old, new, metric, context.config.seed)
+        yield {"from": before, "to": after, "split": split, "shots": shots, "metric": metric,
+               **found}  # fmt: skip

@@ -1,0 +1,51 @@
+"""`tuning=lora`: adapters during a training stage, merged into the weights after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from iad_r1.config import LoraTuning
+from iad_r1.stages.context import Context
+from iad_r1.stages.optim import is_vision
+
+
+@contextmanager
+def adapter(context: Context, step: str) -> Iterator[None]:
+    """Inside, the model of a fine-tuning step carries a fresh adapter; outside, it is plain again.
+
+    The adapter alone is kept in `checkpoints/<step>-adapter`. Merging once per stage, in the
+    weights' own precision, is exact in float32; nothing is merged and unmerged during training.
+    Full tuning, and the pre-training of the tiny tower, pass through.
+    """
+    tuning = context.config.tuning
+    if not isinstance(tuning, LoraTuning) or step == "pretrain":
+        yield
+        return
+    base = context.backbone.model
+    settings = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=linear_layers(base, vision=tuning.targets == "all"),
+        init_lora_weights=True,
+    )
+    context.backbone.model = get_peft_model(base, settings)
+    yield
+    context.backbone.model.save_pretrained(context.folder.checkpoint(f"{step}-adapter"))
+    context.backbone.model = context.backbone.model.merge_and_unload()
+
+
+def linear_layers(model: nn.Module, *, vision: bool) -> list[str]:
+    """Full names of the linear layers to adapt: the language model's, and the tower's if asked.
+    The output layer stays as it is: it is tied to the embedding."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not name.endswith("lm_head")
+        and (vision or not is_vision(name))
+    ]

@@ -1,0 +1,129 @@
+"""Optimiser, schedule and the checks around one update, shared by all training stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from iad_r1.config import Length
+from iad_r1.errors import TrainingError
+
+T = TypeVar("T")
+
+VISION_PARTS = ("visual.", "vision_tower.")
+
+
+def is_vision(name: str) -> bool:
+    """Whether a parameter belongs to the vision tower (its merger or projector included)."""
+    return any(part in name for part in VISION_PARTS)
+
+
+def optimizer(
+    model: nn.Module, *, learning_rate: float, weight_decay: float, vision_lr_scale: float
+) -> torch.optim.AdamW:
+    """AdamW over what requires a gradient; the vision tower at `learning_rate * vision_lr_scale`.
+
+    Biases, norms and embeddings of one dimension are not decayed.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((is_vision(name), parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": learning_rate * (vision_lr_scale if vision else 1.0),
+                "weight_decay": weight_decay if decayed else 0.0,
+            }
+            for (vision, decayed), parameters in groups.items()
+        ],
+        betas=(0.9, 0.98),
+    )
+
+
+def n_steps(length: Length, items: int, batch_size: int) -> int:
+    """Optimiser steps until `length.steps` or `length.epochs` ends training, whichever is first."""
+    limits = [length.steps] if length.steps is not None else []
+    if length.epochs is not None:
+        limits.append(max(1, math.ceil(length.epochs * items / batch_size)))
+    return min(limits)
+
+
+def train_only(model: nn.Module, *, vision: bool) -> None:
+    """Let every parameter learn, or all but those of the vision tower.
+
+    Under LoRA the base weights stay frozen: only what peft made trainable is switched.
+    """
+    lora = any("lora_" in name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        learns = "lora_" in name if lora else True
+        parameter.requires_grad_(learns and (vision or not is_vision(name)))
+
+
+def lr(optim: torch.optim.Optimizer) -> float:
+    """The learning rate of the language model in the next step."""
+    return max(group["lr"] for group in optim.param_groups)
+
+
+def check_finite(loss: torch.Tensor, where: str) -> None:
+    """TrainingError before a NaN or infinite loss can reach the weights."""
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"{where}: the loss is {float(loss)}. The weights were not updated; lower the "
+            "learning rate or look at the last rows of metrics.jsonl."
+        )
+
+
+def scheduler(
+    optim: torch.optim.Optimizer, name: str, warmup_steps: int, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """One of transformers' schedules by name (`cosine`, `linear`, `constant_with_warmup`, ...)."""
+    return get_scheduler(name, optim, num_warmup_steps=warmup_steps, num_training_steps=steps)
+
+
+def update(
+    model: nn.Module,
+    optim: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    max_grad_norm: float,
+    where: str,
+) -> float:
+    """Clip, step and clear; returns the gradient norm before clipping.
+
+    TrainingError if the gradient is not finite: the weights are then left as they were.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"{where}: the gradient norm is {float(norm)}. The weights were not updated; lower the "
+            "learning rate or look at the last rows of metrics.jsonl."
+        )
+    optim.step()
+    schedule.step()
+    optim.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def batches(items: Sequence[T], size: int, steps: int, seed: int) -> Iterator[list[T]]:
+    """`steps` batches; every item once per epoch, each epoch in its own order.
+
+    A batch may span two epochs, so every batch is full and no item is dropped.
+    """
+    stream = _epochs(items, seed)
+    for _ in range(steps):
+        yield [next(stream) for _ in range(size)]
+
+
+def _epochs(items: Sequence[T], seed: int) -> Iterator[T]:
+    if not items:
+        raise TrainingError("there is nothing to train on: the list of samples is empty")
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for index in torch.randperm(len(items), generator=generator).tolist():
+            yield items[index]

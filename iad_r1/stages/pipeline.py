@@ -1,0 +1,115 @@
+"""Carries out the steps of a run: PA-SFT, SC-GRPO and an evaluation before and after each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+
+from iad_r1 import data, prompts, report, weights
+from iad_r1.backbones import tiny
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.config import Config
+from iad_r1.data import targets
+from iad_r1.errors import ConfigError
+from iad_r1.grid import as_grid
+from iad_r1.report import gallery, terminal
+from iad_r1.run_folder import RunFolder, Start, find_start
+from iad_r1.stages import evaluate, grpo, lora, pretrain, sft
+from iad_r1.stages.context import Context
+from iad_r1.tracking import Tracker
+from iad_r1.types import Dataset
+
+TRAIN: dict[str, Callable[[Context], None]] = {
+    "pretrain": pretrain.train,
+    "sft": sft.train,
+    "grpo": grpo.train,
+}
+GALLERY = 24  # pictures kept for the report, per split
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Take `config.steps()` one after the other, then print and write what came of it."""
+    torch.manual_seed(config.seed)
+    with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
+        context = open_run(config, folder, tracker)
+        evaluated: list[str] = []
+        for step in config.steps():
+            if step in TRAIN:
+                train(context, step)
+            elif step == "evaluate" and context.stage not in evaluated:
+                evaluated.append(context.stage)
+                judge(context, evaluated)
+        tracker.finish(folder.summary())
+    terminal.print_summary(folder.summary(), folder.path)
+    if "report" in config.steps():
+        report.build(folder.path)
+
+
+def open_run(config: Config, folder: RunFolder, tracker: Tracker) -> Context:
+    """Data first, then weights: what is wrong with a folder of images is said before any load."""
+    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    folder.update_manifest(
+        data={
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "counts": dict(dataset.counts),
+        }
+    )
+    start = find_start(config.init) if config.init is not None else None
+    backbone = open_backbone(config, folder, dataset, start)
+    stage = start.stage if start else "base"
+    context = Context(config, folder, tracker, dataset, backbone, stage)
+    shown = chain.from_iterable(evaluate.splits(context).values())
+    gallery.save(folder.path, list(shown), GALLERY)
+    return context
+
+
+def open_backbone(
+    config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
+) -> Backbone:
+    """The weights to begin with: an earlier run's, a published model's, or newly built ones."""
+    dtype = getattr(torch, config.engine.precision)
+    if start is not None:
+        return Backbone.load(start.path, dtype)
+    if config.backbone.source == "hub":
+        return Backbone.load(weights.fetch(config.backbone), dtype)
+    path = tiny.build(
+        folder.checkpoint("base"),
+        list(corpus(config, dataset)),
+        vocab_size=config.backbone.vocab_size,
+        max_pixels=config.backbone.max_pixels,
+        seed=config.seed,
+    )
+    return Backbone.load(path, dtype)
+
+
+def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
+    """What the tiny tokenizer learns its words from: the prompts and the SFT targets."""
+    for name in {config.sft.prompt, config.grpo.prompt, config.evaluate.prompt}:
+        for shots in (0, 1):
+            yield prompts.conversation(name, shots=shots).text
+    for sample in dataset.sft:
+        yield targets.chain_of_thought(sample, config.seed).text
+
+
+def train(context: Context, step: str) -> None:
+    """One training stage, its checkpoint, and the time it took."""
+    with context.timed(step), lora.adapter(context, step):
+        TRAIN[step](context)
+    context.stage = step
+    context.backbone.model.eval()
+    context.backbone.save(context.folder.checkpoint(step))
+
+
+def judge(context: Context, evaluated: list[str]) -> None:
+    """Evaluate the weights as they are and add the rows to `summary.json`."""
+    with context.timed("evaluate"):
+        rows = evaluate.run(context)
+    results = [*context.folder.summary().get("results", []), *rows]
+    context.folder.update_summary(
+        results=results, comparisons=evaluate.compare(context, evaluated)
+    )
+    context.tracker.evaluation(results)

@@ -1,0 +1,104 @@
+"""Supervised pre-training of the tiny vision tower on synthetic masks.
+
+Not a stage of the papers: real backbones come with eyes, the tiny one has to grow them. A linear
+head predicts, for each of the 4 x 4 blocks under a language-model token, which defect class (or
+none) covers it. The head is thrown away; the tower stays.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from iad_r1.backbones import tiny
+from iad_r1.data.defects import DEFECT_TYPES
+from iad_r1.data.synthetic import pretraining_batch
+from iad_r1.report.terminal import progress
+from iad_r1.stages import optim
+from iad_r1.stages.context import Context
+from iad_r1.stages.sft import photometric
+
+BLOCKS = 4  # per side of one language-model token
+SIDE = 96  # pixels of the drawn pictures when the run's own data are photographs
+WHITENING_IMAGES = 1500
+
+
+def block_labels(masks: np.ndarray, cell: int) -> np.ndarray:
+    """Class map [n, H, W] to [n, cells, BLOCKS * BLOCKS]: the defect class in the block, 0 if none.
+
+    `cell` is the side in pixels of what one language-model token sees; cells are row-major.
+    """
+    n, height, width = masks.shape
+    block = cell // BLOCKS
+    rows, columns = height // cell, width // cell
+    tiles = masks.reshape(n, rows, BLOCKS, block, columns, BLOCKS, block)
+    tiles = tiles.transpose(0, 1, 4, 2, 5, 3, 6)
+    # an image holds one defect, so the largest class in a block is the defect's
+    return tiles.reshape(n, rows * columns, BLOCKS * BLOCKS, block * block).max(-1)
+
+
+def train(context: Context) -> None:
+    """Pre-train the vision tower of `context.backbone` in place."""
+    settings, seed = context.config.pretrain, context.config.seed
+    assert settings is not None  # config.py: the step exists only with its settings
+    tower = context.model.model.visual
+    side = context.config.data.image_size if context.config.data.name == "synthetic" else SIDE
+    images, masks = pretraining_batch(
+        np.random.default_rng([seed, 1]), settings.images, image_size=side
+    )
+    labels = torch.from_numpy(block_labels(masks, tiny.CELL).astype(np.int64))
+    processor = context.backbone.processor.image_processor
+    whiten(tower.patch_embed.proj, _pixels(processor, images[:WHITENING_IMAGES]))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Linear(tower.config.out_hidden_size, BLOCKS * BLOCKS * (len(DEFECT_TYPES) + 1))
+    both = nn.ModuleDict({"visual": tower, "head": head})
+    adam = optim.optimizer(
+        both,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        vision_lr_scale=1.0,
+    )
+    steps = settings.steps
+    schedule = optim.scheduler(adam, settings.schedule, settings.warmup_steps, steps)
+    weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES))
+    stream = random.Random(f"pretrain/{seed}")
+    both.train()
+    with progress("vision tower", steps) as bar:
+        order = optim.batches(range(len(images)), settings.batch_size, steps, seed)
+        for step, batch in enumerate(order):
+            pictures = [photometric(stream)(Image.fromarray(images[i])) for i in batch]
+            encoded = processor(images=pictures, return_tensors="pt")
+            features = tower(encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
+            scores = head(features.pooler_output).view(-1, len(weight))
+            loss = F.cross_entropy(scores, labels[batch].flatten(), weight=weight)
+            optim.check_finite(loss, f"pretrain step {step}")
+            loss.backward()
+            norm = optim.update(both, adam, schedule, settings.max_grad_norm, f"pretrain {step}")
+            context.tracker.log("pretrain", step, {"loss": float(loss), "grad_norm": norm})
+            bar.advance(loss=float(loss))
+
+
+def _pixels(processor, images: np.ndarray) -> torch.Tensor:
+    """Patches as the tower's first layer reads them, [patches, 3 * PATCH * PATCH]."""
+    pictures = [Image.fromarray(image) for image in images]
+    return processor(images=pictures, return_tensors="pt")["pixel_values"]
+
+
+def whiten(embed: nn.Module, patches: torch.Tensor, floor: float = 0.01) -> None:
+    """Start the patch embedding as the whitened principal components of real patches.
+
+    Brightness alone carries a hundred times the variance of any texture; whitened, faint
+    structure is as visible to the next layer as light is, and training starts further along.
+    """
+    patches = patches.double()
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    width = embed.weight.shape[0]
+    top, axes = values.flip(0)[:width], vectors.flip(1)[:, :width]
+    with torch.no_grad():
+        embed.weight.copy_((axes / (top + floor).sqrt()).T.view_as(embed.weight))

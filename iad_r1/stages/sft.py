@@ -1,0 +1,146 @@
+"""PA-SFT: supervised fine-tuning on answers that perceive before they judge (IAD-R1 Eq. 1).
+
+SC-GRPO with one completion per prompt, the target, in place of the rollout engine.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from iad_r1.backbones.backbone import EncodedTarget
+from iad_r1.config import SftPhase
+from iad_r1.data.targets import Target, chain_of_thought, direct_answer
+from iad_r1.packing import completion_logprobs, vision_features
+from iad_r1.report.terminal import progress
+from iad_r1.stages import optim
+from iad_r1.stages.context import Context
+from iad_r1.stages.prompting import Augment, Prompter
+from iad_r1.types import Sample
+
+TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
+
+
+def train(context: Context) -> None:
+    """Run the phases of `config.sft` on the data set's SFT part, in place."""
+    done = 0
+    for index, phase in enumerate(context.config.sft.phases):
+        done = _Phase(context, phase, index).run(first_step=done)
+
+
+class _Phase:
+    """One leg: its own frozen parts, optimiser and schedule."""
+
+    def __init__(self, context: Context, phase: SftPhase, index: int) -> None:
+        self.context, self.phase, self.index = context, phase, index
+        self.sft = context.config.sft
+        self.samples = context.dataset.sft
+        self.prompter = Prompter(context.backbone, self.sft.prompt)
+        self.seed = context.config.seed * 1000 + index
+        self.features: dict[tuple[str, int], Tensor] = {}  # of images, while the tower is frozen
+
+    def run(self, first_step: int) -> int:
+        """Train the leg; steps are numbered from `first_step`. Returns the next step's number."""
+        phase, model = self.phase, self.context.model
+        steps = optim.n_steps(phase, len(self.samples), phase.batch_size)
+        optim.train_only(model, vision=not phase.freeze_vision)
+        adam = optim.optimizer(
+            model,
+            learning_rate=self.sft.learning_rate * phase.lr_scale,
+            weight_decay=self.sft.weight_decay,
+            vision_lr_scale=phase.vision_lr_scale,
+        )
+        schedule = optim.scheduler(adam, self.sft.schedule, self.sft.warmup_steps, steps)
+        model.train()
+        name = f"PA-SFT {self.index + 1}/{len(self.sft.phases)}"
+        with progress(name, steps) as bar:
+            batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
+            for step, batch in enumerate(batches, first_step):
+                loss = self.loss(batch, step)
+                optim.check_finite(loss, f"sft step {step}")
+                loss.backward()
+                norm = optim.update(model, adam, schedule, self.sft.max_grad_norm, f"sft {step}")
+                values = {"loss": float(loss), "grad_norm": norm, "learning_rate": optim.lr(adam)}
+                self.context.tracker.log("sft", step, {**values, "phase": self.index})
+                bar.advance(loss=values["loss"])
+        optim.train_only(model, vision=True)
+        return first_step + steps
+
+    def loss(self, batch: list[Sample], step: int) -> Tensor:
+        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats.
+
+        Tokens inside `<location>` count `location_weight` times, untrained spans not at all.
+        """
+        shots = [self.shots(sample, step) for sample in batch]
+        prompts = [
+            self.prompter.encode(sample, k, self.augment(sample, step))
+            for sample, k in zip(batch, shots, strict=True)
+        ]
+        targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
+        result = completion_logprobs(
+            self.context.model,
+            prompts,
+            [[target.tokens] for target, _ in targets],
+            vision=self.vision(batch, shots, prompts) if self.phase.freeze_vision else None,
+            entropy=False,
+        )
+        weights = torch.zeros_like(result.logprob)
+        for row, (_, weight) in enumerate(targets):
+            weights[row, : len(weight)] = torch.tensor(weight)
+        return -(result.logprob * weights).sum() / weights.sum()
+
+    def shots(self, sample: Sample, step: int) -> int:
+        """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""
+        return int(self.random(sample, step).random() < self.sft.one_shot_share)
+
+    def target(self, sample: Sample, shots: int) -> tuple[EncodedTarget, list[float]]:
+        """Tokens of the sample's target and the loss weight of each."""
+        target = TARGETS[self.sft.target](sample, self.context.config.seed)
+        encode = self.context.backbone.encode_target
+        encoded = encode(target.text, target.untrained)
+        outside = encode(target.text, location_span(target)).trained
+        weights = [
+            float(trained) * (1.0 if plain else self.phase.location_weight)
+            for trained, plain in zip(encoded.trained, outside, strict=True)
+        ]
+        return encoded, weights
+
+    def augment(self, sample: Sample, step: int) -> Augment | None:
+        return photometric(self.random(sample, step)) if self.phase.augment else None
+
+    def random(self, sample: Sample, step: int) -> random.Random:
+        """A stream of its own for each use of a sample, whatever else the run draws."""
+        return random.Random(f"{self.seed}/{sample.id}/{step}")
+
+    @torch.no_grad()
+    def vision(self, batch: list[Sample], shots: list[int], prompts: list) -> list[Tensor]:
+        keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
+        missing = [i for i, key in enumerate(keys) if key not in self.features]
+        found = vision_features(self.context.model, [prompts[i] for i in missing])
+        self.features.update({keys[i]: f for i, f in zip(missing, found, strict=True)})
+        return [self.features[key] for key in keys]
+
+
+def location_span(target: Target) -> list[tuple[int, int]]:
+    """Characters between the location tags of a target; empty for a normal image."""
+    start, end = target.text.find("<location>"), target.text.find("</location>")
+    return [(start + len("<location>"), end)] if start >= 0 else []
+
+
+def photometric(stream: random.Random, strength: float = 0.2) -> Augment:
+    """Random brightness, contrast and colour, each by a factor within 1 +/- `strength`.
+
+    Geometry is left alone: it would change the place the target names.
+    """
+    factors = [stream.uniform(1 - strength, 1 + strength) for _ in range(3)]
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+    def augment(picture: Image.Image) -> Image.Image:
+        for enhancer, factor in zip(enhancers, factors, strict=True):
+            picture = enhancer(picture).enhance(factor)
+        return picture
+
+    return augment
