@@ -77,6 +77,8 @@ def _unknown_names(config: Config) -> Iterator[str]:
             yield f"{section}.{error}"
     try:
         rewards.load(config.rewards, config.grid)
+        if config.stage.name == "audit":
+            rewards.load(config.stage.loose)
     except ConfigError as error:
         yield str(error)
 

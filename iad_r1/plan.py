@@ -8,7 +8,7 @@ from pathlib import Path
 from iad_r1 import weights
 from iad_r1.config import Config, HubBackbone, Length
 from iad_r1.errors import ConfigError, DataError
-from iad_r1.run_folder import Start, find_start, recent_runs
+from iad_r1.run_folder import RunFolder, Start, find_start, recent_runs
 
 
 def lines(config: Config, output: str) -> Iterator[str]:
@@ -17,6 +17,14 @@ def lines(config: Config, output: str) -> Iterator[str]:
     `output` is where the run will write.
     """
     steps = config.steps()
+    if config.stage.name == "audit":
+        yield f"audit of {config.stage.completions or config.init}"
+        yield _row("rewards", f"{config.rewards.name} against {config.stage.loose}")
+        yield _row("output", output)
+        return
+    if config.stage.name == "report":
+        yield f"report on {config.init}"
+        return
     yield f"{config.stage.name} on {config.backbone.name}, data {config.data.name}"
     yield _row("steps", " -> ".join(steps))
     yield _row("weights", _weights(config))
@@ -91,8 +99,12 @@ def _evaluate(config: Config) -> str:
 def check_inputs(config: Config) -> Start | None:
     """Make sure that the folders which the settings name are there and fit; the checkpoint that
     `init` stands for. Raises ConfigError, DataError or WeightsError."""
+    if config.stage.name in ("report", "audit"):  # these read an earlier run, not its weights
+        if config.init is not None:
+            RunFolder.open(config.init)
+        return None
     _check_data(config)
-    if config.init is None or config.stage.name == "report":
+    if config.init is None:
         return None
     start = find_start(config.init)
     _check_same_backbone(config, start)
@@ -104,6 +116,8 @@ def check_weights(config: Config, start: Start | None, outputs: Path) -> bool:
 
     Raises WeightsError if they are missing, ConfigError if they are not trained far enough.
     """
+    if config.stage.name in ("report", "audit"):
+        return True
     here = _find_weights(config, start, outputs)
     _check_fine_tuned(config, start, outputs)
     return here

@@ -26,7 +26,8 @@ STAGES = {
     "sft": "iad_r1.stages.pipeline",
     "grpo": "iad_r1.stages.pipeline",
     "evaluate": "iad_r1.stages.pipeline",
-    "report": "iad_r1.stages.pipeline",
+    "report": "iad_r1.stages.report",
+    "audit": "iad_r1.stages.audit",
 }
 REFUSED, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
