@@ -356,7 +356,8 @@ def _centroids(defective: np.ndarray) -> list[tuple[float, float]]:
     import numpy as np
     from scipy import ndimage
 
-    labels, _ = ndimage.label(defective, structure=np.ones((3, 3)))  # type: ignore[misc]
+    labels = np.zeros(defective.shape, dtype=np.int32)
+    ndimage.label(defective, structure=np.ones((3, 3)), output=labels)
     sizes = np.bincount(labels.ravel())[1:]
     order = np.argsort(-sizes, kind="stable")[:_MULTI_LIMIT]
     return [_centroid(labels == label + 1) for label in order]

@@ -94,7 +94,7 @@ def is_well_formed(text: str, truncated: bool = False) -> bool:
 
 # --- tags --------------------------------------------------------------------------------------
 
-_TAG = re.compile(r"<(/?)(think|location|type|answer)>")
+TAG = re.compile(r"<(/?)(think|location|type|answer)>")
 _Mark = tuple[int, int, bool]  # start, end, closes
 _Marks = Mapping[str, list[_Mark]]
 
@@ -102,7 +102,7 @@ _Marks = Mapping[str, list[_Mark]]
 def _marks(text: str) -> _Marks:
     """Where each tag is opened and closed, in reading order."""
     marks: dict[str, list[_Mark]] = {tag: [] for tag in TAGS}
-    for match in _TAG.finditer(text):
+    for match in TAG.finditer(text):
         marks[match[2]].append((match.start(), match.end(), bool(match[1])))
     return marks
 
@@ -213,7 +213,7 @@ def _strict(text: str, options: Mapping[str, str] | None, truncated: bool) -> st
     parsed = parse(text, options=options)
     if parsed.answer is not None:
         return parsed.verdict
-    if truncated or _TAG.search(text):
+    if truncated or TAG.search(text):
         return INVALID
     return _opening_label(text) if options is None else _edge_letter(text, options)
 

@@ -14,7 +14,7 @@ _JOINT = re.compile(r"</think>\s*<answer>")
 _LETTER = re.compile(r"(?<![a-z])[A-D](?![a-z])")
 _CONTEXT = 20  # characters before and after a letter in which a keyword counts
 _TAIL = 0.7  # a letter after this share of the text counts as a conclusion
-_SENTENCE_ENDS = "。.!！,，"  # noqa: RUF001 - full-width marks are part of the rule
+_SENTENCE_ENDS = "。.!！,，"
 # Upper case because the released code compares upper-cased keywords with the text as it is, so
 # the English ones all but never fire.
 _KEYWORDS = (

@@ -1,0 +1,188 @@
+"""`stage=audit`: what the completions of a run earn, and whether that can be trusted.
+
+Reads a file or folder of JSONL or parquet (`stage.completions`), or the rollouts of an earlier run
+(`init`); prints tables and flags, and writes `audit.json` to the run folder. Rows hold `completion`
+and `solution`, and `group` (else `id`, else `sample`) where several belong to one prompt; the
+predictions of an evaluation are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from iad_r1 import rewards
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.grid import GridConfig
+from iad_r1.rewards.audit import Audit, Flag, Record, audit
+from iad_r1.rewards.audit_config import AuditStage
+from iad_r1.rewards.config import RewardsConfig
+from iad_r1.types import Solution
+
+_COLOURS = {"collapse": "red", "gaming": "magenta", "data": "yellow"}
+_SHOWN = 600  # characters of a completion
+
+
+class AuditRun(Protocol):
+    """What of a configuration this stage reads."""
+
+    @property
+    def init(self) -> str | None: ...
+    @property
+    def stage(self) -> AuditStage: ...
+    @property
+    def rewards(self) -> RewardsConfig: ...
+    @property
+    def grid(self) -> GridConfig: ...
+
+
+class HasPath(Protocol):
+    """A run folder."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Audit:
+    """Audit the completions a configuration names; print what was found and keep it as JSON."""
+    stage = config.stage
+    source = _source(stage.completions, config.init)
+    loose = rewards.load(stage.loose, config.grid)
+    types = config.rewards.vocabulary
+    result = audit(
+        records=list(read_records(source)),
+        rewards=rewards.load(config.rewards, config.grid),
+        loose=loose,
+        limits=stage.limits,
+        vocabulary=rewards.vocabulary(types) if types is not None else None,
+        examples=stage.examples,
+    )
+    show(result, console or Console(), f"{config.rewards.name} on {source}", loose.name)
+    target = folder.path / "audit.json"
+    target.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
+    return result
+
+
+def _source(completions: str | None, init: str | None) -> Path:
+    if completions is not None:
+        return Path(completions)
+    if init is not None:
+        return Path(init) / "rollouts"
+    raise ConfigError(
+        "stage=audit needs completions: stage.completions=<file or folder>, or init=<run folder> "
+        "of a run whose rollouts are to be audited."
+    )
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_records(source: Path) -> Iterator[Record]:
+    """The completions in a JSONL or parquet file, or in every such file of a folder, sorted.
+
+    Raises DataError naming file and row when there are none or a column is missing.
+    """
+    files = [source]
+    if source.is_dir():
+        files = sorted(f for f in source.iterdir() if f.suffix in (".jsonl", ".parquet"))
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"no completions in {source}: there is no .jsonl or .parquet file.")
+    for file in files:
+        for number, row in enumerate(_rows(file), 1):
+            yield _record(row, f"{file}, row {number}", file.stem)
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    if file.suffix == ".parquet":
+        import pandas
+
+        for row in pandas.read_parquet(file).to_dict("records"):
+            yield {str(column): value for column, value in row.items()}
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}, line {number} is not JSON: {error}.") from None
+
+
+def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
+    if "completion" not in row:
+        raise DataError(f"{where} has no `completion`. It has: {', '.join(row)}.")
+    if "solution" in row:
+        solution = str(row["solution"])
+    elif "gold_answer" in row:  # a line of predictions/*.jsonl
+        answer = "Yes" if row["gold_answer"] == "yes" else "No"
+        solution = Solution(answer, row.get("gold_location"), row.get("gold_type")).as_tags()
+    else:
+        raise DataError(f"{where} has neither `solution` nor `gold_answer`.")
+    group = next((row[key] for key in ("group", "id", "sample") if row.get(key) is not None), None)
+    return Record(str(row["completion"]), solution, None if group is None else f"{file}/{group}")
+
+
+# --- printing ----------------------------------------------------------------------------------
+
+
+def show(result: Audit, console: Console, title: str, loose: str) -> None:
+    """Print an audit: the components, the answers, the shares, then every flag."""
+    console.print(f"[bold]audit[/bold] {title}: {result.n:,} completions, {result.groups:,} groups")
+    console.print(_component_table(result))
+    console.print(_answer_table(result))
+    console.print(_share_table(result, loose))
+    for flag in result.flags:
+        console.print(_flag_panel(flag))
+    if not result.flags:
+        console.print("[green]nothing to flag[/green]")
+
+
+def _component_table(result: Audit) -> Table:
+    table = Table(title="what is earned, where the component applies")
+    table.add_column("component", no_wrap=True)
+    for column in ("n", "mean", "std", "min", "25 %", "50 %", "75 %", "max", "zero"):
+        table.add_column(column, justify="right")
+    for name, d in result.components.items():
+        values = (d.mean, d.std, d.low, *d.quartiles, d.high)
+        table.add_row(name, f"{d.n:,}", *(f"{v:.3f}" for v in values), f"{d.zero:.0%}")
+    return table
+
+
+def _answer_table(result: Audit) -> Table:
+    table = Table("answer", title="answers against the truth")
+    table.add_column("given", justify="right")
+    table.add_column("true", justify="right")
+    for answer in sorted({*result.answers, *result.gold}):
+        shares = (result.answers.get(answer, 0.0), result.gold.get(answer, 0.0))
+        table.add_row(answer, *(f"{share:.1%}" for share in shares))
+    return table
+
+
+def _share_table(result: Audit, loose: str) -> Table:
+    table = Table("", title="signs")
+    table.add_column("", justify="right")
+    table.add_row("entropy of the answers", f"{result.entropy:.2f} bits")
+    if result.group_entropy is not None and result.degenerate is not None:
+        table.add_row("... within a group", f"{result.group_entropy:.2f} bits")
+        table.add_row("groups that all earn the same", f"{result.degenerate:.1%}")
+    table.add_row("unique completions", f"{result.distinct:.1%}")
+    table.add_row("earned by the tags alone", f"{result.tag_only_gain:.3f}")
+    table.add_row(f"paid more by {loose}", f"{result.disagreement:.1%}")
+    for status, share in result.statuses.items():
+        table.add_row(f"form: {status}", f"{share:.1%}")
+    return table
+
+
+def _flag_panel(flag: Flag) -> Panel:
+    text = Text(flag.message)
+    for record in flag.examples:
+        text.append(f"\n\ntruth  {record.solution}\n", style="bold")
+        text.append(record.completion[:_SHOWN])
+    return Panel(text, title=flag.kind, border_style=_COLOURS[flag.kind], title_align="left")
