@@ -186,6 +186,12 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
     return features
 
 
+def next_positions(model: nn.Module, prompts: Sequence[ModelInputs]) -> Tensor:
+    """[B] The rotary position of the first token after each prompt (largest position + 1)."""
+    bare = unwrap(model)
+    return torch.stack([_prompt_positions(bare, prompt).max() + 1 for prompt in prompts])
+
+
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Inside, a LoRA model is its own reference policy: the base weights without the adapter."""

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from iad_r1.backbones.backbone import Backbone, Inputs
-from iad_r1.packing import next_position
+from iad_r1.packing import next_positions
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Completion, StopReason
 
@@ -60,7 +60,7 @@ class HfEngine:
         model, end = self.backbone.model, self.backbone.end_of_turn
         inputs = {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
         cache = DynamicCache(config=model.config.get_text_config())
-        position = next_position(model, inputs).repeat_interleave(sampling.group_size)
+        position = next_positions(model, prompts).repeat_interleave(sampling.group_size)
         hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
         cache.batch_repeat_interleave(sampling.group_size)

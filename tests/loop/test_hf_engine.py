@@ -1,0 +1,127 @@
+"""The transformers rollout engine: what it says of a completion is what the trainer computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from iad_r1.backbones import twins
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.packing import completion_logprobs
+from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.sampling import Sampling
+from iad_r1.types import Conversation, StopReason
+
+FAMILIES = sorted(twins.TWINS)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    built: dict[str, Backbone] = {}
+
+    def get(family: str) -> Backbone:
+        if family not in built:
+            folder = tmp_path_factory.mktemp(family)
+            built[family] = Backbone.load(twins.build_twin(family, folder, seed=1))
+        return built[family]
+
+    return get
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    noise = torch.randint(
+        0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+    return Image.fromarray(noise.numpy())
+
+
+def prompts(backbone: Backbone, count: int = 3) -> list:
+    """Prompts of two lengths, one of them with two images."""
+    one = Conversation("{image}Are there any defects?")
+    two = Conversation("{image}A normal sample. {image}Are there any defects in this one?")
+    found = [backbone.encode(one, [picture(i)]) for i in range(count - 1)]
+    return [*found, backbone.encode(two, [picture(8), picture(9)])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree_on_every_token(backbones, family, temperature):
+    backbone = backbones(family)
+    asked = prompts(backbone)
+    engine = HfEngine(backbone, batch_size=64)
+    groups = engine.generate(asked, Sampling(4, 12, temperature, seed=3))
+    with torch.no_grad():
+        trainer = completion_logprobs(
+            backbone.model,
+            asked,
+            [[completion.tokens for completion in group] for group in groups],
+            temperature=temperature,
+            suppressed=backbone.placeholders,
+        )
+    flat = [completion for group in groups for completion in group]
+    for row, completion in enumerate(flat):
+        said = torch.tensor(completion.logprobs)
+        torch.testing.assert_close(said, trainer.logprob[row, : len(said)], atol=2e-5, rtol=0)
+
+
+def test_greedy_is_what_transformers_generate_says(backbones):
+    backbone = backbones("qwen2_5_vl")
+    asked = prompts(backbone)
+    drawn = HfEngine(backbone, batch_size=64).generate(asked, Sampling(1, 10, 0.0, seed=0))
+    for prompt, group in zip(asked, drawn, strict=True):
+        expected = backbone.model.generate(
+            **prompt,
+            max_new_tokens=10,
+            do_sample=False,
+            suppress_tokens=list(backbone.placeholders),
+        )[0, prompt["input_ids"].shape[1] :]
+        assert list(group[0].tokens) == expected.tolist()
+
+
+def test_the_same_seed_draws_the_same_completions_and_another_seed_others(backbones):
+    backbone = backbones("qwen2_5_vl")
+    engine, asked = HfEngine(backbone, batch_size=64), prompts(backbone)
+    first = engine.generate(asked, Sampling(4, 8, 1.0, seed=5))
+    assert engine.generate(asked, Sampling(4, 8, 1.0, seed=5)) == first
+    assert engine.generate(asked, Sampling(4, 8, 1.0, seed=6)) != first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_placeholder_is_never_drawn(backbones, family):
+    backbone = backbones(family)
+    with torch.no_grad():  # make placeholders the favourite of the output layer
+        head = backbone.model.lm_head
+        bias = torch.zeros(head.out_features)
+        bias[list(backbone.placeholders)] = 50.0
+    hook = head.register_forward_hook(lambda _module, _inputs, logits: logits + bias)
+    try:
+        groups = HfEngine(backbone, 64).generate(prompts(backbone), Sampling(4, 10, 1.0, seed=0))
+    finally:
+        hook.remove()
+    drawn = {token for group in groups for completion in group for token in completion.tokens}
+    assert drawn.isdisjoint(backbone.placeholders)
+
+
+def test_a_completion_ends_with_its_end_of_turn_or_at_the_limit(backbones):
+    backbone = backbones("qwen2_5_vl")
+    bias = torch.zeros(backbone.model.lm_head.out_features)
+    bias[backbone.end_of_turn] = 4.0  # so that some end early and some do not
+    hook = backbone.model.lm_head.register_forward_hook(lambda _m, _i, logits: logits + bias)
+    try:
+        groups = HfEngine(backbone, 64).generate(prompts(backbone), Sampling(8, 6, 1.0, seed=0))
+    finally:
+        hook.remove()
+    flat = [completion for group in groups for completion in group]
+    assert {completion.stop for completion in flat} == set(StopReason)
+    for completion in flat:
+        ended = completion.tokens[-1] == backbone.end_of_turn
+        assert ended == (completion.stop is StopReason.STOP)
+        assert backbone.end_of_turn not in completion.tokens[:-1]
+        assert ended or len(completion.tokens) == 6
+        assert len(completion.logprobs) == len(completion.tokens)
+
+
+def test_a_greedy_group_of_several_is_refused():
+    with pytest.raises(ValueError, match="same completion"):
+        Sampling(group_size=2, max_tokens=4, temperature=0.0, seed=0)
