@@ -108,7 +108,7 @@ def _mask(mask: Image, size: tuple[int, int]) -> Image:
     import numpy as np
     from PIL import Image as images
 
-    values = np.asarray(mask)
+    values = np.asarray(mask.convert(mask.mode[:-1]) if mask.mode in ("RGBA", "LA") else mask)
     defective = values.any(axis=-1) if values.ndim == 3 else values != 0
     binary = images.fromarray(np.where(defective, 255, 0).astype(np.uint8))
     smooth = binary.resize(size, images.Resampling.BOX)

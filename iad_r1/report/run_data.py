@@ -1,0 +1,173 @@
+"""A run folder read back: everything the report is made of, checked once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from iad_r1.errors import DataError
+from iad_r1.grid import Grid
+from iad_r1.report import gallery, wording
+from iad_r1.types import Prediction
+
+_FILE = re.compile(r"(?P<stage>[^.]+)\.(?P<split>.+)\.(?P<shots>\d+)shot\.jsonl")
+_FIELDS = {item.name for item in fields(Prediction)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of one set of weights to one split, at one number of reference images."""
+
+    stage: str
+    split: str
+    shots: int
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """What stages are compared within: the same images, asked the same way."""
+        return self.split, self.shots
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run folder. `missing` says in plain sentences what it does not hold."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]  # metrics.jsonl; the last line of a repeated step counts
+    evaluations: tuple[Evaluation, ...]  # by split and shots, then in the order of training
+    pictures: tuple[Mapping[str, Any], ...]  # gallery.jsonl, those whose file exists
+    missing: tuple[str, ...] = field(default=())
+
+    @property
+    def seed(self) -> int:
+        """The run's seed, which also seeds the resampling of its intervals."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid that places are named on; None if the configuration has none."""
+        section = self.config.get("grid") or {}
+        return Grid(section["rows"], section["cols"]) if {"rows", "cols"} <= set(section) else None
+
+    def groups(self) -> dict[tuple[str, int], list[Evaluation]]:
+        """Evaluations by (split, shots), each in the order of training."""
+        found: dict[tuple[str, int], list[Evaluation]] = {}
+        for evaluation in self.evaluations:
+            found.setdefault(evaluation.group, []).append(evaluation)
+        return found
+
+
+def load(folder: Path) -> RunData:
+    """Read a run folder. Raises DataError naming the file and line that cannot be read."""
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"{folder} is not a run folder: it holds no config.json. "
+            "Give one as init=outputs/<name>/<timestamp>."
+        )
+    evaluations = sorted(_evaluations(folder), key=_order)
+    steps = _steps(folder / "metrics.jsonl")
+    if not evaluations and not steps:
+        raise DataError(
+            f"{folder} holds neither predictions/*.jsonl nor metrics.jsonl: there is nothing to "
+            "report. Train or evaluate first, e.g. python run.py stage=evaluate init=<run folder>."
+        )
+    rows = gallery.read(folder)
+    pictures = [row for row in rows if (folder / row["image"]).is_file()]
+    manifest = _json(folder / "manifest.json")
+    missing = _missing(bool(evaluations), bool(steps), bool(manifest), len(rows), len(pictures))
+    return RunData(
+        folder=folder,
+        config=_json(folder / "config.json"),
+        manifest=manifest,
+        summary=_json(folder / "summary.json"),
+        steps=tuple(steps),
+        evaluations=tuple(evaluations),
+        pictures=tuple(pictures),
+        missing=tuple(missing),
+    )
+
+
+def _missing(
+    evaluated: bool, trained: bool, manifest: bool, listed: int, found: int
+) -> Iterator[str]:
+    if not evaluated:
+        yield "No predictions are stored here: this run was not evaluated."
+    if not trained:
+        yield "metrics.jsonl is missing or empty: there are no training curves."
+    if not manifest:
+        yield "manifest.json is missing: code version and hardware are not recorded."
+    if not listed:
+        yield "gallery.jsonl is missing: there are no pictures to show."
+    if found < listed:
+        yield f"{listed - found} of {listed} pictures named in gallery.jsonl are gone."
+
+
+def _order(evaluation: Evaluation) -> tuple[Any, ...]:
+    # "seen" before "new": the easier claim first, as in every table of the project.
+    known = list(wording.SPLIT_NAMES)
+    place = known.index(evaluation.split) if evaluation.split in known else len(known)
+    stage = wording.stage_order(evaluation.stage)
+    return place, evaluation.split, evaluation.shots, stage, evaluation.stage
+
+
+def _evaluations(folder: Path) -> Iterator[Evaluation]:
+    for path in sorted((folder / "predictions").glob("*.jsonl")):
+        match = _FILE.fullmatch(path.name)
+        if match is None:
+            raise DataError(
+                f"{path} is not named <stage>.<split>.<shots>shot.jsonl. Rename or remove it."
+            )
+        rows = tuple(_prediction(path, i, row) for i, row in enumerate(_lines(path), start=1))
+        if rows:
+            yield Evaluation(match["stage"], match["split"], int(match["shots"]), rows)
+
+
+def _prediction(path: Path, line: int, row: Mapping[str, Any]) -> Prediction:
+    if not isinstance(row, Mapping) or set(row) - _FIELDS:
+        raise DataError(f"{path}, line {line}: not a prediction. Evaluate again to rewrite it.")
+    try:
+        return Prediction(**{**row, "references": tuple(row.get("references", ()))})
+    except TypeError as error:
+        raise DataError(f"{path}, line {line}: {error}. Evaluate again to rewrite it.") from error
+
+
+def _steps(path: Path) -> list[Mapping[str, Any]]:
+    """Lines of metrics.jsonl in order; a step that a resumed run took again counts once."""
+    latest: dict[tuple[str, int], Mapping[str, Any]] = {}
+    for number, line in enumerate(_lines(path) if path.is_file() else [], start=1):
+        if not isinstance(line, Mapping) or not {"stage", "step"} <= set(line):
+            raise DataError(f"{path}, line {number}: has no stage and step.")
+        latest[line["stage"], line["step"]] = line
+    return sorted(
+        latest.values(), key=lambda line: (wording.stage_order(line["stage"]), line["step"])
+    )
+
+
+def _lines(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+    return rows
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not an object.")
+    return content

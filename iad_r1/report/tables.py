@@ -1,0 +1,276 @@
+"""The report's numbers, as plain rows. Pure: predictions in, dictionaries out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from iad_r1 import metrics
+from iad_r1.grid import Grid, parse_cells, words
+from iad_r1.report import wording
+from iad_r1.report.run_data import Evaluation, RunData
+from iad_r1.types import Prediction
+
+COMPARED = ("balanced_accuracy", "miss_rate", "overkill_rate", "location_accuracy", "type_accuracy")
+COLLAPSED = (5.0, 95.0)  # percent answered "yes" below or above which a model has stopped judging
+TOLERANCE = 1e-6  # percent by which summary.json may differ from what the predictions give
+MANY_TYPES = 14  # columns of the type table; rarer answers are put together
+
+Row = dict[str, Any]
+
+
+def summaries(run: RunData) -> list[Row]:
+    """One row per evaluation: stage, split, shots and everything `metrics.summarise` gives."""
+    return [
+        {
+            "stage": item.stage,
+            "split": item.split,
+            "shots": item.shots,
+            **metrics.summarise(item.predictions, run.seed),
+        }
+        for item in run.evaluations
+    ]
+
+
+def disagreements(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
+    """Where `summary.json` and the stored predictions do not say the same."""
+    stored = {(r["stage"], r["split"], r["shots"]): r for r in summary.get("results") or []}
+    found = []
+    for row in rows:
+        other = stored.get((row["stage"], row["split"], row["shots"]))
+        for name in wording.HEADLINE:
+            here, there = row[name], None if other is None else other.get(name)
+            if other is None or here is there is None:
+                continue
+            if here is None or there is None or abs(here - there) > TOLERANCE:
+                found.append(
+                    f"{wording.METRIC_NAMES[name]} of {row['stage']} on {row['split']}, "
+                    f"{row['shots']}-shot: summary.json says {there}, the predictions give {here}."
+                )
+    return found
+
+
+# ----------------------------------------------------------------------- before and after
+
+
+def comparisons(run: RunData) -> list[Row]:
+    """Each stage against the one before it on the same images, for every metric of COMPARED.
+
+    Rows: {from, to, split, shots, metric, delta, ci95, n, n_changed, verdict}.
+    """
+    found = []
+    for (split, shots), group in run.groups().items():
+        for before, after in pairwise(group):
+            place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
+            found += [{**place, **row} for row in _compare(before, after, run.seed)]
+    return found
+
+
+def reference_gain(run: RunData) -> list[Row]:
+    """What reference pictures change for the last stage: k-shot against 0-shot, same images."""
+    last = last_stage(run)
+    zero = {item.split: item for item in run.evaluations if item.stage == last and item.shots == 0}
+    found = []
+    for item in run.evaluations:
+        if item.stage == last and item.shots > 0 and item.split in zero:
+            place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
+            found += [{**place, **row} for row in _compare(zero[item.split], item, run.seed)]
+    return found
+
+
+def _compare(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
+    rows = []
+    for metric in COMPARED:
+        result = metrics.paired_difference(before.predictions, after.predictions, metric, seed)
+        if result["delta"] is not None:
+            rows.append({"metric": metric, **result, "verdict": verdict(metric, result)})
+    return rows
+
+
+def verdict(metric: str, result: Mapping[str, Any]) -> str:
+    """ "better", "worse" or "not clear": whether the interval leaves out zero, and which way."""
+    if not wording.clear(result):
+        return "not clear"
+    rises = result["delta"] > 0
+    return "better" if rises == metrics.METRICS[metric].higher_is_better else "worse"
+
+
+def last_stage(run: RunData) -> str | None:
+    """The most trained weights that were evaluated."""
+    stages = {item.stage for item in run.evaluations}
+    return max(stages, key=wording.stage_order, default=None)
+
+
+def last_evaluations(run: RunData) -> list[Evaluation]:
+    """The evaluations of the last stage, all splits and shots."""
+    return [item for item in run.evaluations if item.stage == last_stage(run)]
+
+
+def main_evaluations(run: RunData) -> list[Evaluation]:
+    """The last stage's evaluation of each split with the fewest reference pictures."""
+    chosen: dict[str, Evaluation] = {}
+    for item in sorted(last_evaluations(run), key=lambda item: item.shots):
+        chosen.setdefault(item.split, item)
+    return [item for item in last_evaluations(run) if chosen[item.split] is item]
+
+
+# ------------------------------------------------------------------------------- products
+
+
+def products(run: RunData, evaluation: Evaluation) -> Row:
+    """Rows per product, the worst first, with the change since the stage before."""
+    table = metrics.per_product(evaluation.predictions, run.seed)
+    group = run.groups()[evaluation.group]
+    earlier = group[group.index(evaluation) - 1] if group.index(evaluation) > 0 else None
+    rows = [
+        {"product": name, **row, "change": _product_change(name, earlier, evaluation, run.seed)}
+        for name, row in table.items()
+    ]
+    rows.sort(key=lambda row: (row["balanced_accuracy"] is None, row["balanced_accuracy"] or 0.0))
+    return {
+        "split": evaluation.split,
+        "shots": evaluation.shots,
+        "rows": rows,
+        "before": earlier.stage if earlier else None,
+        "macro": metrics.macro(table),
+    }
+
+
+def _product_change(
+    product: str, before: Evaluation | None, after: Evaluation, seed: int
+) -> Row | None:
+    if before is None:
+        return None
+    sides = [[p for p in side.predictions if p.product == product] for side in (before, after)]
+    return metrics.paired_difference(sides[0], sides[1], "balanced_accuracy", seed)
+
+
+# --------------------------------------------------------------------------------- places
+
+
+def places(evaluation: Evaluation, grid: Grid) -> Row | None:
+    """Gold against named cells: counts, hits and what guessing would give. None without places.
+
+    `confusion` is gold cell x named cell; a defect that was missed, or whose place could not be
+    read or covers several cells, is counted in `missed` and `unplaced` instead.
+    """
+    rows = [p for p in evaluation.predictions if p.location_correct is not None]
+    golds = [parse_cells(p.gold_location or "", grid) for p in rows]
+    if not rows or not any(golds):
+        return None
+    n = grid.cells
+    confusion = [[0] * n for _ in range(n)]
+    missed, unplaced, hits = [0] * n, [0] * n, [0] * n
+    for row, gold in zip(rows, golds, strict=True):
+        if gold is None or len(gold) != 1:
+            continue
+        (cell,) = gold
+        said = parse_cells(row.location or "", grid) if row.answer == "yes" else None
+        hits[cell] += row.answer == "yes" and row.location_correct is True
+        if row.answer != "yes":
+            missed[cell] += 1
+        elif said is None or len(said) != 1:
+            unplaced[cell] += 1
+        else:
+            confusion[cell][next(iter(said))] += 1
+    totals = [sum(line) + missed[i] + unplaced[i] for i, line in enumerate(confusion)]
+    return {
+        "split": evaluation.split,
+        "shots": evaluation.shots,
+        "names": [words(cell, grid) for cell in range(n)],
+        "gold": totals,
+        "named": [sum(line[cell] for line in confusion) for cell in range(n)],
+        "hit_rate": [100 * hits[i] / totals[i] if totals[i] else None for i in range(n)],
+        "confusion": confusion,
+        "missed": missed,
+        "unplaced": unplaced,
+        "several": sum(gold is not None and len(gold) > 1 for gold in golds),
+        "chance": chance(golds, grid),
+    }
+
+
+def chance(golds: Sequence[frozenset[int] | None], grid: Grid) -> Row:
+    """What guessers of one cell score against these gold places."""
+    cells = [words(cell, grid) for cell in range(grid.cells)]
+    accepted = [
+        {words(next(iter(gold)), grid)} if gold is not None and len(gold) == 1 else set[str]()
+        for gold in golds
+    ]
+    center = cells[grid.cells // 2] if grid.rows % 2 and grid.cols % 2 else None
+    return metrics.location_chance(accepted, cells, center)
+
+
+def uniform_chance(run: RunData) -> float | None:
+    """What a random cell scores, over all annotated defects of the run's evaluations."""
+    if run.grid is None:
+        return None
+    golds = [
+        parse_cells(p.gold_location or "", run.grid)
+        for item in run.evaluations
+        for p in item.predictions
+        if p.location_correct is not None
+    ]
+    return chance(golds, run.grid)["uniform"]
+
+
+# ---------------------------------------------------------------------------------- types
+
+
+def types(evaluation: Evaluation) -> Row | None:
+    """Gold type x named type, the most frequent names first. None without annotated types."""
+    rows = [p for p in evaluation.predictions if p.type_correct is not None]
+    if not rows:
+        return None
+    pairs = Counter((row.gold_type or "", _said_type(row)) for row in rows)
+    golds = sorted({gold for gold, _ in pairs})
+    frequent = Counter(_said_type(row) for row in rows)
+    known = [name for name in golds if name in frequent]
+    others = [name for name, _ in frequent.most_common() if name not in known]
+    columns = [*known, *others]
+    shown, rest = columns[:MANY_TYPES], columns[MANY_TYPES:]
+    lines = [
+        {
+            "gold": gold,
+            "counts": [pairs[gold, name] for name in shown],
+            "rest": sum(pairs[gold, name] for name in rest),
+            "right": sum(r.type_correct is True and r.answer == "yes" for r in rows
+                         if (r.gold_type or "") == gold),
+            "n": sum(count for (name, _), count in pairs.items() if name == gold),
+        }
+        for gold in golds
+    ]  # fmt: skip
+    return {"split": evaluation.split, "shots": evaluation.shots, "columns": shown,
+            "rest": len(rest), "rows": lines}  # fmt: skip
+
+
+def _said_type(row: Prediction) -> str:
+    if row.answer != "yes":
+        return "(missed)"
+    return (row.type or "").strip().lower() or "(none)"
+
+
+# --------------------------------------------------------------------------------- scores
+
+
+def scores(run: RunData) -> list[Row]:
+    """ROC and calibration per evaluation at the fewest shots; empty when no answer has `p_yes`."""
+    rows = []
+    for item in run.evaluations:
+        fewest = min(other.shots for other in run.evaluations if other.split == item.split)
+        curve = metrics.roc(item.predictions) if item.shots == fewest else None
+        bins = metrics.calibration(item.predictions) if curve else None
+        if curve is None or bins is None:
+            continue
+        rows.append(
+            {
+                "stage": item.stage,
+                "split": item.split,
+                "shots": item.shots,
+                "roc": curve,
+                "calibration": bins,
+                "overkill_at_miss_5": metrics.overkill_at_miss(item.predictions, 5.0),
+            }
+        )
+    return rows

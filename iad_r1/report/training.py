@@ -1,0 +1,122 @@
+"""How training went: curves from metrics.jsonl, sampled answers from rollouts/, time spent."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iad_r1.report import wording
+from iad_r1.report.run_data import RunData
+
+NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch")
+# Panels shown at once, by what their name starts with; the others are folded away.
+LEADING = ("reward", "loss", "kl", "completion", "length", "tokens", "entropy")
+SAMPLES = 3  # rollout rows shown of the first and of the last file of a stage
+
+Row = dict[str, Any]
+Series = dict[str, tuple[list[float], list[float]]]
+
+
+def panels(run: RunData) -> dict[str, dict[str, Series]]:
+    """Stage to panel title to curves. Names that share what comes before "/" share a panel."""
+    found: dict[str, dict[str, Series]] = {}
+    for line in run.steps:
+        stage = found.setdefault(line["stage"], {})
+        for name, value in line.items():
+            if name in NOT_CURVES or isinstance(value, str | bool | list | dict):
+                continue
+            title = name.partition("/")[0]
+            steps, values = stage.setdefault(title, {}).setdefault(name, ([], []))
+            steps.append(line["step"])
+            values.append(math.nan if value is None else float(value))
+    return {stage: dict(sorted(of.items(), key=_rank)) for stage, of in found.items()}
+
+
+def _rank(panel: tuple[str, Series]) -> tuple[int, str]:
+    title = panel[0]
+    places = [i for i, start in enumerate(LEADING) if title.startswith(start)]
+    return (places[0] if places else len(LEADING)), title
+
+
+def leads(title: str) -> bool:
+    """Whether a panel is shown at once."""
+    return title.startswith(LEADING)
+
+
+def not_finite(run: RunData) -> list[str]:
+    """Steps whose numbers were NaN or infinite, in words."""
+    found = []
+    for line in run.steps:
+        for name, value in (line.get("not_finite") or {}).items():
+            found.append(f"{name} was {value} at step {line['step']} of {line['stage']}")
+    return found
+
+
+def seconds(run: RunData) -> list[Row]:
+    """Time per phase, with its share of the whole in percent."""
+    spent: Mapping[str, float] = run.summary.get("seconds") or {}
+    total = sum(spent.values())
+    return [
+        {"phase": phase, "text": wording.duration(s), "share": 100 * s / total if total else 0.0}
+        for phase, s in spent.items()
+    ]
+
+
+def rollouts(run: RunData) -> list[Row]:
+    """A few sampled completions from the first and last rollout file of each stage."""
+    stages: dict[str, list[Path]] = {}
+    for path in sorted((run.folder / "rollouts").glob("*.parquet")):
+        stages.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    found = []
+    for stage, paths in stages.items():
+        for path in dict.fromkeys((paths[0], paths[-1])):
+            step = int(path.stem.rpartition("-")[2])
+            found.append({"stage": stage, "step": step, "rows": _rollout_rows(path)})
+    return found
+
+
+def _rollout_rows(path: Path) -> list[Row]:
+    import pandas
+
+    rows = pandas.read_parquet(path).head(SAMPLES).to_dict("records")
+    return [
+        {
+            "text": str(row.get("completion", "")),
+            "numbers": _numbers(row),
+            "uri": _uri(row.get("thumbnail")),
+        }
+        for row in rows
+    ]
+
+
+def _numbers(row: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
+    """The numeric cells of a row, one level of nesting included."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{name}"] = float(value)
+    return found
+
+
+def _uri(thumbnail: Any) -> str | None:
+    if not isinstance(thumbnail, bytes):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode("ascii")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A configuration as ("grpo.group_size", "8") lines."""
+    lines: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            lines += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
+            lines += flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
+        else:
+            lines.append((f"{prefix}{name}", "null" if value is None else str(value)))
+    return lines

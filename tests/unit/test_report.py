@@ -1,0 +1,516 @@
+"""The report of a run folder: complete, partial and broken ones.
+
+The run folders here are made up by `make_run`: random answers of a chosen skill on drawn discs.
+They are test data and nothing else; no number in them comes from a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image, ImageDraw
+
+from iad_r1 import metrics, report
+from iad_r1.errors import DataError
+from iad_r1.grid import cells_from_mask, describe
+from iad_r1.report import cards, figures, gallery, overlay, page, run_data, story, tables, training
+from iad_r1.schema import Status
+from iad_r1.types import Prediction, Sample, Solution
+
+PRODUCTS = {"seen": ("washer", "gear", "tile", "cap"), "new": ("plate", "mesh", "<b>odd & co</b>")}
+TYPES = ("scratch", "dent", "stain")
+# Probability of: catching a defect, passing a good part, the right cell, the right type.
+SKILL = {
+    ("pretrain", "seen"): (0.0, 0.0, 0.0, 0.0),
+    ("pretrain", "new"): (0.0, 0.0, 0.0, 0.0),
+    ("sft", "seen"): (0.90, 0.95, 0.68, 0.6),
+    ("sft", "new"): (0.35, 0.85, 0.30, 0.3),
+    ("grpo", "seen"): (0.91, 0.95, 0.71, 0.6),
+    ("grpo", "new"): (0.66, 0.82, 0.50, 0.4),
+}
+CONFIG = {
+    "name": "test-data", "seed": 3, "init": None, "stage": {"name": "pipeline"},
+    "backbone": {"name": "tiny", "source": "built"}, "data": {"name": "synthetic"},
+    "rewards": {"name": "sc_grpo"}, "grid": {"name": "3x3", "rows": 3, "cols": 3},
+    "tuning": {"name": "full"}, "evaluate": {"splits": ["test"], "limit": None},
+    "sft": {"phases": [{"steps": 60}, {"steps": 20}]},
+}  # fmt: skip
+
+
+def drawn(rng: np.random.Generator, index: int, split: str, masks: bool) -> Sample:
+    """One 96 x 96 picture: a disc on a noisy ground, half of them with a dark spot."""
+    names = PRODUCTS[split]
+    product, anomalous = names[index % len(names)], (index // len(names)) % 2 == 0
+    hue = 60 + 40 * (index % len(names))
+    picture = Image.fromarray(
+        rng.normal((hue, 120, 200 - hue), 8, (96, 96, 3)).clip(0, 255).astype(np.uint8)
+    )
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((14, 14, 82, 82), fill=(hue + 60, 180, 160))
+    mask = Image.new("L", (96, 96))
+    x, y = (int(v) for v in rng.integers(14, 82, 2))
+    spot = (x - 8, y - 6, x + 8, y + 6)
+    solution = Solution("No")
+    if anomalous:
+        draw.ellipse(spot, fill=(50, 30, 30))
+        ImageDraw.Draw(mask).ellipse(spot, fill=255)
+        place = describe(cells_from_mask(np.asarray(mask), "3x3"), "3x3")
+        solution = Solution("Yes", place if masks else None, TYPES[index % 3] if masks else None)
+    kept = mask if masks and anomalous else None
+    return Sample(f"{split}/{index:04d}", "made", split, product, picture, solution, kept)
+
+
+def answered(
+    rng: np.random.Generator, sample: Sample, stage: str, shots: int, p_yes: bool
+) -> Prediction:
+    """A made-up answer of the skill that SKILL gives this stage."""
+    catches, passes, places, names = SKILL[stage, sample.split]
+    gold = sample.solution
+    right = rng.random() < (catches if gold.answer == "Yes" else passes)
+    answer = {True: "yes", False: "no"}[(gold.answer == "Yes") == right]
+    answer = "invalid" if stage == "pretrain" or rng.random() < 0.01 else answer
+    said = answer == "yes"
+    location = gold.location if rng.random() < places else "top left"
+    kind = gold.type if rng.random() < names else "scratch"
+    known = gold.location is not None
+    text = f"<think>I look at the {sample.product}.</think>" + (
+        f"<location>{location or 'center'}</location><type>{kind or 'dent'}</type>" if said else ""
+    )
+    text += f"<answer>{answer.capitalize()}</answer>" if answer != "invalid" else "<answer>"
+    tilt = {"yes": 0.72, "no": 0.25, "invalid": 0.5}[answer] + rng.normal(0, 0.12)
+    return Prediction(
+        id=sample.id, dataset="made", split=sample.split, product=sample.product, shots=shots,
+        gold_answer=gold.answer.lower(), gold_location=gold.location, gold_type=gold.type,
+        completion=text, status=Status.MISSING_TAG if answer == "invalid" else Status.OK,
+        answer=answer, location=(location or "center") if said else None,
+        type=(kind or "dent") if said else None,
+        location_correct=said and location == gold.location if known else None,
+        type_correct=said and kind == gold.type if known else None,
+        p_yes=float(np.clip(tilt, 0, 1)) if p_yes else None, n_tokens=30, stop="stop",
+        references=tuple(f"ref/{i}" for i in range(shots)),
+    )  # fmt: skip
+
+
+def make_run(
+    folder: Path,
+    stages: Sequence[str] = ("pretrain", "sft", "grpo"),
+    images: int = 48,
+    masks: bool = True,
+    p_yes: bool = True,
+    pictures: int = 16,
+) -> Path:
+    """A run folder of made-up answers, in the layout that a real run writes."""
+    rng = np.random.default_rng(5)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "manifest.json").write_text(json.dumps({"code": {"commit": "0" * 40}, "gpus": []}))
+    samples = {s: [drawn(rng, i, s, masks) for i in range(images)] for s in ("seen", "new")}
+    (folder / "predictions").mkdir()
+    for split, of_split in samples.items():
+        for stage in stages:
+            for shots in (0, 1):
+                rows = [answered(rng, sample, stage, shots, p_yes) for sample in of_split]
+                path = folder / "predictions" / f"{stage}.{split}.{shots}shot.jsonl"
+                path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    gallery.save(folder, [s for of in samples.values() for s in of], pictures)
+    write_training(folder, stages, rng)
+    seconds = {"pretrain": 150.0, "sft": 260.5, "grpo": 340.0, "evaluate": 60.0}
+    (folder / "summary.json").write_text(json.dumps({"seconds": seconds}))
+    return folder
+
+
+def write_training(folder: Path, stages: Sequence[str], rng: np.random.Generator) -> None:
+    lines: list[dict[str, Any]] = []
+    if "sft" in stages:
+        lines += [{"stage": "sft", "step": i, "loss": 2 * math.exp(-i / 25) + rng.normal(0, 0.05),
+                   "learning_rate": 1e-3} for i in range(80)]  # fmt: skip
+    for i in range(110 if "grpo" in stages else 0):
+        parts = {"answer": 0.6 + i / 400, "location": 0.3 + i / 300, "consistency": 0.9}
+        noisy = {f"reward/{k}": v + rng.normal(0, 0.05) for k, v in parts.items()}
+        lines.append({"stage": "grpo", "step": i, **noisy, "reward": sum(noisy.values()),
+                      "kl": 0.0004 * i + abs(rng.normal(0, 0.002)), "completion_length": 40.0,
+                      "clip_share": 0.01, "loss": None if i == 50 else rng.normal(0, 0.01),
+                      **({"not_finite": {"loss": "nan"}} if i == 50 else {})})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if "grpo" in stages:
+        (folder / "rollouts").mkdir()
+        rows = [{"completion": "<think>dark</think><answer>Yes</answer>", "total": 0.5,
+                 "parts": {"answer": 1.0}}]  # fmt: skip
+        pandas.DataFrame(rows).to_parquet(folder / "rollouts" / "grpo-00100.parquet")
+
+
+class Page(HTMLParser):
+    """Tags that are open, ids, links and the text of a page; fails on a wrongly closed tag."""
+
+    VOID = ("meta", "img", "input", "br", "link", "hr", "path", "rect", "use", "circle", "line")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.urls: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert not self.open, f"never closed: {self.open}"
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self._note(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(attrs)
+
+    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href"):
+                self.urls.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+def built(folder: Path) -> Page:
+    return Page(report.build(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "test-data" / "complete")
+
+
+@pytest.fixture(scope="module")
+def complete_page(complete: Path) -> Page:
+    return built(complete)
+
+
+# ------------------------------------------------------------------------------ the page
+
+
+def test_a_complete_run_has_every_section(complete_page):
+    for section in ("found", "results", "changes", "factory", "verdicts", "products", "places",
+                    "scores", "gallery", "training", "settings"):  # fmt: skip
+        assert section in complete_page.ids, section
+
+
+def test_the_page_needs_no_other_file_and_no_network(complete_page):
+    outside = [url for url in complete_page.urls if not url.startswith(("#", "data:image/jpeg"))]
+    assert not outside
+
+
+def test_every_link_on_the_page_has_its_target(complete_page):
+    targets = {url[1:] for url in complete_page.urls if url.startswith("#")}
+    assert targets and targets <= set(complete_page.ids)
+
+
+def test_names_from_the_data_are_escaped(complete, complete_page):
+    html = (complete / "report.html").read_text(encoding="utf-8")
+    assert "<b>odd & co</b>" not in html
+    assert "<b>odd & co</b>" in complete_page.text  # as text
+
+
+def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_page):
+    path = complete / "predictions" / "grpo.new.0shot.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    summary = metrics.summarise([Prediction(**row) for row in rows], CONFIG["seed"])
+    low, high = summary["ci95"]["balanced_accuracy"]
+    shown = f"{summary['balanced_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
+    assert shown in complete_page.text
+
+
+def test_the_report_is_the_same_every_time(complete):
+    first = report.build(complete).read_bytes()
+    assert report.build(complete).read_bytes() == first
+
+
+def test_figures_are_kept_as_files_of_their_own(complete, complete_page):
+    drawn = sorted(path.name for path in (complete / "figures").glob("*.svg"))
+    assert {"balanced_accuracy.svg", "roc-new.svg", "curve-grpo-reward.svg"} <= set(drawn)
+    for path in (complete / "figures").glob("*.svg"):
+        text = path.read_text()
+        assert text.startswith("<svg") and figures.INK not in text and "xmlns" in text, path
+
+
+def test_every_picture_carries_every_stages_answer(complete, complete_page):
+    html = (complete / "report.html").read_text(encoding="utf-8")
+    assert html.count('<article class="card"') == 32
+    for key in ("v0", "v1", "v2", "v3", "v4", "v5"):
+        assert html.count(f'class="answer {key}" data-verdict') == 32
+
+
+def test_steps_that_were_not_finite_are_named(complete_page):
+    assert "loss was nan at step 50 of grpo" in complete_page.text
+
+
+# ------------------------------------------------------------------------------- honesty
+
+
+def test_a_difference_that_could_be_chance_is_said_to_be_unclear(complete):
+    run = run_data.load(complete)
+    changes = tables.comparisons(run)
+    unclear = [row for row in changes if row["verdict"] == "not clear"]
+    clear = [row for row in changes if row["verdict"] != "not clear"]
+    assert unclear and clear
+    for row in unclear:
+        assert row["ci95"][0] <= 0 <= row["ci95"][1]
+        if row["n_changed"]:
+            assert "includes zero" in story.change_sentence(row)
+    for row in clear:
+        assert story.change_sentence(row).endswith(("better.", "worse."))
+
+
+def test_fewer_misses_are_better_and_more_are_worse():
+    rises = {"delta": 5.0, "ci95": [2.0, 8.0]}
+    falls = {"delta": -5.0, "ci95": [-8.0, -2.0]}
+    assert tables.verdict("miss_rate", rises) == tables.verdict("type_accuracy", falls) == "worse"
+    assert tables.verdict("miss_rate", falls) == tables.verdict("type_accuracy", rises) == "better"
+    assert tables.verdict("miss_rate", {"delta": 1.0, "ci95": [0.0, 2.0]}) == "not clear"
+
+
+def test_the_page_says_that_one_seed_and_drawn_images_prove_little(complete_page):
+    assert "one run with seed 3" in complete_page.text
+    assert "say nothing about real parts" in complete_page.text
+
+
+def test_a_model_that_always_says_yes_is_warned_about(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=24, pictures=2)
+    path = folder / "predictions" / "sft.seen.0shot.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "answer": "yes"}) + "\n" for row in rows))
+    assert "answers yes to 100.0 % of these images" in built(folder).text
+
+
+def test_a_summary_that_contradicts_the_predictions_is_pointed_out(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=24, pictures=2)
+    result = {"stage": "sft", "split": "new", "shots": 0, "balanced_accuracy": 99.5}
+    (folder / "summary.json").write_text(json.dumps({"results": [result]}))
+    assert "summary.json says 99.5" in built(folder).text
+
+
+# ------------------------------------------------------------------------------- partial
+
+
+def test_a_run_without_grpo_masks_scores_or_pictures_still_reads_well(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), masks=False, p_yes=False, pictures=0)
+    (folder / "manifest.json").unlink()
+    (folder / "summary.json").unlink()
+    found = built(folder)
+    for section in ("places", "scores", "changes", "gallery"):
+        assert section not in found.ids
+    assert {"results", "factory", "products", "training"} <= set(found.ids)
+    assert "manifest.json is missing" in found.text
+
+
+def test_a_run_that_was_only_trained_shows_how_training_went(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft", "grpo"), images=8)
+    for path in (folder / "predictions").glob("*"):
+        path.unlink()
+    found = built(folder)
+    assert "training" in found.ids and "results" not in found.ids
+    assert "Nothing was evaluated in this run" in found.text
+
+
+def test_a_split_of_good_parts_only_has_no_balanced_accuracy_and_no_crash(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft", "grpo"), images=24)
+    for path in (folder / "predictions").glob("*.new.*"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        good = [row for row in rows if row["gold_answer"] == "no"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in good))
+    assert "only normal parts were tested" in built(folder).text
+
+
+def test_pictures_that_are_gone_are_counted(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=24, pictures=4)
+    next((folder / "figures" / "samples").glob("*.jpg")).unlink()
+    assert "1 of 8 pictures named in gallery.jsonl are gone" in built(folder).text
+
+
+# -------------------------------------------------------------------------------- broken
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no config\.json.*init=outputs"):
+        report.build(tmp_path)
+
+
+def test_an_empty_run_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="nothing to report"):
+        report.build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json: not JSON"),
+        ("summary.json", "[]", r"summary\.json: holds a list"),
+        ("metrics.jsonl", '{"stage": "sft", "step": 0}\n{"lo', r"metrics\.jsonl, line 2: not JSON"),
+        ("metrics.jsonl", "{}\n", r"metrics\.jsonl, line 1: has no stage"),
+        ("gallery.jsonl", "{}\n", r"gallery\.jsonl is broken"),
+        ("predictions/sft.seen.0shot.jsonl", '{"id": "a"}\n', "line 1: .*missing"),
+        ("predictions/sft.seen.0shot.jsonl", '{"colour": 1}\n', "line 1: not a prediction"),
+        ("predictions/answers.jsonl", "{}\n", "is not named"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, message):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=8, pictures=1)
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        report.build(folder)
+
+
+# ------------------------------------------------------------------------------- numbers
+
+
+def evaluation(folder: Path, stage: str, split: str) -> run_data.Evaluation:
+    run = run_data.load(folder)
+    return next(e for e in run.evaluations if (e.stage, e.split, e.shots) == (stage, split, 0))
+
+
+def test_the_cell_table_counts_every_placed_defect_once(complete):
+    item = evaluation(complete, "grpo", "new")
+    place = tables.places(item, run_data.Grid(3, 3))
+    assert place is not None
+    summary = metrics.summarise(item.predictions, 0)
+    assert sum(place["gold"]) == summary["n_located"]
+    right = sum(place["confusion"][cell][cell] for cell in range(9))
+    assert 100 * right / summary["n_located"] == pytest.approx(summary["location_accuracy"])
+    assert place["chance"]["uniform"] == pytest.approx(100 / 9)
+
+
+def test_the_type_table_agrees_with_type_accuracy(complete):
+    item = evaluation(complete, "grpo", "new")
+    table = tables.types(item)
+    assert table is not None
+    right = sum(row["right"] for row in table["rows"])
+    n = sum(row["n"] for row in table["rows"])
+    summary = metrics.summarise(item.predictions, 0)
+    assert (n, 100 * right / n) == (summary["n_typed"], summary["type_accuracy"])
+
+
+def test_products_come_worst_first_with_their_change(complete):
+    run = run_data.load(complete)
+    table = tables.products(run, evaluation(complete, "grpo", "seen"))
+    scores = [row["balanced_accuracy"] for row in table["rows"]]
+    assert scores == sorted(scores) and table["before"] == "sft"
+    assert table["macro"]["worst_product"] == table["rows"][0]["product"]
+    assert sum(row["n"] for row in table["rows"]) == 48
+
+
+def test_a_repeated_step_of_a_resumed_run_counts_once(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=8, pictures=0)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "step": 79, "loss": 123.0}\n')
+    steps, values = training.panels(run_data.load(folder))["sft"]["loss"]["loss"]
+    assert len(steps) == 80 and values[-1] == 123.0
+
+
+def test_reward_and_its_parts_share_a_panel(complete):
+    panels = training.panels(run_data.load(complete))["grpo"]
+    assert set(panels["reward"]) == {"reward", "reward/answer", "reward/location",
+                                     "reward/consistency"}  # fmt: skip
+    assert next(iter(panels)) == "reward" and not training.leads("clip_share")
+
+
+def test_a_running_mean_keeps_a_constant_and_skips_gaps():
+    assert figures.running_mean([1.0] * 30) is None
+    smooth = figures.running_mean([2.0] * 60 + [math.nan] + [2.0] * 60)
+    assert smooth == [2.0] * 121
+
+
+# ------------------------------------------------------------------------------ overlays
+
+
+def test_the_outline_follows_the_masks_border():
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:10, 8:20] = 1
+    numbers = [float(n) for n in re.findall(r"-?\d+\.\d", overlay.outline(mask))]
+    xs, ys = numbers[::2], numbers[1::2]
+    assert (min(xs), max(xs)) == (8.0, 20.0) and (min(ys), max(ys)) == (5.0, 10.0)
+
+
+def test_a_mask_that_touches_the_edge_is_closed_there():
+    path = overlay.outline(np.ones((4, 6)))
+    assert path.count("M") == path.count("Z") == 1
+    assert overlay.outline(np.zeros((4, 6))) == ""
+
+
+def test_cells_tile_the_picture():
+    run_grid = run_data.Grid(2, 3)
+    boxes = overlay.rectangles(range(6), run_grid, 90, 40)
+    assert sum(w * h for _, _, w, h in boxes) == 90 * 40
+    assert boxes[0] == (0, 0, 30, 20) and boxes[5] == (60, 20, 30, 20)
+
+
+def test_what_a_model_writes_cannot_become_markup():
+    text = cards.trace('<think>x</think><script>alert("1")</script>')
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert '<span class="tag">&lt;think&gt;</span>' in text
+
+
+def test_a_card_says_what_training_mended(complete):
+    run = run_data.load(complete)
+    views = cards.views(run)
+    made = cards.cards(run, views)
+    by_key = [{a["key"]: a for a in card["answers"]} for card in made]
+    grpo = next(view for view in views if (view["stage"], view["shots"]) == ("grpo", 0))
+    before = views[grpo["before"]]
+    assert (before["stage"], cards.default_view(views)) == ("sft", grpo["key"])
+    changes = {answers[grpo["key"]]["change"] for answers in by_key}
+    assert "mended" in changes
+    for answers in by_key:
+        was, now = (answers[key]["verdict"] for key in (before["key"], grpo["key"]))
+        expected = {(False, True): "mended", (True, False): "spoilt"}
+        change = expected.get((was == "right", now == "right"), "")
+        assert answers[grpo["key"]]["change"] == change
+
+
+def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
+    run = run_data.load(complete)
+    rows = page._factory(tables.summaries(run))
+    assert rows and all(row["view"]["defective"] == 50.0 for row in rows)
+    assert "10,000 parts of which 0.5 % ( 50.0 ) are defective" in complete_page.text
+
+
+def test_stage_report_rebuilds_the_named_run(complete, tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from iad_r1.run_folder import RunFolder
+    from iad_r1.stages import report as stage
+
+    config: Any = SimpleNamespace(stage=SimpleNamespace(name="report"), init=str(complete))
+    (complete / "report.html").unlink()
+    assert stage.run(config, RunFolder(tmp_path)) == complete / "report.html"
+    assert (complete / "report.html").is_file()
+    assert str(complete / "report.html") in capsys.readouterr().out
+
+
+def test_replaced_rows_keep_their_meaning(complete):
+    """`replace` on a prediction changes what the card says: the card reads it, nothing else."""
+    run = run_data.load(complete)
+    row = run.evaluations[0].predictions[0]
+    assert cards.verdict(replace(row, answer="invalid")) == "unreadable"
+    assert cards.verdict(replace(row, answer=row.gold_answer)) == "right"
+
+
+if __name__ == "__main__":  # python tests/unit/test_report.py <folder>: to look at one
+    print(report.build(make_run(Path(sys.argv[1]), images=240, pictures=24)))
