@@ -100,10 +100,12 @@ _Marks = Mapping[str, list[_Mark]]
 
 
 def _marks(text: str) -> _Marks:
-    """Where each tag is opened and closed, in reading order."""
+    """Where each tag is opened and closed, in reading order; of each tag the first three marks,
+    for three are a repetition already."""
     marks: dict[str, list[_Mark]] = {tag: [] for tag in TAGS}
     for match in TAG.finditer(text):
-        marks[match[2]].append((match.start(), match.end(), bool(match[1])))
+        if len(of_tag := marks[match[2]]) < 3:
+            of_tag.append((match.start(), match.end(), bool(match[1])))
     return marks
 
 
@@ -248,11 +250,15 @@ def first_line_tag(text: str, tag: str) -> str | None:
     Equal to a regular expression without DOTALL, but linear however often the tag is opened.
     """
     opening, closing = f"<{tag}>", f"</{tag}>"
-    for line in text.split("\n"):
-        start = line.find(opening)
-        end = line.find(closing, start + len(opening)) if start >= 0 else -1
+    at = text.find(opening)
+    while at >= 0:
+        start = at + len(opening)
+        line_end = text.find("\n", start)
+        line_end = len(text) if line_end < 0 else line_end
+        end = text.find(closing, start, line_end)
         if end >= 0:
-            return line[start + len(opening) : end]
+            return text[start:end]
+        at = text.find(opening, line_end)
     return None
 
 

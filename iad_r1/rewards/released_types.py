@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from iad_r1.rewards.config import read_yaml
 
 _EXACT, _CONTAINS, _CLASS, _FUZZY, _GROUP = 1.0, 0.85, 0.6, 0.4, 0.3
+_CACHED_LENGTH = 200  # characters; longer pairs of labels are not remembered
 _SIMILAR = 0.7  # from this share of matching characters on, two labels count as similar
 
 
@@ -38,6 +39,7 @@ class ReleasedTypes:
         self._families: dict[str, str] = {}  # in the order they are tried
         self._groups: dict[str, str] = {}
         self._group_names: dict[str, str] = {}
+        self._score_cached = lru_cache(maxsize=4096)(self._score)
         for group, members in groups.items():
             self._group_names |= {_normal(term): group for term in (group, *members["terms"])}
             for family, terms in members["classes"].items():
@@ -46,6 +48,11 @@ class ReleasedTypes:
 
     def score(self, predicted: str, actual: str) -> float:
         """0 to 1, as the released code computes it."""
+        if len(predicted) + len(actual) <= _CACHED_LENGTH:
+            return self._score_cached(predicted, actual)
+        return self._score(predicted, actual)
+
+    def _score(self, predicted: str, actual: str) -> float:
         if not predicted or not actual:
             return 0.0
         said, true = self._read(predicted), self._read(actual)

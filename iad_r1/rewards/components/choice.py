@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from iad_r1.rewards.case import Case
 from iad_r1.schema import Status, parse
@@ -41,17 +41,11 @@ def letters(text: str) -> list[str]:
     An "A" that opens a sentence and stands before a small word is the article ("A scratch is
     visible"), unless that word makes it the subject ("A is correct").
     """
-    articles = _articles(text)
-    return [match[1] for match in _NAMED.finditer(text) if match.start() not in articles]
-
-
-def _articles(text: str) -> set[int]:
-    """Where an "A" is the article."""
-    words = list(_WORD.finditer(text))
-    found = set()
-    for at, (word, after) in enumerate(pairwise(words)):
-        opens = at == 0 or words[at - 1].group().endswith((".", "!", "?"))
-        small = after.group()[:1].islower() and after.group() not in _VERBS
-        if word.group() == "A" and opens and small:
-            found.add(word.start())
-    return found
+    named, opens = [], True  # whether the word at hand opens a sentence
+    words = (match.group() for match in _WORD.finditer(text))
+    for word, after in pairwise(chain(words, ("",))):
+        article = word == "A" and opens and after[:1].islower() and after not in _VERBS
+        if not article:
+            named += _NAMED.findall(word)
+        opens = word.endswith((".", "!", "?"))
+    return named
