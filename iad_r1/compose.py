@@ -24,8 +24,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from iad_r1 import prompts, rewards
 from iad_r1.config import Config, load
 from iad_r1.errors import ConfigError
+from iad_r1.run_folder import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
 ComposeError = (HydraException, OmegaConfBaseException)
 # Settings that hold a path, made absolute where the command was typed.

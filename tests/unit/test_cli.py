@@ -1,0 +1,357 @@
+"""`python run.py` as a user types it: each test starts the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from iad_r1 import compose, weights
+from iad_r1.config import HubBackbone
+from iad_r1.errors import WeightsError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "transformers", "pandas", "numpy", "scipy", "sklearn", "wandb", "matplotlib"}
+DEFECT = "<location>top left</location><type>scratch</type><answer>Yes</answer>"
+CLEAN = "<answer>No</answer>"
+COMPLETIONS = [
+    (f"<think>A scratch.</think>{DEFECT}", DEFECT),
+    (f"<think>Nothing unusual.</think>{CLEAN}", CLEAN),
+]
+
+
+def environment(**added: str) -> dict[str, str]:
+    """The tests' own environment without what would change where things are looked for."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HYDRA_"))}
+    return {**kept, "WANDB_MODE": "disabled", **added}
+
+
+def command(*arguments: str, python: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *python, str(REPOSITORY / "run.py"), *arguments]
+
+
+def run(*arguments: str, cwd: Path, python: tuple[str, ...] = (), **env: str):
+    return subprocess.run(
+        command(*arguments, python=python),
+        cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def imported(importtime: str) -> set[str]:
+    """Top-level packages in the output of `python -X importtime`."""
+    return {line.rpartition("|")[2].strip() for line in importtime.splitlines() if "|" in line}
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = folder.glob("outputs/*/*")
+    return found
+
+
+@pytest.fixture
+def completions(tmp_path) -> Path:
+    """A file of completions that `stage=audit` reads: the lightest real run there is."""
+    rows = [{"completion": text, "solution": truth} for text, truth in COMPLETIONS]
+    file = tmp_path / "completions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+# --- looking around ------------------------------------------------------------------------------
+
+
+def test_help_lists_every_option_with_a_line_about_it_and_imports_nothing_heavy(tmp_path):
+    shown = run("--help", cwd=tmp_path, python=("-X", "importtime"))
+    assert shown.returncode == 0
+    for group, options in compose.groups().items():
+        assert re.search(rf"^{group}$", shown.stdout, re.M), group
+        for option in options:
+            about = re.escape(compose.description(group, option))
+            assert re.search(rf"^[* ] {re.escape(option)} +{about}$", shown.stdout, re.M), option
+    assert "* pipeline" in shown.stdout and "* tiny" in shown.stdout
+    assert not HEAVY & imported(shown.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_one_message_exit_code_2_and_nothing_heavy(tmp_path):
+    failed = run("grpo.group_size=1", "grpo.kl_coef=-1", cwd=tmp_path, python=("-X", "importtime"))
+    said = [line for line in failed.stderr.splitlines() if not line.startswith("import time:")]
+    assert failed.returncode == 2
+    assert len([line for line in said if line]) == 2
+    assert said[1].startswith("error: grpo.group_size=1: ")
+    assert not HEAVY & imported(failed.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argument", ["grpo.lerning_rate=1", "backbone=qwen", "seed=[", "data=photos"]
+)
+def test_no_mistake_ends_in_a_traceback(argument, tmp_path):
+    failed = run(argument, cwd=tmp_path)
+    assert failed.returncode == 2
+    assert failed.stderr.strip().startswith("error: ")
+    assert "Traceback" not in failed.stderr + failed.stdout
+    assert "HYDRA_FULL_ERROR" not in failed.stderr
+
+
+def test_cfg_job_prints_the_settings_as_yaml(tmp_path):
+    shown = run("--cfg", "job", "--resolve", "stage=sft", "sft.learning_rate=2e-5", cwd=tmp_path)
+    settings = yaml.safe_load(shown.stdout)
+    assert float(settings["sft"]["learning_rate"]) == 2e-5
+    assert settings["stage"]["name"] == "sft"
+
+
+def test_dry_run_prints_settings_and_plan_and_starts_nothing(tmp_path):
+    shown = run("dry_run=true", "seed=7", "stage=sft", cwd=tmp_path)
+    assert shown.returncode == 0
+    settings, _, plan = shown.stdout.partition("\n\n")
+    assert yaml.safe_load(settings)["seed"] == 7
+    assert "sft on tiny, data synthetic" in plan
+    assert "pretrain -> sft -> evaluate -> report" in plan
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_what_would_stop_the_run(tmp_path):
+    shown = run("dry_run=true", "stage=grpo", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "It would not start: stage=grpo would start from weights without PA-SFT" in shown.stdout
+
+
+# --- weights that are not here -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids asking the hub"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not deliver"),
+    ],
+)
+def test_missing_weights_end_in_one_sentence_after_the_plan(env, reason, tmp_path):
+    home = tmp_path / "hf"
+    ended = run("stage=grpo", "backbone=qwen25vl_3b", cwd=tmp_path, HF_HOME=str(home), **env)
+    assert ended.returncode == 2
+    assert "grpo on qwen25vl_3b" in ended.stdout and "6 prompts x 4 completions" in ended.stdout
+    (sentence,) = ended.stderr.strip().splitlines()
+    said = ["Qwen/Qwen2.5-VL-3B-Instruct", str(home), reason, "backbone.path=<folder>", "HF_HOME",
+            "backbone=tiny"]  # fmt: skip
+    assert all(text in sentence for text in said), sentence
+    assert not (tmp_path / "outputs").exists()
+
+
+def published(path: str) -> HubBackbone:
+    made = compose.compose(["backbone=qwen25vl_3b", f"backbone.path={path}"])
+    assert isinstance(made.backbone, HubBackbone)
+    return made.backbone
+
+
+def test_weights_count_as_here_only_when_every_file_of_their_index_is(tmp_path):
+    backbone = published(str(tmp_path))
+    assert weights.local(backbone) is None
+    (tmp_path / "config.json").write_text("{}")
+    assert weights.local(backbone) is None
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"does not hold config\.json and all of its"):
+        weights.require(backbone)
+    (tmp_path / "model-2.safetensors").touch()
+    assert weights.require(backbone) == tmp_path
+    assert weights.fetch(backbone) == tmp_path
+
+
+def test_weights_in_the_hugging_face_cache_are_found(tmp_path):
+    cache = tmp_path / "hub" / "models--Qwen--Qwen2.5-VL-3B-Instruct"
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").touch()
+    ended = run(
+        "stage=grpo",
+        "backbone=qwen25vl_3b",
+        cwd=tmp_path,
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+    )
+    # the weights are no longer the problem: that they were never fine-tuned is
+    assert ended.returncode == 2
+    assert "would start from weights without PA-SFT" in ended.stderr
+
+
+# --- starting from an earlier run ----------------------------------------------------------------
+
+
+def test_grpo_without_an_earlier_run_says_so_and_what_to_type(tmp_path):
+    ended = run("stage=grpo", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "without PA-SFT" in ended.stderr and "stage=sft" in ended.stderr
+    assert "grpo.from_base=true" in ended.stderr
+
+
+def earlier_run(folder: Path, stage: str, backbone: str = "tiny") -> Path:
+    path = folder / "outputs" / "sft-tiny-synthetic" / "2026-01-02_03-04-05"
+    (path / "checkpoints" / stage).mkdir(parents=True)
+    (path / "checkpoints" / stage / "config.json").write_text("{}")
+    (path / "config.json").write_text(json.dumps({"backbone": {"name": backbone}}))
+    return path
+
+
+def test_grpo_proposes_the_latest_run_with_fine_tuned_weights(tmp_path):
+    earlier_run(tmp_path, "sft")
+    ended = run("stage=grpo", cwd=tmp_path)
+    assert "init=outputs/sft-tiny-synthetic/2026-01-02_03-04-05" in ended.stderr
+
+
+def test_grpo_from_a_run_that_was_only_pretrained_is_refused(tmp_path):
+    path = earlier_run(tmp_path, "pretrain")
+    ended = run("stage=grpo", f"init={path}", cwd=tmp_path)
+    assert ended.returncode == 2 and "was only pre-trained" in ended.stderr
+
+
+def test_an_earlier_run_of_another_backbone_is_refused(tmp_path):
+    earlier_run(tmp_path, "sft", backbone="llava15_7b")
+    ended = run("stage=grpo", "init=outputs/sft-tiny-synthetic/2026-01-02_03-04-05", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "Add backbone=llava15_7b" in ended.stderr
+    assert "grpo on tiny" not in ended.stdout  # refused before the plan
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_settings_its_manifest_and_its_result(tmp_path, completions):
+    done = run("stage=audit", f"stage.completions={completions.name}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    assert str(folder) in done.stdout
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["stage"]["completions"] == str(completions)
+    record = json.loads((folder / "manifest.json").read_text())
+    assert record["status"] == "finished" and record["packages"]["torch"]
+    assert json.loads((folder / "audit.json").read_text())["n"] == len(COMPLETIONS)
+    assert not (folder / "error.txt").exists()
+
+
+def test_a_run_can_be_repeated_from_its_folder_alone(tmp_path, completions):
+    run("stage=audit", f"stage.completions={completions}", cwd=tmp_path)
+    folder = only_run(tmp_path)
+    (folder / "audit.json").rename(folder / "first.json")
+    again = subprocess.run(
+        [sys.executable, "-m", "iad_r1.worker", str(folder)],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert (folder / "audit.json").read_text() == (folder / "first.json").read_text()
+
+
+def test_an_error_a_user_can_act_on_is_shown_without_a_traceback_and_kept_with_it(tmp_path):
+    (tmp_path / "empty").mkdir()
+    failed = run("stage=audit", "stage.completions=empty", cwd=tmp_path)
+    assert failed.returncode == 2
+    assert "error: no completions in" in failed.stderr and "Traceback" not in failed.stderr
+    folder = only_run(tmp_path)
+    assert "Traceback" in (folder / "error.txt").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "refused"
+
+
+def test_an_unforeseen_error_is_shown_in_full_and_kept(tmp_path, completions):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "broken.py").write_text("def score(case):\n    return 1 / 0\n")
+    failed = run(
+        "stage=audit", f"stage.completions={completions}",
+        "+rewards.components.broken={function: own.broken, weight: 1.0, gate: null}",
+        cwd=tmp_path, PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert "ZeroDivisionError" in failed.stderr
+    folder = only_run(tmp_path)
+    assert "ZeroDivisionError" in (folder / "error.txt").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
+
+
+def test_a_sweep_runs_each_job_by_itself_and_ends_with_a_table(tmp_path, completions):
+    done = run(
+        "-m", "stage=audit", f"stage.completions={completions}", "rewards=sc_grpo,answer_only",
+        "name=${rewards.name}", cwd=tmp_path, COLUMNS="200",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("sc_grpo", "answer_only"):
+        (folder,) = (tmp_path / "outputs" / name).iterdir()
+        assert json.loads((folder / "config.json").read_text())["rewards"]["name"] == name
+    table = done.stdout[done.stdout.index("Runs of this sweep") :]
+    assert re.search(r"0 .*rewards=sc_grpo .*ok", table)
+    assert re.search(r"1 .*rewards=answer_only .*ok", table)
+
+
+def test_a_sweep_goes_on_after_a_refused_run_and_reports_it(tmp_path, completions):
+    done = run(
+        "-m", "stage=audit", f"stage.completions={tmp_path / 'nothing'},{completions}",
+        cwd=tmp_path, COLUMNS="200",
+    )  # fmt: skip
+    assert done.returncode == 2
+    table = done.stdout[done.stdout.index("Runs of this sweep") :]
+    assert "refused" in table and "ok" in table
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, tmp_path):
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    folder = wait_for_running(tmp_path, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert f"stopped. What was written stays in {folder}" in said
+    assert "Traceback" not in said
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "stopped"
+    assert not workers(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc and prctl")
+def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    folder = wait_for_running(tmp_path, process)
+    assert workers(folder)
+    process.kill()
+    process.wait(timeout=10)
+    deadline = time.monotonic() + 30
+    while workers(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers(folder)
+
+
+def wait_for_running(tmp_path: Path, process: subprocess.Popen) -> Path:
+    """The run folder, once its worker has begun."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for file in tmp_path.glob("outputs/*/*/manifest.json"):
+            return file.parent
+        time.sleep(0.05)
+    raise AssertionError("no worker began")
+
+
+def workers(folder: Path) -> list[str]:
+    """Command lines of live processes that mention `folder`."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = file.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it ended while we looked
+            continue
+        if str(folder) in text:
+            found.append(text)
+    return found

@@ -1,0 +1,275 @@
+"""The configuration: complete, typed, cross-checked, and helpful when it is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import types
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from iad_r1 import compose, config
+from iad_r1.compose import CONF, groups
+from iad_r1.config import Config
+from iad_r1.errors import ConfigError
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+HUB = [name for name in groups()["backbone"] if name != "tiny"]
+
+
+def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
+    """What an option asks for besides its own name."""
+    return {
+        ("data", "photos"): [f"data.root={tmp_path}"],
+        ("stage", "report"): [f"init={tmp_path}"],
+        ("stage", "audit"): [f"stage.completions={tmp_path}"],
+        ("recipe", "paper"): ["backbone=qwen25vl_3b"],
+        ("recipe", "released"): ["backbone=qwen25vl_3b"],
+    }
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose.compose(overrides)
+    return str(caught.value)
+
+
+# --- what can be chosen --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_into_a_valid_configuration(group, option, tmp_path):
+    made = compose.compose(
+        [f"{group}={option}", *needed(tmp_path).get((group, option), [])], tmp_path
+    )
+    assert isinstance(made, Config)
+
+
+def test_every_yaml_file_is_an_option_with_a_description():
+    for group, option in OPTIONS:
+        assert compose.description(group, option), f"conf/{group}/{option}.yaml says nothing"
+    assert {path.parent.name for path in CONF.glob("*/*.yaml")} == set(groups())
+    assert set(compose.default_options()) == set(groups())
+
+
+def test_the_name_inside_an_option_is_the_name_of_its_file(tmp_path):
+    for group, option in OPTIONS:
+        made = compose.compose(
+            [f"{group}={option}", *needed(tmp_path).get((group, option), [])], tmp_path
+        )
+        if group != "recipe":
+            assert getattr(made, group).name == option
+
+
+def test_without_arguments_the_whole_pipeline_runs_on_the_tiny_model_and_drawn_data():
+    made = compose.compose([])
+    assert (made.stage.name, made.backbone.name, made.data.name) == (
+        "pipeline", "tiny", "synthetic",
+    )  # fmt: skip
+    assert made.steps()[0] == "pretrain"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_backbone_brings_its_recipe_and_the_command_line_wins(order):
+    assert compose.compose(["backbone=qwen25vl_3b"]).sft.phases[0].epochs == 2
+    explicit = compose.compose(["backbone=qwen25vl_3b", "recipe=released"][::order])
+    assert explicit.sft.phases[0].epochs == 1
+    assert explicit.rewards.name == "sc_grpo_released"
+    own = ["backbone=qwen25vl_3b", "recipe=released", "rewards=sc_grpo", "sft.phases.0.epochs=3"]
+    overridden = compose.compose(own[::order])
+    assert (overridden.rewards.name, overridden.sft.phases[0].epochs) == ("sc_grpo", 3)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_released_numbers_of_a_backbone_are_those_of_its_scripts(name, shared):
+    rows = {
+        (row["stage"], row["backbone"]): row
+        for row in csv.DictReader((shared / "data" / "recipes.csv").open(encoding="utf-8"))
+    }
+    sft, grpo = rows["sft", name], rows["grpo", name]
+    made = compose.compose([f"backbone={name}", "recipe=released"])
+    assert made.backbone.source == "hub"
+    assert made.backbone.path == sft["hub_id"]
+    assert made.backbone.max_pixels == int(grpo["max_pixels"])
+    assert made.sft.learning_rate == float(sft["learning_rate"])
+    assert (made.sft.schedule, made.grpo.schedule) == (sft["lr_schedule"], grpo["lr_schedule"])
+    assert (made.sft.warmup_steps, made.grpo.warmup_steps) == (
+        int(sft["warmup_steps"]), int(grpo["warmup_steps"]),
+    )  # fmt: skip
+    assert (made.sft.weight_decay, made.grpo.weight_decay) == (
+        float(sft["weight_decay"]), float(grpo["weight_decay"]),
+    )  # fmt: skip
+    assert made.sft.phases[0].batch_size == _global_batch(sft)
+    assert made.grpo.prompts_per_step == _global_batch(grpo)
+    assert (made.sft.phases[0].epochs, made.grpo.epochs) == (
+        float(sft["epochs_script"]), float(grpo["epochs_script"]),
+    )  # fmt: skip
+    assert made.grpo.group_size == int(grpo["group_size"])
+    assert made.grpo.learning_rate == float(grpo["learning_rate"])
+    assert made.grpo.kl_coef == float(grpo["beta"])
+    assert made.rollout.max_tokens == int(grpo["max_completion"])
+    paper = compose.compose([f"backbone={name}"])
+    assert (paper.sft.phases[0].epochs, paper.grpo.epochs) == (
+        float(sft["epochs_paper"]), float(grpo["epochs_paper"]),
+    )  # fmt: skip
+
+
+def _global_batch(row: dict[str, str]) -> int:
+    return int(row["per_device_batch"]) * int(row["grad_accum"]) * int(row["train_gpus"])
+
+
+def test_any_value_can_be_set_from_the_command_line():
+    made = compose.compose(
+        ["stage=sft", "sft.learning_rate=2e-5", "grpo.learning_rate=1e-6", "sft.phases.1.steps=7"]
+    )
+    assert (made.sft.learning_rate, made.grpo.learning_rate) == (2e-5, 1e-6)
+    assert made.sft.phases[1].steps == 7
+
+
+def test_paths_are_relative_to_where_the_command_was_typed_and_hub_ids_are_left_alone(tmp_path):
+    (tmp_path / "weights").mkdir()
+    given = ["backbone=qwen25vl_3b", "data=photos", "data.root=photos", "init=outputs/a/b"]
+    made = compose.compose(given, tmp_path)
+    assert made.data.name == "photos" and made.data.root == str(tmp_path / "photos")
+    assert made.init == str(tmp_path / "outputs/a/b")
+    assert made.backbone.source == "hub"
+    assert made.backbone.path == "Qwen/Qwen2.5-VL-3B-Instruct"
+    local = compose.compose(["backbone=qwen25vl_3b", "backbone.path=weights"], tmp_path)
+    assert local.backbone.source == "hub"
+    assert local.backbone.path == str(tmp_path / "weights")
+
+
+def test_pretraining_is_only_for_the_built_backbone_without_an_earlier_run():
+    assert "pretrain" in compose.compose(["stage=sft"]).steps()
+    assert "pretrain" not in compose.compose(["stage=sft", "init=outputs/a/b"]).steps()
+    assert "pretrain" not in compose.compose(["stage=sft", "backbone=llava15_7b"]).steps()
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+
+def models(annotation: object) -> set[type[BaseModel]]:
+    """Every pydantic model an annotation mentions, and those that these mention."""
+    found: set[type[BaseModel]] = set()
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        found.add(annotation)
+        for field in annotation.model_fields.values():
+            found |= models(field.annotation)
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation):
+        for part in typing.get_args(annotation):
+            found |= models(part)
+    return found
+
+
+def test_no_setting_has_a_default_outside_the_yaml_files():
+    optional = {
+        f"{model.__name__}.{name}"
+        for model in models(Config)
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
+    # "absent: the function takes none" is not a value of a setting
+    assert optional <= {"ComponentConfig.settings"}
+
+
+def test_every_section_refuses_what_it_does_not_know():
+    for model in models(Config):
+        assert model.model_config.get("extra") == "forbid", model.__name__
+
+
+def test_a_configuration_survives_its_json_file(tmp_path):
+    made = compose.compose(["backbone=qwen25vl_7b", "tuning=lora"])
+    file = tmp_path / "config.json"
+    file.write_text(made.model_dump_json(), encoding="utf-8")
+    assert config.read(file) == made
+
+
+def test_a_missing_setting_is_named():
+    values = compose.compose([]).model_dump(mode="json")
+    del values["grpo"]["kl_coef"]
+    with pytest.raises(ConfigError, match=r"^grpo\.kl_coef: this setting is missing\.$"):
+        config.load(json.dumps(values))
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["grpo.group_size=1"], ["grpo.group_size=1", "greater than or equal to 2"]),
+        (["grpo.group_size=four"], ['grpo.group_size="four"', "integer"]),
+        (["grpo.group_size=4.5"], ["grpo.group_size=4.5", "integer"]),
+        (["grpo.clip_low=1.5"], ["grpo.clip_low=1.5", "less than 1"]),
+        (["grpo.kl_kind=k9"], ['grpo.kl_kind="k9"', "'k3'"]),
+        (["sft.phases.1.batch_size=0"], ["sft.phases.1.batch_size=0", "greater than 0"]),
+        (["sft.phases=[]"], ["sft.phases=[]", "at least 1 item"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["name=a/b"], ['name="a/b"']),
+        (["data=photos"], ["data.root has no value", "meta.csv"]),
+        (["grpo.steps=null"], ["grpo.steps and grpo.epochs are both null", "grpo.epochs=1"]),
+        (["sft.phases.0.steps=null"], ["sft.phases.0.steps and sft.phases.0.epochs are both"]),
+        (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.top_p=1 rollout.top_k=0"]),
+        (["rollout.top_k=50"], ["rollout.top_k=50", "rollout.top_p=1 rollout.top_k=0"]),
+        (["rollout.temperature=0"], ["rollout.temperature=0", "greater than 0"]),
+        (["stage=report"], ["stage=report needs the run to report on", "init=outputs/"]),
+        (["pretrain=null"], ["pretrain=null", "recipe=tiny"]),
+        (["recipe=paper"], ["backbone.sft_learning_rate", "another recipe"]),
+        (["evaluate.prompt=sc_grpo", "evaluate.shots=[0,2]"], ["shots=2", "0 to 1"]),
+        (["+rewards.components.odd={function: odd, weight: 1.0, gate: null}"], ["odd"]),
+        (["seed=1,2"], ["Ambiguous", "Add -m"]),
+        (["seed=[1"], ["seed=[1: cannot be read"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_and_named(overrides, said):
+    message = refused(*overrides)
+    for text in said:
+        assert text in message, message
+    assert "Traceback" not in message and "pydantic" not in message.lower()
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("grpo.learnig_rate=1", "grpo.learning_rate"),
+        ("+grpo.learnig_rate=1", "grpo.learning_rate"),
+        ("learning_rate=1", "sft.learning_rate"),
+        ("group_size=4", "grpo.group_size"),
+        ("backbon=tiny", "backbone"),
+        ("backbone=qwen25vl", "qwen25vl_3b"),
+        ("stage=gpro", "grpo"),
+        ("grpo.prompt=sc_gpro", "sc_grpo"),
+        ("data.zoom=2", "data has: name, image_size"),
+    ],
+)
+def test_a_misspelling_is_answered_with_the_nearest_valid_name(override, suggestion):
+    message = refused(override)
+    assert override.lstrip("+").partition("=")[0] in message
+    assert suggestion in message
+
+
+def test_an_unknown_option_is_answered_with_all_options():
+    message = refused("tuning=qlora")
+    assert "tuning is one of: full, lora" in message
+
+
+def test_every_mistake_is_reported_at_once():
+    message = refused("grpo.group_size=1", "sft.weight_decay=-1", "+foo=1")
+    assert len(message.splitlines()) == 3
+    assert all(key in message for key in ("grpo.group_size", "sft.weight_decay", "foo"))
+
+
+def test_contradictions_are_reported_together():
+    message = refused("grpo.steps=null", "rollout.top_k=5")
+    assert len(message.splitlines()) == 2
+
+
+def test_yaml_files_hold_no_tabs_and_no_machine_paths():
+    for file in CONF.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        assert "\t" not in text and "/home/" not in text
+        assert yaml.safe_load(text) is not None
