@@ -1,6 +1,13 @@
 """The only entry point: `python run.py --help`."""
 
-from iad_r1.launch import main
+import sys
+
+from iad_r1 import options
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(options.help_text())
+        sys.exit(0)
+    from iad_r1.launch import main
+
+    sys.exit(main())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -24,9 +23,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from iad_r1 import prompts, rewards
 from iad_r1.config import Config, load
 from iad_r1.errors import ConfigError
-from iad_r1.run_folder import REPOSITORY
+from iad_r1.options import CONF, groups
 
-CONF = REPOSITORY / "conf"
 ComposeError = (HydraException, OmegaConfBaseException)
 # Settings that hold a path, made absolute where the command was typed.
 PATHS = ("init", "data.root", "stage.completions")
@@ -98,54 +96,6 @@ def _make_weights_absolute(plain: dict, directory: Path) -> None:
         folder = directory / Path(path).expanduser()
         if path.startswith((".", "/", "~")) or folder.is_dir():
             plain["backbone"]["path"] = str(folder.resolve())
-
-
-# --- what there is to choose from ----------------------------------------------------------------
-
-
-def groups() -> dict[str, list[str]]:
-    """Every configuration group and its options, sorted."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
-    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
-
-
-def description(group: str, option: str) -> str:
-    """One line about an option: the first comment of its file."""
-    for line in (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @package"):
-            return line.lstrip("# ").strip()
-    return ""
-
-
-def default_options() -> dict[str, str]:
-    """The option of each group that `conf/config.yaml` chooses."""
-    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    return {
-        group: option
-        for entry in defaults
-        if isinstance(entry, dict)
-        for group, option in entry.items()
-        if not group.startswith("override ")
-    }
-
-
-def group_options() -> str:
-    """The list of groups for `--help`, in the order of the defaults list."""
-    available, chosen = groups(), default_options()
-    width = max(len(option) for options in available.values() for option in options)
-    lines: list[str] = []
-    for group in chosen:
-        lines.append(group)
-        for option in available.get(group, []):
-            star = "*" if option == chosen[group] else " "
-            lines.append(f"{star} {option:<{width}}  {description(group, option)}")
-        lines.append("")
-    return "\n".join(lines).replace("$", "$$")
-
-
-def register() -> None:
-    """Make `${group_options:}` known, which the help template uses."""
-    OmegaConf.register_new_resolver("group_options", group_options, replace=True)
 
 
 # --- errors in the words of the person who typed -------------------------------------------------

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from iad_r1 import compose, plan
 from iad_r1.config import Config
 from iad_r1.errors import IadError
+from iad_r1.options import CONF
 from iad_r1.run_folder import REPOSITORY, RunFolder, write_json
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
@@ -36,10 +37,9 @@ _codes: list[int] = []  # exit codes of this process' runs
 
 def main() -> int:
     """Read the command line, run what it asks for, and return the exit code."""
-    compose.register()
     # Hydra would print its own errors and exit; ours say what to type instead.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    app = hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")(job)
+    app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         app()
     except compose.ComposeError as error:
@@ -182,13 +182,14 @@ def _print_table(jobs: Sequence[dict[str, Any]]) -> None:
 
     table = Table(title="Runs of this sweep: balanced accuracy / location accuracy, %")
     rows = [headline(job) for job in jobs]
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs))
     splits = list(dict.fromkeys(split for row in rows for split in row))
     for column in ("run", "settings", "ended", "minutes", *splits):
         table.add_column(column)
     for job, row in zip(jobs, rows, strict=True):
         ended = {0: "ok", REFUSED: "refused"}.get(job["code"], f"failed ({job['code']})")
         cells = [row.get(split, "-") for split in splits]
-        settings = " ".join(job["overrides"])
+        settings = " ".join(text for text in job["overrides"] if text not in shared)
         table.add_row(str(job["number"]), settings, ended, _minutes(job), *cells)
     Console().print(table)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iad_r1 import compose, weights
+from iad_r1 import compose, options, weights
 from iad_r1.config import HubBackbone
 from iad_r1.errors import WeightsError
 
@@ -70,10 +70,10 @@ def completions(tmp_path) -> Path:
 def test_help_lists_every_option_with_a_line_about_it_and_imports_nothing_heavy(tmp_path):
     shown = run("--help", cwd=tmp_path, python=("-X", "importtime"))
     assert shown.returncode == 0
-    for group, options in compose.groups().items():
+    for group, names in options.groups().items():
         assert re.search(rf"^{group}$", shown.stdout, re.M), group
-        for option in options:
-            about = re.escape(compose.description(group, option))
+        for option in names:
+            about = re.escape(options.description(group, option))
             assert re.search(rf"^[* ] {re.escape(option)} +{about}$", shown.stdout, re.M), option
     assert "* pipeline" in shown.stdout and "* tiny" in shown.stdout
     assert not HEAVY & imported(shown.stderr)

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from iad_r1 import compose, config
-from iad_r1.compose import CONF, groups
+from iad_r1 import compose, config, options
 from iad_r1.config import Config
 from iad_r1.errors import ConfigError
+from iad_r1.options import CONF, groups
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 HUB = [name for name in groups()["backbone"] if name != "tiny"]
@@ -51,9 +51,9 @@ def test_every_option_composes_into_a_valid_configuration(group, option, tmp_pat
 
 def test_every_yaml_file_is_an_option_with_a_description():
     for group, option in OPTIONS:
-        assert compose.description(group, option), f"conf/{group}/{option}.yaml says nothing"
+        assert options.description(group, option), f"conf/{group}/{option}.yaml says nothing"
     assert {path.parent.name for path in CONF.glob("*/*.yaml")} == set(groups())
-    assert set(compose.default_options()) == set(groups())
+    assert set(options.default_options()) == set(groups())
 
 
 def test_the_name_inside_an_option_is_the_name_of_its_file(tmp_path):
