@@ -262,6 +262,10 @@ def _explain(error: ValidationError, values: Any) -> Iterator[str]:
             yield f"{key}: there is no such setting."
         elif item["type"] == "missing":
             yield f"{key}: this setting is missing."
+        elif item["type"] == "union_tag_invalid":
+            tag = item.get("ctx", {})
+            name = str(tag.get("discriminator")).strip("'")
+            yield f"{key}.{name}={tag.get('tag')}: must be one of {tag.get('expected_tags')}."
         elif item["input"] is None:
             yield f"{key} has no value. {HINTS.get(key, f'Set it: {key}=<value>.')}"
         else:

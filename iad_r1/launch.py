@@ -180,7 +180,7 @@ def _print_table(jobs: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Runs of this sweep: balanced accuracy / location accuracy, %")
+    table = Table(title="Runs of this sweep", caption="balanced / location accuracy, %")
     rows = [headline(job) for job in jobs]
     shared = set.intersection(*(set(job["overrides"]) for job in jobs))
     splits = list(dict.fromkeys(split for row in rows for split in row))
