@@ -1,0 +1,48 @@
+"""Data sets as `types.Dataset`, and the pictures of their samples.
+
+`iad_r1.data.config` is imported before anything heavy may load, so this file imports numpy and
+PIL only inside its functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iad_r1.data.config import SyntheticConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from iad_r1.data.config import DataConfig
+    from iad_r1.grid import Grid, Rule
+    from iad_r1.types import Dataset, Sample
+
+
+def load(config: DataConfig, grid: Grid, location_rule: Rule, seed: int) -> Dataset:
+    """The data set a run reads, split. Places are words of `grid`, found by `location_rule`.
+
+    Raises DataError when it is missing or disagrees with itself.
+    """
+    if isinstance(config, SyntheticConfig):
+        from iad_r1.data import synthetic
+
+        return synthetic.load(config, grid, location_rule, seed)
+    from iad_r1.data import photos
+
+    return photos.load(config, grid, location_rule, seed)
+
+
+def open_image(sample: Sample, size: int | None = None) -> Image:
+    """The picture of a sample as the model gets it: see `iad_r1.data.images`."""
+    from iad_r1.data import images
+
+    return images.open_image(sample, size)
+
+
+def open_mask(sample: Sample, size: int | None = None) -> NDArray[np.bool_] | None:
+    """The mask of a sample in the geometry of `open_image`: see `iad_r1.data.images`."""
+    from iad_r1.data import images
+
+    return images.open_mask(sample, size)

@@ -1,0 +1,100 @@
+"""PA-SFT targets by rule: what a sample's annotations say, in the two patterns of IAD-R1 (A.1).
+
+    <think>...</think><answer>No</answer>
+    <think>...</think><location>top left</location><type>scratch</type><answer>Yes</answer>
+
+The reasoning perceives, compares with what is expected, locates and names, and decides. It says
+only what the annotations say, in 15 to 22 words: on a CPU every token of a rollout costs time.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from iad_r1.grid import Grid, words
+from iad_r1.types import Sample
+
+WHOLE_IMAGE = words(0, Grid(1, 1))
+UNNAMED = "defect"  # fills <type> where the type is not annotated; never trained
+
+# (perceived and expected, sound, defective); a sample always gets the same one for a seed
+_REASONING = (
+    (
+        "I scan the surface, expecting it clean and intact.",
+        "It is so from edge to edge.",
+        "{At} it is not{kind}.",
+    ),
+    (
+        "Looking over all regions, I expect what a good part shows.",
+        "Nothing differs anywhere.",
+        "{At} something differs{kind}.",
+    ),
+    (
+        "I compare every area with a sound part.",
+        "All of them match closely.",
+        "Something stands out {at}{kind}.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a sample's completion should be.
+
+    `untrained` holds the character spans (start, end) of `text` that no annotation supports: they
+    keep the pattern complete, and the loss leaves them out. They are never labels.
+    """
+
+    text: str
+    untrained: tuple[tuple[int, int], ...] = ()
+
+
+def chain_of_thought(sample: Sample, seed: int, grid: Grid = Grid(3, 3)) -> Target:  # noqa: B008 (a frozen value)
+    """The target with its reasoning, the same for a sample and seed every time.
+
+    Where a defect's place is not annotated, `<location>` holds a pseudo-random cell of `grid`,
+    drawn from `seed` and the sample's id; where its type is not, `<type>` holds "defect". Both are
+    `untrained`, and the reasoning mentions neither.
+    """
+    stream = random.Random(f"{seed}/{sample.id}")
+    expected, sound, defective = stream.choice(_REASONING)
+    solution = sample.solution
+    if solution.answer == "No":
+        return Target(f"<think>{expected} {sound} It is fine.</think><answer>No</answer>")
+    finding = _finding(defective, solution.location, solution.type)
+    pieces = [
+        (f"<think>{expected} {finding} It is defective.</think><location>", True),
+        (solution.location or words(stream.randrange(grid.cells), grid), bool(solution.location)),
+        ("</location><type>", True),
+        (solution.type or UNNAMED, bool(solution.type)),
+        ("</type><answer>Yes</answer>", True),
+    ]
+    return _joined(pieces)
+
+
+def direct_answer(sample: Sample, seed: int) -> Target:
+    """The verdict alone: the control without reasoning. `seed` is taken for symmetry."""
+    return Target(f"<answer>{sample.solution.answer}</answer>")
+
+
+def _finding(template: str, location: str | None, kind: str | None) -> str:
+    at = _at(location)
+    return template.format(at=at, At=at[:1].upper() + at[1:], kind=f": {kind}" if kind else "")
+
+
+def _at(location: str | None) -> str:
+    """Where, in running text: "at the top left", "at row 2 of 5, column 4 of 5", "somewhere"."""
+    if location is None or location == WHOLE_IMAGE:
+        return "somewhere"
+    return f"at {location}" if location.startswith("row ") else f"at the {location}"
+
+
+def _joined(pieces: list[tuple[str, bool]]) -> Target:
+    """Pieces of text and whether each is trained, as one target."""
+    text, untrained = "", []
+    for piece, trained in pieces:
+        if not trained:
+            untrained.append((len(text), len(text) + len(piece)))
+        text += piece
+    return Target(text, tuple(untrained))
