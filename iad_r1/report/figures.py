@@ -97,7 +97,13 @@ def headline(rows: Sequence[Mapping[str, Any]], metric: str, chance: float | Non
         axes.set_xlim(0, 100)
         axes.grid(axis="y", visible=False)
         axes.set_title(f"{wording.METRIC_NAMES[metric].capitalize()}, %")
-        figure.legend(loc="outside lower center", ncols=len(stages) + 1, handletextpad=0.3)
+        figure.legend(
+            loc="outside lower center",
+            ncols=len(stages) + 1,
+            handletextpad=0.2,
+            columnspacing=0.9,
+            handlelength=1.2,
+        )
         return _svg(figure)
 
 
@@ -120,7 +126,7 @@ def differences(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_title(title)
-        axes.set_xlabel("percentage points; grey: the interval includes zero")
+        axes.set_xlabel("percentage points (grey: includes zero)")
         return _svg(figure)
 
 

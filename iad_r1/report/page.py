@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from iad_r1.report.run_data import RunData, load
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000
 HEADLINE_FIGURES = ("balanced_accuracy", "location_accuracy")
+FORESTED = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 
 Row = dict[str, Any]
 
@@ -61,6 +63,7 @@ def _environment() -> Environment:
         "points": wording.points,
         "interval": wording.interval,
         "stage": wording.stage_name,
+        "model": wording.model_name,
         "split": wording.split_name,
         "metric": lambda name: wording.METRIC_NAMES.get(name, name),
         "count": lambda value: wording.NOTHING if value is None else f"{value:,.1f}",
@@ -185,11 +188,10 @@ def _change_figures(changes: Sequence[Row], keep: Callable[[str, str], Markup]) 
         points = [
             {**row, "label": f"{row['split']}, {row['shots']}-shot: {_short(row['metric'])}"}
             for row in changes
-            if (row["from"], row["to"]) == (before, after) and row["metric"] in wording.HEADLINE
+            if (row["from"], row["to"]) == (before, after) and row["metric"] in FORESTED
         ]
         if points:
-            title = f"{wording.stage_name(before)} to {wording.stage_name(after)}"
-            title = title[:1].upper() + title[1:]
+            title = f"{wording.model_name(after)} against {wording.model_name(before)}"
             name = f"change-{before}-{after}"
             drawn.append(keep(name, figures.differences(points, title)))
     return drawn
@@ -200,7 +202,7 @@ def _short(metric: str) -> str:
 
 
 def _factory(rows: Sequence[Row]) -> list[Row]:
-    """Rates with their meaning for PARTS parts at DEFECT_PRIOR; rows without both are left out."""
+    """Rates with their meaning for PARTS parts at DEFECT_PRIOR, where both are defined."""
     return [
         {
             **row,
@@ -210,6 +212,7 @@ def _factory(rows: Sequence[Row]) -> list[Row]:
         }
         for row in rows
         if row["miss_rate"] is not None and row["overkill_rate"] is not None
+        if row["invalid_rate"] < 100  # it judged nothing, so there is no line to picture
     ]
 
 
@@ -242,8 +245,8 @@ def _curves(run: RunData, keep: Callable[[str, str], Markup]) -> list[Row]:
     for stage, of_stage in training.panels(run).items():
         drawn = {
             title: keep(
-                f"curve-{stage}-{title.replace('/', '-')}",
-                figures.curves(_readable(series), f"{stage}: {title.replace('_', ' ')}"),
+                f"curve-{stage}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}",
+                figures.curves(training.readable(series), f"{stage}: {title.replace('_', ' ')}"),
             )
             for title, series in of_stage.items()
         }
@@ -251,7 +254,3 @@ def _curves(run: RunData, keep: Callable[[str, str], Markup]) -> list[Row]:
         folded = [svg for title, svg in drawn.items() if not training.leads(title)]
         found.append({"stage": stage, "leading": leading, "folded": folded})
     return found
-
-
-def _readable(series: training.Series) -> training.Series:
-    return {name.rpartition("/")[2].replace("_", " "): line for name, line in series.items()}

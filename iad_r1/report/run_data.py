@@ -112,7 +112,7 @@ def _missing(
 
 def _order(evaluation: Evaluation) -> tuple[Any, ...]:
     # "seen" before "new": the easier claim first, as in every table of the project.
-    known = list(wording.SPLIT_NAMES)
+    known = [*wording.SPLIT_NAMES, *(wording.VALIDATION + name for name in wording.SPLIT_NAMES)]
     place = known.index(evaluation.split) if evaluation.split in known else len(known)
     stage = wording.stage_order(evaluation.stage)
     return place, evaluation.split, evaluation.shots, stage, evaluation.stage

@@ -9,76 +9,87 @@ from iad_r1.report import tables, wording
 from iad_r1.report.run_data import Evaluation, RunData
 
 Row = Mapping[str, Any]
+TILES = {
+    "balanced_accuracy": "balanced accuracy",
+    "miss_rate": "defective parts missed",
+    "overkill_rate": "good parts rejected",
+    "location_accuracy": "defects found and placed",
+}
+LEADING = ("balanced_accuracy", "location_accuracy")
+_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
-def findings(run: RunData, rows: Sequence[Row], changes: Sequence[Row]) -> Iterator[str]:
-    """What an inspection engineer wants to know first, one sentence or two per item."""
+def findings(run: RunData, rows: Sequence[Row], changes: Sequence[Row]) -> Iterator[Row]:
+    """What an inspection engineer wants to know first, per split: {title, tiles, sentences}."""
     for item in tables.main_evaluations(run):
         row = next(r for r in rows if _place(r) == (item.stage, item.split, item.shots))
-        yield _verdicts(row)
-        yield from _location(run, item, row)
-        yield from _collapse(row)
-        yield from _last_change(changes, item)
+        last = [c for c in changes if (c["to"], c["split"], c["shots"]) == _place(row)]
+        title = wording.split_name(item.split)
+        yield {
+            "title": f"{title[:1].upper()}{title[1:]}",
+            "detail": f"{item.shots}-shot, {row['n']:,} images",
+            "tiles": list(_tiles(run, item, rows)),
+            "sentences": [
+                *_undefined(row),
+                *_location(run, item, row),
+                *_collapse(row),
+                *(change_sentence(c) for c in last if c["metric"] in LEADING),
+            ],
+        }
 
 
 def _place(row: Row) -> tuple[str, str, int]:
     return row["stage"], row["split"], row["shots"]
 
 
-def _verdicts(row: Row) -> str:
-    where = f"{_capital(wording.split_name(row['split']))} ({row['shots']}-shot, n = {row['n']:,})"
-    stage = wording.stage_name(row["stage"])
+def _tiles(run: RunData, item: Evaluation, rows: Sequence[Row]) -> Iterator[Row]:
+    """The numbers to read first, each with the stage before where there is one."""
+    group = run.groups()[item.group]
+    stages = [other.stage for other in group[: group.index(item) + 1]][-2:]
+    found = [next(r for r in rows if _place(r) == (stage, *item.group)) for stage in stages]
+    for metric, label in TILES.items():
+        if found[-1][metric] is not None:
+            yield {
+                "label": label,
+                "value": found[-1][metric],
+                "bounds": found[-1]["ci95"].get(metric),
+                "before": found[0][metric] if len(found) == 2 else None,
+                "stage": wording.stage_name(stages[-1]),
+                "earlier": wording.stage_name(stages[0]),
+            }
+
+
+def _undefined(row: Row) -> Iterator[str]:
     if row["balanced_accuracy"] is None:
         only = "normal" if row["n_anomalous"] == 0 else "defective"
-        return f"{where}: only {only} parts were tested {stage}, so balanced accuracy is undefined."
-    bounds = row["ci95"]["balanced_accuracy"]
-    return (
-        f"{where}: {stage}, the model misses {row['miss_rate']:.1f} of 100 defective parts and "
-        f"wrongly rejects {row['overkill_rate']:.1f} of 100 good ones. Balanced accuracy is "
-        f"{row['balanced_accuracy']:.1f} % (95 % interval {_range(bounds)}; 50 % is guessing)."
-    )
+        yield f"Only {only} parts were tested, so balanced accuracy is undefined."
 
 
 def _location(run: RunData, item: Evaluation, row: Row) -> Iterator[str]:
-    if row["location_accuracy"] is None or run.grid is None:
-        return
-    found = tables.places(item, run.grid)
-    guess = (
-        f" Guessing a cell at random gives {found['chance']['uniform']:.1f} %, and always naming "
-        f"{found['chance']['best_cell']} {found['chance']['best_constant']:.1f} %."
-        if found
-        else ""
-    )
-    yield (
-        f"It finds the defect and names its place for {row['location_accuracy']:.1f} % of the "
-        f"{row['n_located']:,} defects whose place is known "
-        f"(95 % interval {_range(row['ci95']['location_accuracy'])}).{guess}"
-    )
+    found = tables.places(item, run.grid) if run.grid is not None else None
+    if found is not None and row["location_accuracy"] is not None:
+        yield (
+            f"The place is known for {row['n_located']:,} of its defects. Naming a cell at random "
+            f"would be right for {found['chance']['uniform']:.1f}{_PERCENT} of them, always naming "
+            f"{found['chance']['best_cell']} for {found['chance']['best_constant']:.1f}{_PERCENT}."
+        )
 
 
 def _collapse(row: Row) -> Iterator[str]:
     low, high = tables.COLLAPSED
     if row["yes_rate"] is not None and not low <= row["yes_rate"] <= high:
         yield (
-            f"Warning: it answers yes to {row['yes_rate']:.1f} % of these images, while "
-            f"{row['gold_yes_rate']:.1f} % are defective. It hardly looks at the picture."
+            f"Warning: it answers yes to {row['yes_rate']:.1f}{_PERCENT} of these images, while "
+            f"{row['gold_yes_rate']:.1f}{_PERCENT} are defective. It hardly looks at the picture."
         )
-
-
-def _last_change(changes: Sequence[Row], item: Evaluation) -> Iterator[str]:
-    for metric in ("balanced_accuracy", "location_accuracy"):
-        for row in changes:
-            place = (row["to"], row["split"], row["shots"], row["metric"])
-            if place == (item.stage, item.split, item.shots, metric):
-                yield change_sentence(row)
 
 
 def change_sentence(row: Row) -> str:
     """One paired difference in words; says so when the interval includes zero."""
     start = (
-        f"From {wording.stage_name(row['from'])} to {wording.stage_name(row['to'])}, "
-        f"{wording.METRIC_NAMES[row['metric']]} changes by {wording.points(row['delta'])} points "
-        f"(95 % interval {_range(row['ci95'])}, same {row['n']:,} images)"
+        f"{wording.model_name(row['to'])} changes {wording.METRIC_NAMES[row['metric']]} by "
+        f"{wording.points(row['delta'])} points over {wording.model_name(row['from'])} "
+        f"(95{_PERCENT} interval {_range(row['ci95'])})"
     )
     if row["n_changed"] == 0:
         return f"{start}: no image is judged differently."
@@ -139,5 +150,5 @@ def _data_caveats(run: RunData) -> Iterator[str]:
             f"Only the first {run.config['evaluate']['limit']:,} images of each split were tested "
             "(evaluate.limit)."
         )
-    if "validation" in ((run.config.get("evaluate") or {}).get("splits") or []):
+    if any(wording.is_validation(item.split) for item in run.evaluations):
         yield "Validation images were tested. Choices made on them make their numbers look better."

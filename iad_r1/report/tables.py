@@ -13,7 +13,14 @@ from iad_r1.report import wording
 from iad_r1.report.run_data import Evaluation, RunData
 from iad_r1.types import Prediction
 
-COMPARED = ("balanced_accuracy", "miss_rate", "overkill_rate", "location_accuracy", "type_accuracy")
+COMPARED = (
+    "balanced_accuracy",
+    "miss_rate",
+    "overkill_rate",
+    "location_accuracy",
+    "type_accuracy",
+    "well_formed",
+)
 COLLAPSED = (5.0, 95.0)  # percent answered "yes" below or above which a model has stopped judging
 TOLERANCE = 1e-6  # percent by which summary.json may differ from what the predictions give
 MANY_TYPES = 14  # columns of the type table; rarer answers are put together
@@ -76,7 +83,8 @@ def reference_gain(run: RunData) -> list[Row]:
     for item in run.evaluations:
         if item.stage == last and item.shots > 0 and item.split in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
-            found += [{**place, **row} for row in _compare(zero[item.split], item, run.seed)]
+            rows = _compare(zero[item.split], item, run.seed)
+            found += [{**place, **row} for row in rows if row["metric"] in wording.HEADLINE]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,38 +13,68 @@ from iad_r1.report import wording
 from iad_r1.report.run_data import RunData
 
 NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch")
-# Panels shown at once, by what their name starts with; the others are folded away.
-LEADING = ("reward", "loss", "kl", "completion", "length", "tokens", "entropy")
+# Which curves share a panel; the first pattern that fits a whole name decides, else it is alone.
+PANELS = (
+    (r"reward(_normal|_anomalous)?", "reward"),
+    (r"reward_std", "reward: standard deviation"),
+    (r"reward[_/].+_normal", "reward parts, normal images"),
+    (r"reward[_/].+_anomalous", "reward parts, defective images"),
+    (r"reward[_/].+", "reward parts"),
+    (r"length_.+|completion_length", "completion length, tokens"),
+    (r"(gold_)?yes_rate|invalid_rate|truncated|degenerate_groups", "answers, share"),
+    (r"ratio_.+", "importance ratio"),
+    (r"clip.+", "clipped tokens, share"),
+    (r"seconds_.+", "seconds per step"),
+)
+# Panels shown at once, in this order; the others are folded away.
+LEADING = (
+    "reward", "reward parts", "loss", "kl", "completion length, tokens", "answers, share",
+)  # fmt: skip
 SAMPLES = 3  # rollout rows shown of the first and of the last file of a stage
+
+ABOUT = ("product", "solution")  # columns of a rollout row that say what was asked
 
 Row = dict[str, Any]
 Series = dict[str, tuple[list[float], list[float]]]
 
 
 def panels(run: RunData) -> dict[str, dict[str, Series]]:
-    """Stage to panel title to curves. Names that share what comes before "/" share a panel."""
+    """Stage to panel title to curves, each a pair of steps and values."""
     found: dict[str, dict[str, Series]] = {}
     for line in run.steps:
         stage = found.setdefault(line["stage"], {})
         for name, value in line.items():
             if name in NOT_CURVES or isinstance(value, str | bool | list | dict):
                 continue
-            title = name.partition("/")[0]
-            steps, values = stage.setdefault(title, {}).setdefault(name, ([], []))
+            steps, values = stage.setdefault(_panel(name), {}).setdefault(name, ([], []))
             steps.append(line["step"])
             values.append(math.nan if value is None else float(value))
     return {stage: dict(sorted(of.items(), key=_rank)) for stage, of in found.items()}
 
 
+def _panel(name: str) -> str:
+    return next((title for pattern, title in PANELS if re.fullmatch(pattern, name)), name)
+
+
 def _rank(panel: tuple[str, Series]) -> tuple[int, str]:
-    title = panel[0]
-    places = [i for i, start in enumerate(LEADING) if title.startswith(start)]
-    return (places[0] if places else len(LEADING)), title
+    return (LEADING.index(panel[0]) if leads(panel[0]) else len(LEADING)), panel[0]
 
 
 def leads(title: str) -> bool:
     """Whether a panel is shown at once."""
-    return title.startswith(LEADING)
+    return title in LEADING
+
+
+def readable(series: Series) -> Series:
+    """The same curves under names without what the panel's title already says."""
+    shared = re.compile(r"^(reward|length|ratio|seconds)[_/](?=.)|_(normal|anomalous)$")
+    if len(series) == 1:
+        return {name.replace("_", " "): line for name, line in series.items()}
+    parts = not {"reward", "reward_normal", "reward_anomalous"} & set(series)
+    return {
+        (shared.sub("", name) if parts else name).replace("_", " "): line
+        for name, line in series.items()
+    }
 
 
 def not_finite(run: RunData) -> list[str]:
@@ -84,6 +115,7 @@ def _rollout_rows(path: Path) -> list[Row]:
     rows = pandas.read_parquet(path).head(SAMPLES).to_dict("records")
     return [
         {
+            "about": ", ".join(str(row[name]) for name in ABOUT if row.get(name)),
             "text": str(row.get("completion", "")),
             "numbers": _numbers(row),
             "uri": _uri(row.get("thumbnail")),

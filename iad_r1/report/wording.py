@@ -12,6 +12,12 @@ STAGE_NAMES = {
     "sft": "after PA-SFT",
     "grpo": "after SC-GRPO",
 }
+MODEL_NAMES = {  # the weights themselves, where "after" would not read well
+    "base": "the published model",
+    "pretrain": "the untrained model",
+    "sft": "PA-SFT",
+    "grpo": "SC-GRPO",
+}
 METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "miss_rate": "miss rate",
@@ -29,7 +35,8 @@ SPLIT_NAMES = {
     "seen": "products seen in training",
     "new": "products new to PA-SFT",
 }
-NOTHING = "–"  # noqa: RUF001  an en dash, as tables print an undefined value
+VALIDATION = "validation_"
+NOTHING = "–"  # as tables print an undefined value
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -43,9 +50,21 @@ def stage_name(stage: str) -> str:
     return STAGE_NAMES.get(stage, stage)
 
 
+def model_name(stage: str) -> str:
+    """ "SC-GRPO" for "grpo"; an unknown stage keeps its own name."""
+    return MODEL_NAMES.get(stage, stage)
+
+
 def split_name(split: str) -> str:
-    """The split in words where it has some."""
+    """The split in words where it has some; validation images are said to be such."""
+    if is_validation(split):
+        return f"validation images, {split_name(split.removeprefix(VALIDATION))}"
     return SPLIT_NAMES.get(split, split.replace("_", " "))
+
+
+def is_validation(split: str) -> bool:
+    """Whether a split was there to make choices on."""
+    return split.startswith(VALIDATION)
 
 
 def percent(value: float | None) -> str:

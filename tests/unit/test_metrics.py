@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,9 +52,9 @@ def prediction(
     )
 
 
-def rows_of(answers: list[tuple[str, str]], **fields: object) -> list[Prediction]:
+def rows_of(answers: list[tuple[str, str]], **fields: Any) -> list[Prediction]:
     return [
-        replace(prediction(str(i), gold, answer), **fields)  # type: ignore[arg-type]
+        replace(prediction(str(i), gold, answer), **fields)
         for i, (gold, answer) in enumerate(answers)
     ]
 
@@ -187,7 +188,11 @@ def test_a_missed_defect_has_the_wrong_location_even_if_its_text_named_the_right
 
 
 def test_well_formed_counts_the_parsers_verdict():
-    rows = [prediction("a"), prediction("b", status=Status.MISSING_TAG), prediction("c", "no", "no")]
+    rows = [
+        prediction("a"),
+        prediction("b", status=Status.MISSING_TAG),
+        prediction("c", "no", "no"),
+    ]
     assert metrics.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
 
 

@@ -137,9 +137,11 @@ def write_training(folder: Path, stages: Sequence[str], rng: np.random.Generator
                    "learning_rate": 1e-3} for i in range(80)]  # fmt: skip
     for i in range(110 if "grpo" in stages else 0):
         parts = {"answer": 0.6 + i / 400, "location": 0.3 + i / 300, "consistency": 0.9}
-        noisy = {f"reward/{k}": v + rng.normal(0, 0.05) for k, v in parts.items()}
+        noisy = {f"reward_{k}": v + rng.normal(0, 0.05) for k, v in parts.items()}
         lines.append({"stage": "grpo", "step": i, **noisy, "reward": sum(noisy.values()),
-                      "kl": 0.0004 * i + abs(rng.normal(0, 0.002)), "completion_length": 40.0,
+                      "reward_normal": 1.0, "reward_anomalous": 0.9, "reward_answer_normal": 0.8,
+                      "kl": 0.0004 * i + abs(rng.normal(0, 0.002)), "length_mean": 40.0,
+                      "length_max": 60, "yes_rate": 0.5, "gold_yes_rate": 0.5,
                       "clip_share": 0.01, "loss": None if i == 50 else rng.normal(0, 0.01),
                       **({"not_finite": {"loss": "nan"}} if i == 50 else {})})  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -335,7 +337,7 @@ def test_a_split_of_good_parts_only_has_no_balanced_accuracy_and_no_crash(tmp_pa
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         good = [row for row in rows if row["gold_answer"] == "no"]
         path.write_text("".join(json.dumps(row) + "\n" for row in good))
-    assert "only normal parts were tested" in built(folder).text
+    assert "Only normal parts were tested" in built(folder).text
 
 
 def test_pictures_that_are_gone_are_counted(tmp_path):
@@ -424,11 +426,16 @@ def test_a_repeated_step_of_a_resumed_run_counts_once(tmp_path):
     assert len(steps) == 80 and values[-1] == 123.0
 
 
-def test_reward_and_its_parts_share_a_panel(complete):
+def test_curves_that_belong_together_share_a_panel(complete):
     panels = training.panels(run_data.load(complete))["grpo"]
-    assert set(panels["reward"]) == {"reward", "reward/answer", "reward/location",
-                                     "reward/consistency"}  # fmt: skip
-    assert next(iter(panels)) == "reward" and not training.leads("clip_share")
+    assert list(panels)[:3] == ["reward", "reward parts", "loss"]
+    assert set(panels["reward"]) == {"reward", "reward_normal", "reward_anomalous"}
+    assert set(training.readable(panels["reward parts"])) == {"answer", "location", "consistency"}
+    assert set(panels["reward parts, normal images"]) == {"reward_answer_normal"}
+    assert (
+        not training.leads("clipped tokens, share")
+        and "clip_share" in panels["clipped tokens, share"]
+    )
 
 
 def test_a_running_mean_keeps_a_constant_and_skips_gaps():

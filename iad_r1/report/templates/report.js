@@ -5,7 +5,8 @@
   var form = document.getElementById("gallery-controls");
   if (gallery && form) {
     var cards = Array.prototype.slice.call(gallery.querySelectorAll(".card"));
-    var shown = document.getElementById("gallery-count");
+    var shown = document.getElementById("gallery-count"), more = document.getElementById("gallery-more");
+    var limit = 12;
     var apply = function () {
       var wanted = new FormData(form), view = wanted.get("view"), count = 0;
       gallery.dataset.view = view;
@@ -17,11 +18,13 @@
           fits = fits && (!wanted.get(name) || wanted.get(name) === card.dataset[name]);
         });
         fits = fits && (!verdict || found.dataset.verdict === verdict || found.dataset.change === verdict);
-        card.hidden = !fits;
         count += fits ? 1 : 0;
+        card.hidden = !fits || count > limit;
       });
-      shown.textContent = count + " of " + cards.length + " pictures";
+      shown.textContent = count + " of " + cards.length + " pictures" + (count > limit ? ", " + limit + " shown" : "");
+      more.hidden = count <= limit;
     };
+    more.addEventListener("click", function () { limit = cards.length; apply(); });
     form.addEventListener("input", apply);
     apply();
   }
