@@ -57,7 +57,7 @@ def scratch(wound: Wound, surface: Field) -> Field:
         core = np.exp(-((across / width) ** 2))
         flank = np.exp(-(((np.abs(across) - 1.9 * width) / width) ** 2))
         light += ends * (110 * core - 75 * flank)
-    return surface + light[..., None]
+    return surface + light
 
 
 def hole(wound: Wound, surface: Field) -> Field:
@@ -66,8 +66,7 @@ def hole(wound: Wound, surface: Field) -> Field:
     distance = np.hypot(wound.u, wound.v / wound.between(0.85, 1.0)) - size
     wall = 26 + 30 * np.clip((wound.x + wound.y) / (1.6 * size), -0.6, 1)
     rim = np.exp(-(((distance - 0.9) / 0.9) ** 2)) * 70
-    inside = np.repeat(wall[..., None], 3, axis=2)
-    return blend(surface + rim[..., None], inside, coverage(distance))
+    return blend(surface + rim, wall, coverage(distance))
 
 
 def stain(wound: Wound, surface: Field) -> Field:
@@ -80,7 +79,7 @@ def stain(wound: Wound, surface: Field) -> Field:
     film = coverage(distance, wound.radius * 0.35)
     edge = np.exp(-(((distance + 1.8) / 1.8) ** 2)) * 0.22
     tints = ((0.62, 0.44, 0.22), (0.34, 0.36, 0.40), (0.78, 0.40, 0.26), (0.42, 0.52, 0.86))
-    tint = np.asarray(tints[wound.rng.integers(len(tints))], np.float32)
+    tint = np.asarray(tints[wound.rng.integers(len(tints))], np.float32)[:, None, None]
     soiled = surface * tint + 14
     return blend(surface, soiled, np.minimum(film * (0.85 + edge), 1))
 
@@ -122,7 +121,10 @@ def dent(wound: Wound, surface: Field) -> Field:
     turn = np.deg2rad(wound.between(25, 65))
     toward = (wound.x * np.cos(turn) + wound.y * np.sin(turn)) / spread
     bowl = np.exp(-0.5 * (wound.x**2 + wound.y**2) / spread**2)
-    return surface + (130 * toward * bowl)[..., None]
+    # a cool cast, as of sky light: where brightness is unchanged the colour is not, so that the
+    # changed pixels are one region and not two halves
+    cast = np.array([-0.22, 0.0, 0.22], np.float32)[:, None, None]
+    return surface + 130 * (toward + cast) * bowl
 
 
 def missing_part(wound: Wound, surface: Field) -> Field:
@@ -135,7 +137,7 @@ def missing_part(wound: Wound, surface: Field) -> Field:
     gone = coverage(distance)
     slope = _upper_left(distance)
     shadow = np.exp(-(((distance + 1.6) / 1.5) ** 2)) * slope
-    floor = wound.substrate * (1 - 0.6 * shadow)[..., None]
+    floor = wound.substrate * (1 - 0.6 * shadow)
     return blend(surface, floor, gone)
 
 
@@ -155,7 +157,7 @@ def foreign_object(wound: Wound, surface: Field) -> Field:
         (196, 58, 170),
         (108, 196, 54),
     )
-    colour = np.asarray(colours[wound.rng.integers(len(colours))], np.float32)
+    colour = np.asarray(colours[wound.rng.integers(len(colours))], np.float32)[:, None, None]
     half = np.float32(wound.radius) * wound.between(0.5, 0.75)
     thick = np.float32(wound.radius) * wound.between(0.38, 0.48)
     distance = _capsule(wound.u, wound.v, half) - thick
@@ -169,8 +171,8 @@ def foreign_object(wound: Wound, surface: Field) -> Field:
         )
         * 90
     )
-    body = colour * lit[..., None] + shine[..., None]
-    return blend(surface * (1 - 0.55 * shadow)[..., None], body, coverage(distance))
+    body = colour * lit + shine
+    return blend(surface * (1 - 0.55 * shadow), body, coverage(distance))
 
 
 def _capsule(u: Field, v: Field, half: np.float32) -> Field:

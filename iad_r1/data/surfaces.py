@@ -22,9 +22,9 @@ UNIT = 96.0  # a picture is UNIT x UNIT long, whatever its number of pixels
 class Surface:
     """A defect-free product.
 
-    colour     [H, W, 3] f32   0..255, before lighting and sensor noise
+    colour     [3, H, W] f32   0..255, before lighting and sensor noise
     material   [H, W] f32      1 where the product is, 0 on the background; None: everywhere
-    substrate  [3] f32         what shows where a part of the product is missing
+    substrate  [3, 1, 1] f32   what shows where a part of the product is missing
     """
 
     colour: Field
@@ -50,9 +50,9 @@ class Canvas:
         return float(self.rng.uniform(low, high))
 
     def shade(self, *rgb: float, spread: float) -> Field:
-        """`rgb` with a common and a per-channel random shift of up to `spread`, as [3] f32."""
+        """`rgb` with a common and a per-channel random shift of up to `spread`, [3, 1, 1]."""
         shift = self.rng.uniform(-spread, spread) + self.rng.uniform(-spread, spread, 3) * 0.4
-        return np.clip(np.asarray(rgb) + shift, 5, 250).astype(np.float32)
+        return np.clip(np.asarray(rgb) + shift, 5, 250).astype(np.float32)[:, None, None]
 
     def choice(self, *options: tuple[float, float, float], spread: float) -> Field:
         """One of several base colours, varied like `shade`."""
@@ -107,13 +107,8 @@ def coverage(distance: Field, softness: float = 1.0) -> Field:
 
 
 def blend(under: Field, over: Field, amount: Field) -> Field:
-    """`over` laid on `under` with opacity `amount` [H, W]; colours may be [3] or [H, W, 3]."""
-    return under + (over - under) * amount[..., None]
-
-
-def _tinted(colour: Field, brightness: Field) -> Field:
-    """A [3] colour times a [H, W] brightness."""
-    return colour * brightness[..., None]
+    """`over` laid on `under` with opacity `amount` [H, W]; colours are [3, 1, 1] or [3, H, W]."""
+    return under + (over - under) * amount
 
 
 def brushed_metal(c: Canvas) -> Surface:
@@ -123,7 +118,7 @@ def brushed_metal(c: Canvas) -> Surface:
     sheen = np.cos((v - c.between(-40, 40)) * np.float32(np.pi / c.between(70, 110)))
     steel = c.choice((158, 162, 170), (176, 168, 152), (140, 146, 158), spread=14)
     return Surface(
-        _tinted(steel, 1 + 0.035 * streaks + 0.09 * sheen), None, c.shade(52, 46, 42, spread=8)
+        steel * (1 + 0.035 * streaks + 0.09 * sheen), None, c.shade(52, 46, 42, spread=8)
     )
 
 
@@ -138,7 +133,7 @@ def woven_fabric(c: Canvas) -> Surface:
     base = c.choice((92, 118, 160), (158, 96, 92), (120, 138, 96), (168, 150, 118), spread=16)
     other = base * np.float32(c.between(0.82, 0.95))
     return Surface(
-        blend(base, other, over) * relief[..., None], None, c.shade(226, 222, 210, spread=8)
+        blend(base, other, over) * relief, None, c.shade(226, 222, 210, spread=8)
     )
 
 
@@ -152,9 +147,9 @@ def gasket_ring(c: Canvas) -> Surface:
     )
     across = (radius - np.float32((outer + inner) / 2)) / np.float32((outer - inner) / 2)
     rubber = c.choice((66, 68, 74), (122, 62, 48), (58, 78, 104), (74, 92, 70), spread=10)
-    body = _tinted(rubber, 1.18 - 0.34 * across**2 + 0.03 * c.smooth(20, 20))
+    body = rubber * (1.18 - 0.34 * across**2 + 0.03 * c.smooth(20, 20))
     plate = c.shade(198, 200, 202, spread=14)
-    return Surface(blend(plate + 2 * c.smooth(6, 6)[..., None], body, ring), ring, plate)
+    return Surface(blend(plate + 2 * c.smooth(6, 6), body, ring), ring, plate)
 
 
 def circuit_trace(c: Canvas) -> Surface:
@@ -170,7 +165,7 @@ def circuit_trace(c: Canvas) -> Surface:
     trace = coverage(np.abs(offset) - np.float32(c.between(1.8, 2.5)))
     board = c.choice((38, 98, 62), (34, 70, 118), (92, 40, 44), (46, 52, 58), spread=10)
     copper = np.minimum(board * 1.35 + 38, 230).astype(np.float32)
-    colour = blend(board + 3 * c.smooth(10, 10)[..., None], copper, trace)
+    colour = blend(board + 3 * c.smooth(10, 10), copper, trace)
     column = (
         np.abs(u - np.float32(c.between(74, 88)))
         if c.rng.integers(2)
@@ -195,9 +190,9 @@ def bolt_head(c: Canvas) -> Surface:
     slope = (0.16 * np.cos(angles - np.float32(light))).astype(np.float32)
     chamfer = coverage(np.float32(inradius - 6.5) - np.hypot(dx, dy) * np.float32(0.94), 1.6)
     metal = c.choice((150, 152, 158), (172, 154, 104), (112, 116, 126), spread=12)
-    body = _tinted(metal, 1 + slope[facet] * chamfer - 0.05 * chamfer + 0.025 * c.smooth(24, 24))
+    body = metal * (1 + slope[facet] * chamfer - 0.05 * chamfer + 0.025 * c.smooth(24, 24))
     plate = c.shade(58, 60, 66, spread=10)
-    return Surface(blend(plate + 2 * c.smooth(6, 6)[..., None], body, head), head, plate)
+    return Surface(blend(plate + 2 * c.smooth(6, 6), body, head), head, plate)
 
 
 def ceramic_tile(c: Canvas) -> Surface:
@@ -211,7 +206,7 @@ def ceramic_tile(c: Canvas) -> Surface:
     )
     joint, bevel = coverage(edge - 1.5), coverage(edge - 4.0, 3.0)
     glaze = c.choice((214, 210, 200), (150, 178, 190), (188, 170, 148), (160, 186, 160), spread=12)
-    body = _tinted(glaze, 1 + 0.025 * c.smooth(7, 7) - 0.07 * bevel)
+    body = glaze * (1 + 0.025 * c.smooth(7, 7) - 0.07 * bevel)
     return Surface(
         blend(body, c.shade(128, 124, 118, spread=10), joint), None, c.shade(164, 92, 62, spread=10)
     )
@@ -240,7 +235,7 @@ def printed_label(c: Canvas) -> Surface:
     first = np.float32(pitch * np.floor(80 / pitch)) - np.float32(pitch * c.rng.integers(2, 5))
     band = coverage(np.abs(v - first) - np.float32(pitch * 0.5))
     page = blend(blend(paper, print_colour, text), band_colour, band)
-    return Surface(page + 1.5 * c.smooth(8, 8)[..., None], None, c.shade(150, 116, 78, spread=8))
+    return Surface(page + 1.5 * c.smooth(8, 8), None, c.shade(150, 116, 78, spread=8))
 
 
 def wood_panel(c: Canvas) -> Surface:
@@ -251,7 +246,7 @@ def wood_panel(c: Canvas) -> Surface:
     fibre = c.lookup(v + 90 + warp * 0.4, 170, 180)
     timber = c.choice((178, 132, 84), (142, 94, 58), (200, 162, 116), spread=12)
     return Surface(
-        _tinted(timber, 1 + 0.085 * rings + 0.035 * fibre), None, c.shade(236, 220, 184, spread=6)
+        timber * (1 + 0.085 * rings + 0.035 * fibre), None, c.shade(236, 220, 184, spread=6)
     )
 
 
@@ -264,7 +259,7 @@ def leather(c: Canvas) -> Surface:
     pebble = np.sin(u * w) + np.sin((0.5 * u + 0.866 * v) * w) + np.sin((0.5 * u - 0.866 * v) * w)
     hide = c.choice((118, 72, 46), (70, 56, 52), (146, 104, 66), (96, 44, 44), spread=12)
     return Surface(
-        _tinted(hide, 1 + 0.075 * pebble + 0.03 * c.smooth(6, 6)),
+        hide * (1 + 0.075 * pebble + 0.03 * c.smooth(6, 6)),
         None,
         c.shade(202, 190, 170, spread=8),
     )
@@ -279,7 +274,7 @@ def ribbed_hose(c: Canvas) -> Surface:
     tube = 1.08 - 0.26 * (v / 48) ** 2
     plastic = c.choice((88, 92, 98), (60, 96, 140), (168, 112, 48), (84, 120, 88), spread=12)
     return Surface(
-        _tinted(plastic, tube * (1 + 0.17 * rib)), None, c.shade(216, 210, 200, spread=8)
+        plastic * (tube * (1 + 0.17 * rib)), None, c.shade(216, 210, 200, spread=8)
     )
 
 
@@ -292,7 +287,7 @@ def knurled_grip(c: Canvas) -> Surface:
     side = np.cos((u + slope * v) * 2 * w)
     metal = c.choice((150, 152, 156), (128, 122, 110), (170, 160, 140), spread=12)
     return Surface(
-        _tinted(metal, 0.74 + 0.42 * ridge + 0.07 * side), None, c.shade(44, 40, 40, spread=8)
+        metal * (0.74 + 0.42 * ridge + 0.07 * side), None, c.shade(44, 40, 40, spread=8)
     )
 
 
@@ -307,9 +302,9 @@ def steel_washer(c: Canvas) -> Surface:
     grooves = c.lookup(radius, 60, 72)
     sheen = np.cos(2 * np.arctan2(dy, dx) + np.float32(c.between(0, 6.3)))
     metal = c.choice((128, 132, 140), (156, 132, 88), (112, 108, 106), spread=12)
-    body = _tinted(metal, 1 + 0.03 * grooves + 0.09 * sheen)
+    body = metal * (1 + 0.03 * grooves + 0.09 * sheen)
     sheet = c.choice((222, 214, 186), (196, 214, 224), spread=12)
-    return Surface(blend(sheet + 2 * c.smooth(6, 6)[..., None], body, ring), ring, sheet)
+    return Surface(blend(sheet + 2 * c.smooth(6, 6), body, ring), ring, sheet)
 
 
 Painter = Callable[[Canvas], Surface]

@@ -70,7 +70,7 @@ def draw(rng: np.random.Generator, product: str, defect: str | None, size: int) 
         return Picture(clean, np.zeros((size, size), np.bool_))
     while True:  # a low-contrast defect on a matching surface can be invisible: draw it again
         window, damaged = _damage(damage, surface, defect, x, y)
-        exposed = _expose(damaged, light[window], noise[window])
+        exposed = _expose(damaged, light[:, *window], noise[window])
         changed = np.abs(exposed.astype(np.int16) - clean[window]).max(axis=2) >= SMALLEST_CHANGE
         if changed.sum() * (UNIT / size) ** 2 >= SMALLEST_MASK:
             break
@@ -81,29 +81,32 @@ def draw(rng: np.random.Generator, product: str, defect: str | None, size: int) 
 
 
 def _lighting(rng: np.random.Generator, x: Field, y: Field) -> Field:
-    """[H, W, 3] gain: exposure, a linear gradient and a slight colour cast."""
+    """[3, H, W] gain: exposure, a linear gradient and a slight colour cast."""
     gain = rng.uniform(0.86, 1.1) * rng.uniform(0.97, 1.03, 3)
     slope_x, slope_y = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
     plane = 1 + slope_x * (x / 48 - 1) + slope_y * (y / 48 - 1)
-    return plane[..., None] * gain.astype(np.float32)
+    return plane * gain.astype(np.float32)[:, None, None]
 
 
 def _sensor_noise(rng: np.random.Generator, size: int) -> Field:
-    """[H, W, 1] Gaussian noise of 1.5 to 3.5 grey levels."""
-    return rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(
+    """[H, W] Gaussian noise of 1.5 to 3.5 grey levels."""
+    return rng.standard_normal((size, size), dtype=np.float32) * np.float32(
         rng.uniform(1.5, 3.5)
     )
 
 
 def _expose(colour: Field, light: Field, noise: Field) -> NDArray[np.uint8]:
-    """What the camera stores of a lit surface."""
-    return np.clip(colour * light + noise, 0, 255).astype(np.uint8)
+    """What the camera stores of a lit surface, [H, W, 3]."""
+    levels = colour * light
+    levels += noise
+    np.clip(levels, 0, 255, out=levels)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _damage(
     rng: np.random.Generator, surface: Surface, defect: str, x: Field, y: Field
 ) -> tuple[tuple[slice, slice], Field]:
-    """A damaged [h, w, 3] window of the surface and where it belongs in the picture."""
+    """A damaged [3, h, w] window of the surface and where it belongs in the picture."""
     size = x.shape[0]
     cx, cy = _centre(rng, surface.material, size)
     radius = rng.uniform(*RADIUS) * rng.uniform(0.8, 1.2)
@@ -113,20 +116,20 @@ def _damage(
     turn = rng.uniform(0, 2 * np.pi)
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     wound = Wound(rng, dx, dy, cos * dx + sin * dy, cos * dy - sin * dx, radius, surface.substrate)
-    before = surface.colour[window]
+    before = surface.colour[:, *window]
     amount = np.full(dx.shape, contrast)
     if surface.material is not None and defect != "foreign object":
         amount = amount * surface.material[window]  # only a foreign object reaches past the part
-    return window, before + (DEFECTS[defect](wound, before) - before) * amount[..., None]
+    return window, before + (DEFECTS[defect](wound, before) - before) * amount
 
 
 def _centre(rng: np.random.Generator, material: Field | None, size: int) -> tuple[float, float]:
-    """A point on the product: first one of 3 x 3 regions, evenly, then anywhere in it."""
-    span = (UNIT - 2 * MARGIN) / 3
+    """A point on the product: first one cell of 3 x 3, evenly, then anywhere in that cell."""
+    edges = np.array([MARGIN, UNIT / 3, 2 * UNIT / 3, UNIT - MARGIN])
     while True:
-        column, row = rng.integers(3, size=2)
+        cell = rng.integers(3, size=2)
         for _ in range(12):
-            cx, cy = MARGIN + span * (np.array([column, row]) + rng.random(2))
+            cx, cy = rng.uniform(edges[cell], edges[cell + 1])
             pixel = int(cy * size / UNIT), int(cx * size / UNIT)
             if material is None or material[pixel] > 0.99:
                 return float(cx), float(cy)
