@@ -34,15 +34,15 @@ def load(config: DataConfig, grid: Grid, location_rule: Rule, seed: int) -> Data
     return photos.load(config, grid, location_rule, seed)
 
 
-def open_image(sample: Sample, size: int | None = None) -> Image:
-    """The picture of a sample as the model gets it: see `iad_r1.data.images`."""
+def open_image(sample: Sample) -> Image:
+    """The picture of a sample upright and in RGB: see `iad_r1.data.images`."""
     from iad_r1.data import images
 
-    return images.open_image(sample, size)
+    return images.open_image(sample)
 
 
-def open_mask(sample: Sample, size: int | None = None) -> NDArray[np.bool_] | None:
+def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
     """The mask of a sample in the geometry of `open_image`: see `iad_r1.data.images`."""
     from iad_r1.data import images
 
-    return images.open_mask(sample, size)
+    return images.open_mask(sample)

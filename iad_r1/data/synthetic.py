@@ -23,7 +23,6 @@ from iad_r1.data.config import SyntheticConfig
 from iad_r1.data.defects import DEFECT_TYPES, DEFECTS, Wound
 from iad_r1.data.surfaces import NEW, PAINTERS, SEEN, UNIT, Canvas, Field, Surface, pixel_centres
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe
-from iad_r1.grid import Grid, Rule
 from iad_r1.types import Dataset, Sample, Solution
 
 WORLD_VERSION = 1  # raise it whenever the same seed draws a different picture
