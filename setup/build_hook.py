@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+# hatchling exists only in the environment that pip builds in.
+from hatchling.builders.hooks.plugin.interface import (  # pyright: ignore[reportMissingImports]
+    BuildHookInterface,
+)
 
 
 class ConfInWheel(BuildHookInterface):
