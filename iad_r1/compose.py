@@ -26,8 +26,10 @@ from iad_r1.errors import ConfigError
 from iad_r1.options import CONF, groups
 
 ComposeError = (HydraException, OmegaConfBaseException)
-# Settings that hold a path, made absolute where the command was typed.
+# Settings that hold a path, made absolute where the command was typed. Those in NAME_OR_PATH may
+# also be a name (a hub id, a packaged vocabulary): they are paths if spelled so, or if there is one.
 PATHS = ("init", "data.root", "stage.completions")
+NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
@@ -46,9 +48,8 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
-    for key in PATHS:
-        _make_absolute(plain, key.split("."), directory)
-    _make_weights_absolute(plain, directory)
+    for key in (*PATHS, *NAME_OR_PATH):
+        _make_absolute(plain, key, directory)
     try:
         config = load(json.dumps(plain))
     except ConfigError as error:
@@ -81,21 +82,16 @@ def _unknown_names(config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _make_absolute(values: dict, keys: Sequence[str], directory: Path) -> None:
-    *parents, last = keys
-    for key in parents:
-        values = values.get(key, {})
-    if isinstance(values.get(last), str):
-        values[last] = str((directory / Path(values[last]).expanduser()).resolve())
-
-
-def _make_weights_absolute(plain: dict, directory: Path) -> None:
-    """`backbone.path` is a hub id unless it is spelled as a path or such a folder is there."""
-    path = plain.get("backbone", {}).get("path")
-    if isinstance(path, str) and path:
-        folder = directory / Path(path).expanduser()
-        if path.startswith((".", "/", "~")) or folder.is_dir():
-            plain["backbone"]["path"] = str(folder.resolve())
+def _make_absolute(values: dict[str, Any], key: str, directory: Path) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.get(parent, {})
+    text = values.get(last)
+    if not isinstance(text, str) or not text:
+        return
+    path = directory / Path(text).expanduser()
+    if key in PATHS or text.startswith((".", "/", "~")) or path.exists():
+        values[last] = str(path.resolve())
 
 
 # --- errors in the words of the person who typed -------------------------------------------------

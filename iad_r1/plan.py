@@ -33,7 +33,7 @@ def lines(config: Config, output: str) -> Iterator[str]:
         yield _row("PA-SFT", _sft(config))
     if "grpo" in steps:
         yield _row("SC-GRPO", _grpo(config))
-        yield _row("rewards", f"{config.rewards.name}, grid {config.grid.name}")
+        yield _row("rewards", f"{config.rewards.name}, grid {config.grid.rows}x{config.grid.cols}")
     if "evaluate" in steps:
         yield _row("evaluate", _evaluate(config))
     yield _row("output", output)

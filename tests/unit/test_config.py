@@ -137,6 +137,15 @@ def test_paths_are_relative_to_where_the_command_was_typed_and_hub_ids_are_left_
     assert local.backbone.path == str(tmp_path / "weights")
 
 
+def test_a_vocabulary_of_ones_own_is_found_where_the_command_was_typed(tmp_path, repository):
+    own = repository / "iad_r1" / "rewards" / "vocabularies" / "default.yaml"
+    (tmp_path / "types.yaml").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+    made = compose.compose(["rewards.vocabulary=types.yaml"], tmp_path)
+    assert made.rewards.vocabulary == str(tmp_path / "types.yaml")
+    assert compose.compose([], tmp_path).rewards.vocabulary == "default"
+    assert "rewards.vocabulary='other.yaml'" in refused("rewards.vocabulary=other.yaml")
+
+
 def test_pretraining_is_only_for_the_built_backbone_without_an_earlier_run():
     assert "pretrain" in compose.compose(["stage=sft"]).steps()
     assert "pretrain" not in compose.compose(["stage=sft", "init=outputs/a/b"]).steps()
