@@ -26,8 +26,8 @@ from iad_r1.errors import ConfigError
 from iad_r1.options import CONF, groups
 
 ComposeError = (HydraException, OmegaConfBaseException)
-# Settings that hold a path, made absolute where the command was typed. Those in NAME_OR_PATH may
-# also be a name (a hub id, a packaged vocabulary): they are paths if spelled so, or if there is one.
+# Settings that hold a path, made absolute where the command was typed. NAME_OR_PATH may also be a
+# name (a hub id, a packaged vocabulary): it is a path if spelled as one, or if it is there.
 PATHS = ("init", "data.root", "stage.completions")
 NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
