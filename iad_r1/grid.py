@@ -9,9 +9,11 @@ matcher released with IAD-R1 is kept beside it (`released=True`) with its faults
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -66,7 +68,7 @@ class Grid:
         """How many cells there are."""
         return self.rows * self.cols
 
-    def cell_at(self, x: float, y: float) -> int:
+    def cell_at(self, x: float | Fraction, y: float | Fraction) -> int:
         """The cell that holds the point `x`, `y`, both as a share of the image in [0, 1]."""
         row = min(int(y * self.rows), self.rows - 1)
         return row * self.cols + min(int(x * self.cols), self.cols - 1)
@@ -342,16 +344,18 @@ def _cells_of_pixels(index: np.ndarray, size: int, parts: int) -> np.ndarray:
     return (2 * index + 1) * parts // (2 * size)
 
 
-def _centroid(defective: np.ndarray) -> tuple[float, float]:
-    """(x, y) of the mean pixel centre, as shares of the image."""
+def _centroid(defective: np.ndarray) -> tuple[Fraction, Fraction]:
+    """(x, y) of the mean pixel centre, as exact shares of the image: no rounding at borders."""
     import numpy as np
 
     rows, cols = np.nonzero(defective)
     height, width = defective.shape
-    return (float(cols.mean()) + 0.5) / width, (float(rows.mean()) + 0.5) / height
+    centres = (int(2 * index.sum()) + len(index) for index in (cols, rows))
+    x, y = (Fraction(centre, 2 * len(rows)) for centre in centres)
+    return x / width, y / height
 
 
-def _centroids(defective: np.ndarray) -> list[tuple[float, float]]:
+def _centroids(defective: np.ndarray) -> list[tuple[Fraction, Fraction]]:
     """The centroid of every 8-connected component, largest component first."""
     import numpy as np
     from scipy import ndimage
@@ -380,9 +384,9 @@ def cells_from_boxes(
         overlap = [sum(_overlap(box, cell, grid) for box in shares) for cell in range(grid.cells)]
         return frozenset((max(range(grid.cells), key=overlap.__getitem__),))
     if rule == "centroid_all":
-        total = sum(map(_area, shares))
-        x = sum(_area(box) * (box[0] + box[2]) / 2 for box in shares) / total
-        y = sum(_area(box) * (box[1] + box[3]) / 2 for box in shares) / total
+        total = 2 * sum(map(_area, shares))
+        x = sum(_area(box) * (box[0] + box[2]) for box in shares) / total
+        y = sum(_area(box) * (box[1] + box[3]) for box in shares) / total
         return frozenset((grid.cell_at(x, y),))
     kept = shares[: _MULTI_LIMIT if rule == "multi" else 1]
     return frozenset(grid.cell_at((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in kept)
@@ -393,11 +397,16 @@ def _check_rule(rule: str) -> None:
         raise ConfigError(f"grid.mask_rule={rule!r} is unknown. Use {', '.join(get_args(Rule))}.")
 
 
-def _clipped(box: Box, size: tuple[int, int]) -> Box:
-    """A box as shares of the image, cut at its border."""
+_Shares = tuple[Fraction, Fraction, Fraction, Fraction]
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> _Shares:
+    """A box as exact shares of the image, cut at its border."""
     width, height = size
-    x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (box[0], box[2]))
-    y1, y2 = (min(max(y / height, 0.0), 1.0) for y in (box[1], box[3]))
+    if not all(map(math.isfinite, box)):
+        raise DataError(f"box {tuple(box)} holds what is not a number.")
+    x1, x2 = (Fraction(min(max(float(x), 0.0), width)) / width for x in (box[0], box[2]))
+    y1, y2 = (Fraction(min(max(float(y), 0.0), height)) / height for y in (box[1], box[3]))
     if not (x1 < x2 and y1 < y2):
         raise DataError(
             f"box {tuple(box)} has no area inside an image of {width}x{height} pixels. "
@@ -406,15 +415,15 @@ def _clipped(box: Box, size: tuple[int, int]) -> Box:
     return x1, y1, x2, y2
 
 
-def _area(box: Box) -> float:
+def _area(box: _Shares) -> Fraction:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _overlap(box: Box, cell: int, grid: Grid) -> float:
+def _overlap(box: _Shares, cell: int, grid: Grid) -> Fraction:
     row, col = divmod(cell, grid.cols)
-    wide = min(box[2], (col + 1) / grid.cols) - max(box[0], col / grid.cols)
-    high = min(box[3], (row + 1) / grid.rows) - max(box[1], row / grid.rows)
-    return max(wide, 0.0) * max(high, 0.0)
+    wide = min(box[2], Fraction(col + 1, grid.cols)) - max(box[0], Fraction(col, grid.cols))
+    high = min(box[3], Fraction(row + 1, grid.rows)) - max(box[1], Fraction(row, grid.rows))
+    return max(wide, Fraction(0)) * max(high, Fraction(0))
 
 
 # --- what a place is worth ---------------------------------------------------------------------

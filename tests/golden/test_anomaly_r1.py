@@ -1,0 +1,101 @@
+"""AnomalyR1's released reader of letters, against its rule written out with regular expressions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iad_r1 import rewards
+from iad_r1.rewards.components.anomaly_r1 import read_choice
+
+KEYWORDS = (
+    *("答案", "选择", "正确", "是", "对", "认为", "应该", "觉得"),
+    *("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD"),
+)
+
+
+def written_out(text: str) -> str | None:
+    """The rule, one occurrence after the other (quadratic)."""
+    text = re.sub(r"\s+", " ", text)
+    if len(text) < 3:
+        text = re.sub(r"[^\w\s]", "", text)
+        return text[0] if text else None
+    found = re.findall(r"(?<![a-z])([A-D])(?![a-z])", text)
+    points = dict.fromkeys(found, 0)
+    for letter in found:
+        at = text.rfind(letter)
+        around = text[max(0, at - 20) : min(len(text), at + 20)]
+        points[letter] += sum(word in around for word in KEYWORDS)
+        points[letter] += 2 if at > len(text) * 0.7 else 0
+        points[letter] += 1 if at < len(text) - 1 and text[at + 1] in "。.!！,，" else 0
+    return max(points, key=lambda letter: points[letter]) if points else None
+
+
+def structured(text: str) -> bool:
+    return bool(re.search(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", text, re.DOTALL))
+
+
+def last(tag: str, text: str) -> str | None:
+    found = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    return written_out(found[-1].strip()) if found else None
+
+
+def roam(text: str, truth: str) -> float:
+    think, answer = last("think", text), last("answer", text)
+    if not structured(text) or (think is None and answer is None):
+        return 0.0
+    if think is None:
+        return 0.8 if answer == truth else 0.05
+    if think == answer:
+        return 1.0 if answer == truth else 0.1
+    return 0.0
+
+
+LETTERS = st.text(alphabet="ABCDEaDd .,!！。是对 \n()x", max_size=40)
+PIECES = st.sampled_from(
+    [
+        *(
+            "<think>",
+            "</think>",
+            "<answer>",
+            "</answer>",
+            "</think><answer>",
+            "</think>\n <answer>",
+        ),
+        *("A", "B.", "(C)", "d", "A scratch", "not B but C", " ", "\n", "Done", "ANSWER B", "是"),
+    ]
+)
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+
+
+@settings(max_examples=600, deadline=None)
+@given(LETTERS)
+def test_letters_are_read_by_the_written_out_rule(text: str) -> None:
+    assert read_choice(text) == written_out(text)
+
+
+@settings(max_examples=600, deadline=None)
+@given(TEXTS, st.sampled_from("ABCD"))
+def test_roam_and_choice_are_the_written_out_table(text: str, truth: str) -> None:
+    right = structured(text) and last("answer", text) == truth
+    assert rewards.load("roam_released").score(text, truth).total == roam(text, truth)
+    assert rewards.load("choice_released").score(text, truth).total == float(right)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("", None),
+        ("b", "b"),  # two characters or fewer: whatever comes first
+        ("!?", None),
+        ("A scratch is visible", "A"),  # the article counts as an option
+        ("A scratch is visible. Therefore C", "C"),  # the last third counts double
+        ("BCD", "B"),
+        ("None of them", None),
+    ],
+)
+def test_faults_of_the_released_reader_are_kept(text: str, letter: str | None) -> None:
+    assert read_choice(text) == letter

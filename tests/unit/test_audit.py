@@ -1,0 +1,327 @@
+"""The audit finds collapse and gaming in completions, and says where."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+from rich.console import Console
+
+from iad_r1 import rewards
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.grid import GridConfig
+from iad_r1.rewards import config as rewards_config
+from iad_r1.rewards.audit import Audit, Record, audit
+from iad_r1.rewards.audit_config import AuditLimits, AuditStage
+from iad_r1.rewards.config import RewardsConfig
+from iad_r1.stages import audit as stage
+
+YES = "<location>top left</location><type>scratch</type><answer>Yes</answer>"
+NO = "<answer>No</answer>"
+LIMITS = AuditLimits(
+    answer_gap=0.3,
+    entropy=0.2,
+    degenerate=0.5,
+    distinct=0.2,
+    tag_only=0.1,
+    disagreement=0.05,
+    gap=0.25,
+)
+
+
+def honest(solution: str, word: object = "Seen") -> str:
+    return f"<think>{word}.</think>{solution}"
+
+
+def look(
+    records: list[Record], name: str = "sc_grpo", loose: str = "sc_grpo_released", examples: int = 2
+) -> Audit:
+    types = rewards.vocabulary("default")
+    return audit(records, rewards.load(name), rewards.load(loose), LIMITS, types, examples)
+
+
+def healthy() -> list[Record]:
+    """Two prompts, four completions each, half of each right."""
+    records = []
+    for group, (solution, other) in enumerate(((YES, NO), (NO, YES))):
+        for index in range(4):
+            answer = solution if index % 2 else other
+            records.append(Record(honest(answer, f"{group} {index}"), solution, f"g{group}"))
+    return records
+
+
+def kinds(result: Audit) -> list[str]:
+    return [flag.kind for flag in result.flags]
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_flagged_in_healthy_completions() -> None:
+    result = look(healthy())
+    assert result.flags == ()
+    assert (result.n, result.groups, result.degenerate) == (8, 2, 0.0)
+    assert result.answers == {"yes": 0.5, "no": 0.5} == result.gold
+    assert (result.entropy, result.group_entropy, result.distinct) == (1.0, 1.0, 1.0)
+    assert result.statuses == {"ok": 1.0}
+    assert (result.tag_only_gain, result.disagreement, result.unplaced) == (0.0, 0.0, {})
+
+
+def test_components_are_described_where_they_apply() -> None:
+    components = look(healthy()).components
+    assert list(components) == ["total", "consistency", "answer", "location", "type"]
+    assert {name: d.n for name, d in components.items()} == {
+        **dict.fromkeys(("total", "consistency", "answer"), 8),
+        **dict.fromkeys(("location", "type"), 4),
+    }
+    total = components["total"]  # 0 0 0 0 2 2 4 4
+    assert (total.low, total.mean, total.high, total.zero) == (0.0, 1.5, 4.0, 0.5)
+    assert total.std == pytest.approx(math.sqrt((4 * 1.5**2 + 2 * 0.5**2 + 2 * 2.5**2) / 8))
+    assert total.quartiles == (0.0, 1.0, 2.5)
+
+
+def test_a_component_that_never_applies_is_left_out() -> None:
+    result = look([Record(honest(NO), NO, None)])
+    assert list(result.components) == ["total", "consistency", "answer"]
+    assert result.components["total"].quartiles == (2.0, 2.0, 2.0)
+    assert (result.groups, result.degenerate, result.group_entropy) == (0, None, None)
+
+
+def test_groups_of_one_and_nameless_completions_form_no_group() -> None:
+    records = [Record(honest(NO), NO, name) for name in (None, None, "a", "b", "b")]
+    assert look(records).groups == 1
+
+
+def test_statuses_are_shares_the_most_frequent_first() -> None:
+    records = [Record(text, NO, None) for text in (honest(NO), "No", "No", honest(NO) + "x")]
+    shares = look(records).statuses
+    assert shares == {"missing tag": 0.5, "ok": 0.25, "text outside tags": 0.25}
+    assert next(iter(shares)) == "missing tag"
+
+
+def test_letters_are_audited_too() -> None:
+    texts = ("<think>So B</think><answer>B</answer>", "<think>x</think><answer>C</answer>", "B")
+    result = look([Record(t, "B", "g") for t in texts], "roam", "roam_released")
+    assert result.answers == {"B": 1 / 3, "C": 1 / 3, "invalid": 1 / 3}
+    assert result.gold == {"B": 1.0}
+    assert result.statuses == {"ok": 2 / 3, "missing tag": 1 / 3}
+    assert result.components["roam"].high == 1.0
+
+
+# --- flags ---------------------------------------------------------------------------------------
+
+
+def test_always_yes_is_a_collapse() -> None:
+    records = [Record(honest(YES, i), NO if i % 2 else YES, f"g{i // 4}") for i in range(8)]
+    result = look(records)
+    messages = [flag.message for flag in result.flags if flag.kind == "collapse"]
+    assert "100% of the answers are 'yes', which is true of 50%." in messages
+    assert "0% of the answers are 'no', which is true of 50%." in messages
+    assert "the answers vary by 0.00 bits only." in messages
+    shown = result.flags[0].examples
+    assert len(shown) == 2 and all(record.solution == NO for record in shown)
+
+
+def test_answers_without_variety_are_fine_where_the_truth_has_none() -> None:
+    records = [Record(honest(NO, i), NO, None) for i in range(8)]
+    assert look(records).flags == ()
+
+
+def test_groups_that_earn_the_same_are_a_collapse() -> None:
+    records = [Record(honest(YES, i), YES, f"g{i // 4}") for i in range(8)]
+    result = look(records)
+    assert result.degenerate == 1.0
+    assert [flag.message for flag in result.flags] == [
+        "100% of 2 groups earn one and the same reward: they carry no signal."
+    ]
+
+
+def test_one_text_for_everything_is_a_collapse() -> None:
+    records = [Record(honest(NO), NO, None)] * 9 + [Record(honest(NO, "else"), NO, None)]
+    result = look(records)
+    assert result.distinct == 0.1
+    (flag,) = result.flags
+    assert flag.message == "only 10% of the completions are unique; one occurs 9 times."
+    assert flag.examples == (records[0],)
+
+
+def test_reward_for_tags_alone_is_gaming() -> None:
+    """The released set pays its form for empty tags; the strict one pays nothing."""
+    released = look(healthy(), "sc_grpo_released")
+    assert released.tag_only_gain == pytest.approx(0.5)
+    assert [f.message for f in released.flags if f.kind == "gaming"] == [
+        "tags without any text earn 0.50 of a mean of 1.25."
+    ]
+    assert look(healthy()).tag_only_gain == 0.0
+
+
+def test_what_the_loose_set_overpays_is_gaming_worst_first() -> None:
+    bad = YES.replace("scratch", "s").replace("top left", "copyright top left")
+    worse = honest(YES.replace("Yes", "No"), "b") + "tail"
+    cheats = [Record(worse, YES, None), Record("x" + honest(bad) + "y", YES, None)]
+    result = look([*healthy(), *cheats])
+    assert result.disagreement == pytest.approx(0.2)
+    (flag,) = [flag for flag in result.flags if flag.kind == "gaming"]
+    assert flag.message == (
+        "the loose set pays 20% of the completions more than the strict one, by over 25% of a "
+        "perfect score."
+    )
+    assert flag.examples == tuple(cheats)
+    assert look([*healthy(), *cheats], examples=1).flags[0].examples == tuple(cheats[:1])
+
+
+def test_true_types_the_vocabulary_cannot_place_are_named_and_counted() -> None:
+    odd = YES.replace("scratch", "logical anomaly")
+    result = look([*healthy(), *[Record(honest(odd, i), odd, None) for i in range(3)]])
+    assert result.unplaced == {"logical anomaly": 3}
+    (flag,) = result.flags
+    assert flag.kind == "data" and "logical anomaly (3)" in flag.message
+    assert [record.solution for record in flag.examples] == [odd, odd]
+
+
+def test_without_a_vocabulary_every_type_is_fine() -> None:
+    odd = YES.replace("scratch", "logical anomaly")
+    records = [Record(honest(odd, i), odd, None) for i in range(3)]
+    answer = rewards.load("answer")
+    assert audit(records, answer, answer, LIMITS, None, 3).unplaced == {}
+
+
+def test_no_completions_and_unreadable_solutions_are_refused() -> None:
+    with pytest.raises(DataError, match="no completions"):
+        look([])
+    with pytest.raises(DataError, match="has no answer"):
+        look([Record(honest(NO), "perhaps", None)])
+
+
+def test_an_honest_completion_is_never_a_disagreement() -> None:
+    records = [Record(honest(solution, i), solution, None) for i, solution in enumerate((YES, NO))]
+    assert look(records).disagreement == 0.0
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A configuration and a run folder, as far as the stage reads them."""
+
+    init: str | None
+    stage: AuditStage
+    rewards: RewardsConfig
+    grid: GridConfig
+    path: Path
+
+
+@pytest.fixture
+def run(tmp_path: Path, repository: Path) -> Run:
+    conf = repository / "conf"
+    values = yaml.safe_load((conf / "stage" / "audit.yaml").read_text(encoding="utf-8"))
+    grid = yaml.safe_load((conf / "grid" / "3x3.yaml").read_text(encoding="utf-8"))
+    return Run(
+        init=None,
+        stage=AuditStage.model_validate(values),
+        rewards=rewards_config.read("sc_grpo"),
+        grid=GridConfig.model_validate(grid),
+        path=tmp_path,
+    )
+
+
+def audited(run: Run, source: Path | None) -> tuple[Audit, str]:
+    """The result and what was printed."""
+    text = None if source is None else str(source)
+    run.stage = run.stage.model_copy(update={"completions": text})
+    console = Console(width=160, record=True, file=io.StringIO())
+    return stage.run(run, run, console), console.export_text()
+
+
+def test_the_stage_prints_and_keeps_what_it_finds(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"completion": r.completion, "solution": r.solution, "group": r.group} for r in healthy()
+    ]
+    rows.append({"completion": "x" + honest(YES.replace("Yes", "No")), "solution": YES, "group": 9})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    result, printed = audited(run, file)
+    assert result.n == 9 and result.groups == 2
+    for part in (
+        *("9 completions, 2 groups", "consistency", "location", "entropy of the answers", "gaming"),
+        *("paid more by sc_grpo_released", "form: text outside tags", "truth", "x<think>Seen."),
+    ):
+        assert part in printed, part
+    kept = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert kept["components"]["total"]["n"] == 9
+    assert kept["flags"][0]["kind"] == "gaming"
+
+
+def test_the_stage_says_when_there_is_nothing_to_flag(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"completion": r.completion, "solution": r.solution} for r in healthy()]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result, printed = audited(run, file)
+    assert result.groups == 0
+    assert "nothing to flag" in printed and "within a group" not in printed
+
+
+def test_rollouts_of_a_run_are_read_by_default(run: Run, tmp_path: Path) -> None:
+    rollouts = tmp_path / "earlier" / "rollouts"
+    rollouts.mkdir(parents=True)
+    table = pandas.DataFrame(
+        [{"completion": r.completion, "solution": r.solution, "group": r.group} for r in healthy()]
+    )
+    for step in (1, 2):
+        table.to_parquet(rollouts / f"grpo-{step:05d}.parquet", index=False)
+    run.init = str(tmp_path / "earlier")
+    result, _ = audited(run, None)
+    assert (result.n, result.groups) == (16, 4), "a group belongs to one step"
+
+
+def test_predictions_of_an_evaluation_are_read(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": "a",
+            "completion": honest(YES),
+            "gold_answer": "yes",
+            "gold_location": "top left",
+            "gold_type": "scratch",
+        },
+        {"id": "b", "completion": "x", "gold_answer": "no", "gold_location": None},
+    ]
+    file = tmp_path / "sft.test.0shot.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert list(stage.read_records(file)) == [
+        Record(honest(YES), YES, "sft.test.0shot/a"),
+        Record("x", NO, "sft.test.0shot/b"),
+    ]
+
+
+def test_a_run_without_completions_is_told_what_to_type(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"stage\.completions=<file or folder>, or init="):
+        audited(run, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}', r"rows\.jsonl, row 1 has no `completion`\. It has: text"),
+        ('{"completion": "a"}', r"row 1 has neither `solution` nor `gold_answer`"),
+        ('{"completion": "a", "solution": "No"}\n{', r"line 2 is not JSON"),
+    ],
+)
+def test_a_wrong_row_is_named(run: Run, tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        audited(run, file)
+
+
+def test_a_folder_without_completions_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \.jsonl or \.parquet"):
+        audited(run, tmp_path)
+    with pytest.raises(DataError, match=r"no \.jsonl or \.parquet"):
+        audited(run, tmp_path / "nowhere.jsonl")
