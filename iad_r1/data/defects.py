@@ -17,26 +17,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from iad_r1.data.surfaces import Field, blend, coverage
 
+SHADOW = np.float32(1.84)  # how far, right and down, an object throws its shadow
+
 
 @dataclass(frozen=True)
 class Wound:
-    """Where and how large: `u`, `v` are [h, w] coordinates about the centre, turned at random.
+    """Where and how large, for one window of the picture.
 
-    `x`, `y` are the same without the turn; `radius` is in 1/96 of the picture's side.
+    x, y       [h, w] f32      offsets from the centre, in 1/96 of the picture's side
+    u, v       [h, w] f32      the same, turned by an angle whose cosine and sine are `cos`, `sin`
+    radius                     in 1/96 of the picture's side
+    substrate  [3, 1, 1] f32   what shows where a part is missing
     """
 
     rng: np.random.Generator
     x: Field
     y: Field
-    u: Field
-    v: Field
+    cos: np.float32
+    sin: np.float32
     radius: float
     substrate: Field
+
+    @cached_property
+    def u(self) -> Field:
+        """Along the defect."""
+        return self.cos * self.x + self.sin * self.y
+
+    @cached_property
+    def v(self) -> Field:
+        """Across the defect."""
+        return self.cos * self.y - self.sin * self.x
 
     def between(self, low: float, high: float) -> np.float32:
         """A uniform draw."""
@@ -161,7 +177,7 @@ def foreign_object(wound: Wound, surface: Field) -> Field:
     half = np.float32(wound.radius) * wound.between(0.5, 0.75)
     thick = np.float32(wound.radius) * wound.between(0.38, 0.48)
     distance = _capsule(wound.u, wound.v, half) - thick
-    turn_u, turn_v = _shadow_shift(wound)
+    turn_u, turn_v = (wound.cos + wound.sin) * SHADOW, (wound.cos - wound.sin) * SHADOW
     shadow = coverage(_capsule(wound.u - turn_u, wound.v - turn_v, half) - thick, 3.0)
     round_off = np.clip(-distance / thick, 0, 1)
     lit = 0.62 + 0.5 * np.sqrt(round_off)
@@ -178,18 +194,6 @@ def foreign_object(wound: Wound, surface: Field) -> Field:
 def _capsule(u: Field, v: Field, half: np.float32) -> Field:
     """Distance to the segment from -`half` to `half` along u."""
     return np.hypot(u - np.clip(u, -half, half), v)
-
-
-def _shadow_shift(wound: Wound) -> tuple[np.float32, np.float32]:
-    """The turned coordinates of a step of 2.6 units to the lower right."""
-    h, w = wound.x.shape
-    row, column = h // 2, w // 2
-    # u = cos*x + sin*y and v = cos*y - sin*x: read cos and sin off one pixel away from the centre
-    x, y, u, v = (float(f[row, column]) for f in (wound.x, wound.y, wound.u, wound.v))
-    norm = x * x + y * y
-    cos, sin = (u * x + v * y) / norm, (u * y - v * x) / norm
-    step = 2.6 / np.sqrt(2)
-    return np.float32((cos + sin) * step), np.float32((cos - sin) * step)
 
 
 Painter = Callable[[Wound, Field], Field]

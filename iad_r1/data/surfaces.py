@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]  # float32 throughout; numpy's stubs do not follow that far
 UNIT = 96.0  # a picture is UNIT x UNIT long, whatever its number of pixels
 
 
@@ -132,9 +132,7 @@ def woven_fabric(c: Canvas) -> Surface:
     relief = 0.66 + 0.34 * np.where(over > 0, warp, weft)
     base = c.choice((92, 118, 160), (158, 96, 92), (120, 138, 96), (168, 150, 118), spread=16)
     other = base * np.float32(c.between(0.82, 0.95))
-    return Surface(
-        blend(base, other, over) * relief, None, c.shade(226, 222, 210, spread=8)
-    )
+    return Surface(blend(base, other, over) * relief, None, c.shade(226, 222, 210, spread=8))
 
 
 def gasket_ring(c: Canvas) -> Surface:
@@ -240,7 +238,7 @@ def printed_label(c: Canvas) -> Surface:
 
 def wood_panel(c: Canvas) -> Surface:
     """Wavy grain, without knots."""
-    u, v = c.rotated(c.between(-10, 10) + 90 * c.rng.integers(2), 48, 48)
+    _, v = c.rotated(c.between(-10, 10) + 90 * c.rng.integers(2), 48, 48)
     warp = 5 * c.smooth(3, 4)
     rings = np.sin((v + warp) * np.float32(2 * np.pi / c.between(7, 12)))
     fibre = c.lookup(v + 90 + warp * 0.4, 170, 180)
@@ -273,9 +271,7 @@ def ribbed_hose(c: Canvas) -> Surface:
     rib = np.cos((u + bend + np.float32(c.between(0, pitch))) * np.float32(2 * np.pi / pitch))
     tube = 1.08 - 0.26 * (v / 48) ** 2
     plastic = c.choice((88, 92, 98), (60, 96, 140), (168, 112, 48), (84, 120, 88), spread=12)
-    return Surface(
-        plastic * (tube * (1 + 0.17 * rib)), None, c.shade(216, 210, 200, spread=8)
-    )
+    return Surface(plastic * (tube * (1 + 0.17 * rib)), None, c.shade(216, 210, 200, spread=8))
 
 
 def knurled_grip(c: Canvas) -> Surface:
@@ -286,9 +282,7 @@ def knurled_grip(c: Canvas) -> Surface:
     ridge = np.abs(np.sin((u + slope * v) * w)) * np.abs(np.sin((u - slope * v) * w))
     side = np.cos((u + slope * v) * 2 * w)
     metal = c.choice((150, 152, 156), (128, 122, 110), (170, 160, 140), spread=12)
-    return Surface(
-        metal * (0.74 + 0.42 * ridge + 0.07 * side), None, c.shade(44, 40, 40, spread=8)
-    )
+    return Surface(metal * (0.74 + 0.42 * ridge + 0.07 * side), None, c.shade(44, 40, 40, spread=8))
 
 
 def steel_washer(c: Canvas) -> Surface:

@@ -89,9 +89,7 @@ def _lighting(rng: np.random.Generator, x: Field, y: Field) -> Field:
 
 def _sensor_noise(rng: np.random.Generator, size: int) -> Field:
     """[H, W] Gaussian noise of 1.5 to 3.5 grey levels."""
-    return rng.standard_normal((size, size), dtype=np.float32) * np.float32(
-        rng.uniform(1.5, 3.5)
-    )
+    return rng.standard_normal((size, size), dtype=np.float32) * np.float32(rng.uniform(1.5, 3.5))
 
 
 def _expose(colour: Field, light: Field, noise: Field) -> NDArray[np.uint8]:
@@ -114,7 +112,7 @@ def _damage(
     dx, dy = x[window] - np.float32(cx), y[window] - np.float32(cy)
     turn = rng.uniform(0, 2 * np.pi)
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    wound = Wound(rng, dx, dy, cos * dx + sin * dy, cos * dy - sin * dx, radius, surface.substrate)
+    wound = Wound(rng, dx, dy, cos, sin, radius, surface.substrate)
     before = surface.colour[:, *window]
     amount = np.full(dx.shape, contrast)
     if surface.material is not None and defect != "foreign object":
@@ -183,7 +181,7 @@ def pretraining_batch(
     images = np.empty((n, image_size, image_size, 3), np.uint8)
     classes = np.zeros((n, image_size, image_size), np.uint8)
     for k in range(n):
-        product = products[rng.integers(len(products))]
+        product = products[int(rng.integers(len(products)))]
         kind = int(rng.integers(2 * len(DEFECT_TYPES)))
         defect = DEFECT_TYPES[kind] if kind < len(DEFECT_TYPES) else None
         picture = draw(rng, product, defect, image_size)
@@ -249,17 +247,31 @@ def load(config: SyntheticConfig, grid: Grid, location_rule: Rule, seed: int) ->
     sizes, edge = config.sizes, config.image_size
     world = _World(seed, edge, grid, location_rule, _references(seed, edge, grid, location_rule))
     kinds = {"seen": SEEN_PRODUCTS, "new": NEW_PRODUCTS}
-    dataset = Dataset(
+    sft = world.split("sft", sizes.sft, SEEN_PRODUCTS)
+    rl = world.split("rl", sizes.rl, pool_products(config.rl_new_share))
+    held_out = {
+        part: {kind: world.split(f"{part}.{kind}", size, kinds[kind]) for kind in kinds}
+        for part, size in (("validation", sizes.validation), ("test", sizes.test))
+    }
+    named = {f"{part}.{kind}": s for part, of in held_out.items() for kind, s in of.items()}
+    return Dataset(
         name="synthetic",
         fingerprint=fingerprint(config, seed),
-        sft=world.split("sft", sizes.sft, SEEN_PRODUCTS),
-        rl=world.split("rl", sizes.rl, pool_products(config.rl_new_share)),
-        validation={
-            k: world.split(f"validation.{k}", sizes.validation, p) for k, p in kinds.items()
-        },
-        test={k: world.split(f"test.{k}", sizes.test, p) for k, p in kinds.items()},
+        sft=sft,
+        rl=rl,
+        validation=held_out["validation"],
+        test=held_out["test"],
+        counts=_counts({"sft": sft, "rl": rl, **named}),
     )
-    return dataset
+
+
+def _counts(parts: Mapping[str, Sequence[Sample]]) -> dict[str, int]:
+    """Pictures of every part, and how many of them are defective."""
+    counts: dict[str, int] = {}
+    for name, samples in parts.items():
+        counts[name] = len(samples)
+        counts[f"{name}.defective"] = sum(s.solution.answer == "Yes" for s in samples)
+    return counts
 
 
 def fingerprint(config: SyntheticConfig, seed: int) -> str:
