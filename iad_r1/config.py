@@ -201,6 +201,7 @@ class Engine(Section):
     """Where and in which precision the model runs."""
 
     name: Literal["single"]
+    ranks: Count
     threads: Count
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]

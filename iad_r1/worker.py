@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> int:
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
     try:
-        folder.update_manifest(**manifest(REPOSITORY), status="running")
+        if _is_main():
+            folder.update_manifest(**manifest(REPOSITORY), status="running")
         _prepare_libraries(config)
         importlib.import_module(STAGES[config.stage.name]).run(config, folder)
     except IadError as error:
@@ -69,10 +70,17 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
 
 
 def _ended(folder: RunFolder, status: str, code: int, keep_error: bool = True) -> int:
+    if not _is_main():
+        return code
     if code and keep_error:
         write_text(folder.path / "error.txt", traceback.format_exc())
     folder.update_manifest(status=status)
     return code
+
+
+def _is_main() -> bool:
+    """Whether this is the process that run.py started, not a further rank of it."""
+    return os.environ.get("IAD_R1_RANK", "0") == "0"
 
 
 def _prepare_libraries(config: Config) -> None:

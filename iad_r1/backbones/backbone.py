@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.types import Conversation
@@ -52,7 +54,9 @@ class Backbone:
         )
 
     @classmethod
-    def load(cls, path: Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    def load(
+        cls, path: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> Backbone:
         """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none."""
         if not (path / "config.json").is_file():
             raise WeightsError(
@@ -60,12 +64,32 @@ class Backbone:
                 "Give the folder that holds config.json and *.safetensors."
             )
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
-        return cls(model, AutoProcessor.from_pretrained(path))
+        return cls(model.to(device), AutoProcessor.from_pretrained(path))
 
     def save(self, path: Path) -> None:
         """Write weights and processor in Hugging Face layout."""
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
+
+    def fit(self, image: Image) -> Image:
+        """The picture at the size the model will see it, where the processor only rounds and limits
+        sizes (the Qwen families); elsewhere the picture as it is, for the processor to resize.
+
+        Sampler and trainer are given this picture, so neither can see another one.
+        """
+        processor = self.processor.image_processor
+        size = getattr(processor, "size", None) or {}
+        if "longest_edge" not in size or not hasattr(processor, "merge_size"):
+            return image
+        height, width = smart_resize(
+            image.height,
+            image.width,
+            factor=processor.patch_size * processor.merge_size,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
+        same = (width, height) == image.size
+        return image if same else image.resize((width, height), Resampling.BICUBIC)
 
     def encode(self, conversation: Conversation, images: Sequence[Image]) -> Inputs:
         """The prompt as the model reads it: image tokens expanded, pictures as pixel tensors."""

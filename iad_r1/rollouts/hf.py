@@ -7,6 +7,7 @@ and a completion's log-probability is the one the trainer computes.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import DynamicCache
 
 from iad_r1.backbones.backbone import Backbone, Inputs
 from iad_r1.packing import next_positions
-from iad_r1.rollouts.sampling import Sampling
+from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.types import Completion, StopReason
 
 
@@ -33,14 +34,16 @@ class HfEngine:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Inputs], sampling: Sampling) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts."""
-        generator = torch.Generator().manual_seed(sampling.seed)
+    def generate(
+        self, prompts: Sequence[Inputs], sampling: Sampling, seeds: Sequence[Seed]
+    ) -> list[list[Completion]]:
+        """G completions for each prompt, in the order of the prompts (see `Engine`)."""
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         results: list[list[Completion]] = [[] for _ in prompts]
         for batch in self._batches(prompts, sampling.group_size):
-            drawn = self._decode([prompts[i] for i in batch], sampling, generator)
+            luck = torch.cat([_uniforms(seeds[i], sampling) for i in batch])
+            drawn = self._decode([prompts[i] for i in batch], sampling, luck)
             for row, completion in enumerate(drawn):
                 results[batch[row // sampling.group_size]].append(completion)
         self.backbone.model.train(was_training)
@@ -55,20 +58,24 @@ class HfEngine:
             yield from (same[i : i + size] for i in range(0, len(same), size))
 
     def _decode(
-        self, prompts: list[Inputs], sampling: Sampling, generator: torch.Generator
+        self, prompts: list[Inputs], sampling: Sampling, luck: torch.Tensor
     ) -> list[Completion]:
         model, end = self.backbone.model, self.backbone.end_of_turn
-        inputs = {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
+        inputs = {
+            key: torch.cat([prompt[key] for prompt in prompts]).to(model.device)
+            for key in prompts[0]
+        }
         cache = DynamicCache(config=model.config.get_text_config())
-        position = next_positions(model, prompts).repeat_interleave(sampling.group_size)
+        position = next_positions(model, prompts).to(model.device).repeat_interleave(sampling.group_size)
         hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
         cache.batch_repeat_interleave(sampling.group_size)
         drawn = _Drawn.empty(len(logits), sampling.max_tokens, end)
-        alive = torch.arange(len(logits))
+        alive = torch.arange(len(logits), device=model.device)
+        luck = luck.to(model.device)
         for step in range(sampling.max_tokens):
-            token, logprob = self._draw(logits, sampling.temperature, generator)
-            drawn.add(alive, step, token, logprob)
+            token, logprob = self._draw(logits, sampling.temperature, luck[alive, step])
+            drawn.add(alive.cpu(), step, token.cpu(), logprob.cpu())
             keep = (token != end).nonzero()[:, 0]
             if not len(keep) or step + 1 == sampling.max_tokens:
                 break
@@ -84,8 +91,9 @@ class HfEngine:
         return drawn.completions(self.backbone)
 
     def _draw(
-        self, logits: torch.Tensor, temperature: float, generator: torch.Generator
+        self, logits: torch.Tensor, temperature: float, luck: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token per row and its log-prob: the most likely, or the one at quantile `luck`."""
         logits = logits.float()
         logits[:, list(self.backbone.placeholders)] = -torch.inf
         if temperature == 0:
@@ -93,7 +101,9 @@ class HfEngine:
             token = logprobs.argmax(-1)
         else:
             logprobs = torch.log_softmax(logits / temperature, -1)
-            token = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+            below = logprobs.double().exp().cumsum(-1)
+            # scaled by the total, so that rounding cannot push a draw past the last token
+            token = torch.searchsorted(below, (luck * below[:, -1])[:, None], right=True)[:, 0]
         return token, logprobs.gather(-1, token[:, None])[:, 0]
 
     def _positions(self, position: torch.Tensor) -> torch.Tensor:
@@ -139,6 +149,14 @@ class _Drawn:
                 )
             )
         return found
+
+
+def _uniforms(seed: Seed, sampling: Sampling) -> torch.Tensor:
+    """[G, max_tokens] float64 in [0, 1): the random numbers of one prompt."""
+    number = int.from_bytes(hashlib.sha256(repr(tuple(seed)).encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(number)
+    size = (sampling.group_size, sampling.max_tokens)
+    return torch.rand(size, generator=generator, dtype=torch.float64)
 
 
 def _shape(prompt: Inputs) -> tuple:

@@ -9,6 +9,9 @@ from typing import Protocol
 from iad_r1.types import Completion
 
 
+Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Settings of one call.
@@ -17,13 +20,11 @@ class Sampling:
         group_size: completions per prompt (G).
         max_tokens: completion limit, the end-of-turn token included.
         temperature: 0 is greedy; then `group_size` must be 1.
-        seed: two calls with the same weights, prompts and seed return the same completions.
     """
 
     group_size: int
     max_tokens: int
     temperature: float
-    seed: int
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.group_size != 1:
@@ -36,6 +37,11 @@ class Sampling:
 class Engine(Protocol):
     """What training, evaluation and prediction ask of a rollout engine."""
 
-    def generate(self, prompts: Sequence, sampling: Sampling) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts."""
+    def generate(
+        self, prompts: Sequence, sampling: Sampling, seeds: Sequence[Seed]
+    ) -> list[list[Completion]]:
+        """G completions for each prompt, in the order of the prompts.
+
+        The same weights, prompt and seed give the same completions, whatever else is asked.
+        """
         ...

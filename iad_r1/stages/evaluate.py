@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from iad_r1 import grid, metrics, schema
+from iad_r1 import distributed, grid, metrics, schema
 from iad_r1.config import Config
 from iad_r1.errors import DataError
 from iad_r1.packing import completion_logprobs
-from iad_r1.report.terminal import progress
 from iad_r1.rewards import Vocabulary, vocabulary
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
@@ -39,21 +38,29 @@ def run(context: Context) -> list[dict[str, Any]]:
     ]
     asking = _Asking(context)
     rows = []
-    with progress(f"evaluate {context.stage}", sum(len(s) for _, _, s in jobs)) as bar:
+    with context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in jobs)) as bar:
         for split, shots, samples in jobs:
             path = context.folder.predictions(context.stage, split, shots)
             done = read_predictions(path)
             todo = [sample for sample in samples if sample.id not in done]
             bar.advance(len(samples) - len(todo))
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as lines:
-                for prediction in asking.answers(todo, split, shots):
-                    done[prediction.id] = prediction
-                    lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-                    bar.advance()
+            distributed.barrier()  # nobody writes before everybody has read
+            for answers in asking.answers(todo, split, shots):
+                done |= {answer.id: answer for answer in answers}
+                append(path, answers)
+                bar.advance(len(answers))
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
     return rows
+
+
+def append(path: Path, answers: Sequence[Prediction]) -> None:
+    """Add predictions to a file, one JSON object per line; rank 0 alone writes."""
+    if distributed.is_main():
+        path.parent.mkdir(exist_ok=True)
+        lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
 
 
 def splits(context: Context) -> dict[str, Sequence[Sample]]:
@@ -109,17 +116,24 @@ class _Asking:
         self.prompter = Prompter(context.backbone, self.config.evaluate.prompt)
         self.engine = HfEngine(context.backbone, self.config.evaluate.batch_size)
 
-    def answers(self, samples: Sequence[Sample], split: str, shots: int) -> Iterator[Prediction]:
-        """Greedy predictions, in order, a batch at a time."""
-        size = self.config.evaluate.batch_size
-        sampling = Sampling(1, self.config.evaluate.max_tokens, temperature=0.0, seed=0)
+    def answers(
+        self, samples: Sequence[Sample], split: str, shots: int
+    ) -> Iterator[list[Prediction]]:
+        """Greedy predictions in order, a batch of all ranks at a time."""
+        size = self.config.evaluate.batch_size * distributed.world()
+        sampling = Sampling(1, self.config.evaluate.max_tokens, temperature=0.0)
         for start in range(0, len(samples), size):
-            batch = samples[start : start + size]
-            prompts = [self.prompter.encode(sample, shots) for sample in batch]
-            drawn = [group[0] for group in self.engine.generate(prompts, sampling)]
+            mine = distributed.share(samples[start : start + size])
+            prompts = [self.prompter.encode(sample, shots) for sample in mine]
+            greedy = self.engine.generate(prompts, sampling, [()] * len(prompts))
+            drawn = [group[0] for group in greedy]
             p_yes = self.p_yes(prompts, drawn)
-            for sample, completion, p in zip(batch, drawn, p_yes, strict=True):
-                yield judge(sample, split, shots, completion, p, self.config)
+            yield distributed.gather(
+                [
+                    judge(sample, split, shots, completion, p, self.config)
+                    for sample, completion, p in zip(mine, drawn, p_yes, strict=True)
+                ]
+            )
 
     @torch.no_grad()
     def p_yes(self, prompts: Sequence, drawn: Sequence[Completion]) -> list[float | None]:

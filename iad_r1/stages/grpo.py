@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from iad_r1 import rewards
-from iad_r1.advantages import advantages
+from iad_r1 import distributed, rewards
+from iad_r1.advantages import advantages, is_degenerate
 from iad_r1.backbones.backbone import Inputs
+from iad_r1.distributed import gather, share
 from iad_r1.errors import MismatchError
 from iad_r1.losses import LossStats, policy_loss
 from iad_r1.packing import Logprobs, adapter_off, completion_logprobs, micro_batches
-from iad_r1.report.terminal import progress
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages import optim
@@ -37,42 +38,44 @@ def train(context: Context) -> None:
     steps = optim.n_steps(grpo, len(samples), grpo.prompts_per_step)
     policy = Policy(context, steps)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
-    with progress("SC-GRPO", steps) as bar:
+    with context.progress("SC-GRPO", steps) as bar:
         for step, batch in enumerate(batches):
             clock = _Clock()
-            prompts = [policy.prompter.encode(sample) for sample in batch]
-            groups = policy.sample(prompts, step)
+            prompts = [policy.prompter.encode(sample) for sample in share(batch)]
+            groups = gather(policy.sample(prompts, step))
             clock.lap("sample")
             scores = policy.score(batch, groups)
             advantage = advantages([[s.total for s in g] for g in scores], grpo.advantage)
             clock.lap("score")
-            rollout = policy.keep(prompts, groups, advantage)
+            rollout = policy.keep(prompts, share(groups), share(advantage))
             clock.lap("reference")
             learned = [policy.update(rollout, step) for _ in range(grpo.updates_per_batch)][-1]
             clock.lap("update")
             values = {**reward_statistics(batch, groups, scores), **learned, **clock.seconds}
-            context.tracker.log("grpo", step, values)
+            context.log("grpo", step, values)
             if step % grpo.rollouts_every == 0 or step + 1 == steps:
                 rows = rollout_rows(batch, groups, scores, advantage)
-                context.tracker.rollouts("grpo", step, rows)
-            bar.advance(reward=values["reward"], kl=values["kl"], length=values["length_mean"])
+                context.log_rollouts("grpo", step, rows)
+            bar.advance(reward=values["reward"], kl=values.get("kl", 0.0), length=values["length_mean"])
     optim.train_only(context.model, vision=True)
 
 
 @dataclass
 class Rollout:
-    """What one batch leaves to learn from: B groups, N completions in all, T tokens (padded).
+    """What a rank has to learn from: B groups, N completions in all, T tokens (padded).
 
-    `sampler` [N, T] are the log-probs the completions were drawn with; `old` [N, T] the trainer's
-    own before the first update, which the ratio of Eq. 11 is taken to; `reference` [N, T] those
-    of the reference policy, None without a KL term; `counted` [N, T] marks tokens in the loss.
+    Log-probs [N, T] of the same tokens: `sampler`'s when they were drawn, `reference`'s (None
+    without a KL term), and the `trainer`'s own at the last pass. `old` is the trainer's before the
+    first update, which the ratio of Eq. 11 is taken to; None until then.
     """
 
     prompts: Sequence[Inputs]
     completions: list[list[tuple[int, ...]]]
+    rows: Sequence[Tensor]  # [G] each: the rows of each group among the N
     advantage: Tensor  # [N]
+    counted: Tensor  # [N, T] bool: tokens in the loss
     sampler: Tensor
-    counted: Tensor
+    trainer: Tensor
     reference: Tensor | None
     old: Tensor | None = None
 
@@ -106,17 +109,15 @@ class Policy:
             self.reference = self.model if lora else copy.deepcopy(self.model).requires_grad_(False)
 
     def sample(self, prompts: Sequence[Inputs], step: int) -> list[list[Completion]]:
-        """G completions of each prompt, drawn from the weights as they are now."""
-        rollout = self.config.rollout
-        return self.engine.generate(
-            prompts,
-            Sampling(
-                group_size=self.grpo.group_size,
-                max_tokens=rollout.max_tokens,
-                temperature=rollout.temperature,
-                seed=self.config.seed * 1_000_003 + step,
-            ),
-        )
+        """G completions of each of this rank's prompts, from the weights as they are now.
+
+        Every prompt has random numbers of its own, so what is drawn depends neither on the other
+        prompts of a forward nor on the number of ranks.
+        """
+        rollout, seed = self.config.rollout, self.config.seed
+        sampling = Sampling(self.grpo.group_size, rollout.max_tokens, rollout.temperature)
+        numbers = share(range(self.grpo.prompts_per_step))
+        return self.engine.generate(prompts, sampling, [(seed, step, n) for n in numbers])
 
     def score(
         self, batch: Sequence[Sample], groups: Sequence[Sequence[Completion]]
@@ -133,9 +134,18 @@ class Policy:
         groups: Sequence[Sequence[Completion]],
         advantage: Sequence[Sequence[float]],
     ) -> Rollout:
-        """The batch as tensors, with the reference policy's log-probs."""
+        """The rank's groups as tensors, with the reference policy's log-probs.
+
+        With `degenerate_groups=skip`, groups whose rewards are all equal are left out: they have no
+        policy gradient, only the KL term would act on them.
+        """
+        if self.grpo.degenerate_groups == "skip":
+            live = [i for i, gains in enumerate(advantage) if not is_degenerate(gains)]
+            prompts, groups, advantage = (
+                [items[i] for i in live] for items in (prompts, groups, advantage)
+            )
         flat = [completion for group in groups for completion in group]
-        width = max(len(completion.tokens) for completion in flat)
+        width = max((len(completion.tokens) for completion in flat), default=0)
         sampler, counted = torch.zeros(2, len(flat), width)
         for row, completion in enumerate(flat):
             sampler[row, : len(completion.tokens)] = torch.tensor(completion.logprobs)
@@ -144,9 +154,11 @@ class Policy:
         return Rollout(
             prompts=prompts,
             completions=completions,
+            rows=torch.arange(len(flat)).split([len(group) for group in groups]),
             advantage=torch.tensor([a for group in advantage for a in group]),
-            sampler=sampler,
             counted=counted.bool(),
+            sampler=sampler,
+            trainer=torch.zeros_like(sampler),
             reference=self.reference_logprobs(prompts, completions),
         )
 
@@ -159,7 +171,7 @@ class Policy:
         self, prompts: Sequence[Inputs], completions: list[list[tuple[int, ...]]]
     ) -> Tensor | None:
         """[N, T], or None when beta is 0: then no reference runs."""
-        if self.reference is None:
+        if self.reference is None or not completions:
             return None
         with adapter_off(self.model) if self.reference is self.model else nullcontext():
             return self.logprobs(self.reference, prompts, completions).logprob
@@ -181,83 +193,90 @@ class Policy:
         )
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
-        """One optimiser step on the whole batch (Eq. 11), a micro-batch of groups at a time."""
-        n_tokens, rows = int(rollout.counted.sum()), _rows(rollout.completions)
-        old = torch.zeros_like(rollout.sampler) if rollout.old is None else rollout.old
-        stats, total = None, 0.0
-        self.model.train()
-        for part in self._micro_batches(rollout):
-            index = torch.cat([rows[group] for group in part])
-            policy = self.logprobs(
-                self.model,
-                [rollout.prompts[group] for group in part],
-                [rollout.completions[group] for group in part],
-            )
-            width = policy.logprob.shape[1]
-            if rollout.old is None:
-                old[index, :width] = policy.logprob.detach()
-            loss, found = policy_loss(
-                policy.logprob,
-                old[index, :width],
-                None if rollout.reference is None else rollout.reference[index, :width],
-                rollout.advantage[index],
-                rollout.counted[index, :width],
-                clip_low=self.grpo.clip_low,
-                clip_high=self.grpo.clip_high,
-                kl_coef=self.grpo.kl_coef,
-                kl_kind=self.grpo.kl_kind,
-                aggregation=self.grpo.aggregation,
-                n_sequences=len(rollout.advantage),
-                n_tokens=n_tokens,
-                max_tokens=self.config.rollout.max_tokens,
-                entropy=policy.entropy,
-            )
-            optim.check_finite(loss, f"grpo step {step}")
-            loss.backward()
-            total += float(loss)
-            stats = found if stats is None else stats + found
-        assert stats is not None  # a batch has at least one group
-        gap = self.check_sampler(rollout, old, step) if rollout.old is None else {}
-        rollout.old = old
-        learning_rate = optim.lr(self.adam)
+        """One optimiser step on the batch of all ranks (Eq. 11), some groups at a time."""
         where = f"grpo step {step}"
-        norm = optim.update(self.model, self.adam, self.schedule, self.grpo.max_grad_norm, where)
-        return {
-            "loss": total,
-            **stats.scalars(),
-            **gap,
-            "grad_norm": norm,
-            "learning_rate": learning_rate,
-        }
+        n_tokens = distributed.total(float(rollout.counted.sum()))
+        n_sequences = distributed.total(len(rollout.advantage))
+        learned = [
+            self.backward(rollout, part, n_sequences, n_tokens, where)
+            for part in self._micro_batches(rollout)
+        ]
+        values = {"loss": distributed.total(sum(loss for loss, _ in learned))}
+        stats = [s for found in distributed.everyone([s for _, s in learned]) for s in found]
+        if stats:
+            values |= reduce(LossStats.__add__, stats).scalars()
+        if rollout.old is None:
+            values["sampler_gap"] = self.check_sampler(rollout, where)
+            rollout.old = rollout.trainer
+        values["learning_rate"] = optim.lr(self.adam)
+        values["grad_norm"] = optim.update(
+            self.model, self.adam, self.schedule, self.grpo.max_grad_norm, where
+        )
+        return values
+
+    def backward(
+        self,
+        rollout: Rollout,
+        part: Sequence[int],
+        n_sequences: float,
+        n_tokens: float,
+        where: str,
+    ) -> tuple[float, LossStats]:
+        """Add the gradient of the groups `part`; their share of the loss and its statistics."""
+        self.model.train()
+        policy = self.logprobs(
+            self.model,
+            [rollout.prompts[group] for group in part],
+            [rollout.completions[group] for group in part],
+        )
+        index = torch.cat([rollout.rows[group] for group in part])
+        width = policy.logprob.shape[1]
+        rollout.trainer[index, :width] = policy.logprob.detach()
+        old, reference = rollout.old, rollout.reference
+        loss, stats = policy_loss(
+            policy.logprob,
+            None if old is None else old[index, :width],
+            None if reference is None else reference[index, :width],
+            rollout.advantage[index],
+            rollout.counted[index, :width],
+            clip_low=self.grpo.clip_low,
+            clip_high=self.grpo.clip_high,
+            kl_coef=self.grpo.kl_coef,
+            kl_kind=self.grpo.kl_kind,
+            aggregation=self.grpo.aggregation,
+            n_sequences=int(n_sequences),
+            n_tokens=int(n_tokens),
+            max_tokens=self.config.rollout.max_tokens,
+            entropy=policy.entropy,
+        )
+        optim.check_finite(loss, where)
+        loss.backward()
+        return loss.item(), stats
 
     def _micro_batches(self, rollout: Rollout) -> list[list[int]]:
-        if self.grpo.token_budget is None:
-            return [list(range(len(rollout.prompts)))]
+        groups = list(range(len(rollout.prompts)))
+        if self.grpo.token_budget is None or not groups:
+            return [groups] if groups else []
         return micro_batches(
             rollout.prompts, rollout.completions, self.grpo.token_budget, self.grpo.packing
         )
 
-    def check_sampler(self, rollout: Rollout, trainer: Tensor, step: int) -> dict[str, float]:
-        """Largest difference between what the sampler and the trainer say of the same token.
+    def check_sampler(self, rollout: Rollout, where: str) -> float:
+        """Largest difference between what sampler and trainer say of the same token, in nats.
 
         MismatchError above the limit: then the two do not run the same policy.
         """
-        gap = float(((trainer - rollout.sampler).abs() * rollout.counted).max())
+        apart = (rollout.trainer - rollout.sampler).abs() * rollout.counted
+        gap = max(distributed.everyone(float(apart.max()) if apart.numel() else 0.0))
         limit = SAMPLER_LIMIT[next(self.model.parameters()).dtype]
         if not gap <= limit:
             raise MismatchError(
-                f"grpo step {step}: sampler and trainer disagree by {gap:.3g} nats on a token "
+                f"{where}: sampler and trainer disagree by {gap:.3g} nats on a token "
                 f"(limit {limit:g}). They should run the same weights on the same prompt; training "
                 "on these completions would follow another policy's gradient. Try "
                 "grpo.packing=off; if that helps, the packed forward is at fault: report it."
             )
-        return {"sampler_gap": gap}
-
-
-def _rows(completions: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
-    """Row numbers, among all N completions, of each group's."""
-    sizes = [len(group) for group in completions]
-    return list(torch.arange(sum(sizes)).split(sizes))
+        return gap
 
 
 class _Clock:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from iad_r1 import distributed
 from iad_r1.config import LoraTuning
 from iad_r1.stages.context import Context
 from iad_r1.stages.optim import is_vision
@@ -35,7 +36,8 @@ def adapter(context: Context, step: str) -> Iterator[None]:
     )
     context.backbone.model = get_peft_model(base, settings)
     yield
-    context.backbone.model.save_pretrained(context.folder.checkpoint(f"{step}-adapter"))
+    if distributed.is_main():
+        context.backbone.model.save_pretrained(context.folder.checkpoint(f"{step}-adapter"))
     context.backbone.model = context.backbone.model.merge_and_unload()
 
 

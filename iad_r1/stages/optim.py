@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from iad_r1 import distributed
 from iad_r1.config import Length
 from iad_r1.errors import TrainingError
 
@@ -94,10 +95,11 @@ def update(
     max_grad_norm: float,
     where: str,
 ) -> float:
-    """Clip, step and clear; returns the gradient norm before clipping.
+    """Sum over ranks, clip, step and clear; returns the gradient norm before clipping.
 
     TrainingError if the gradient is not finite: the weights are then left as they were.
     """
+    distributed.sum_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not torch.isfinite(norm):
         raise TrainingError(

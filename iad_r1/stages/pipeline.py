@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
 
-from iad_r1 import data, prompts, report, weights
+from iad_r1 import data, distributed, prompts, report, weights
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.config import Config
@@ -31,39 +32,58 @@ GALLERY = 24  # pictures kept for the report, per split
 
 
 def run(config: Config, folder: RunFolder) -> None:
-    """Take `config.steps()` one after the other, then print and write what came of it."""
+    """Take `config.steps()` one after the other, on `engine.ranks` processes, then print and write
+    what came of it."""
     torch.manual_seed(config.seed)
+    with distributed.ranks(config.engine.ranks, folder.path), tracking(config, folder) as tracker:
+        take_steps(open_run(config, folder, tracker))
+        if tracker is not None:
+            tracker.finish(folder.summary())
+    if distributed.is_main():
+        terminal.print_summary(folder.summary(), folder.path)
+        if "report" in config.steps():
+            report.build(folder.path)
+
+
+@contextmanager
+def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
+    """The run's tracker, on rank 0."""
+    if not distributed.is_main():
+        yield None
+        return
     with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
-        context = open_run(config, folder, tracker)
-        evaluated: list[str] = []
-        for step in config.steps():
-            if step in TRAIN:
-                train(context, step)
-            elif step == "evaluate" and context.stage not in evaluated:
-                evaluated.append(context.stage)
-                judge(context, evaluated)
-        tracker.finish(folder.summary())
-    terminal.print_summary(folder.summary(), folder.path)
-    if "report" in config.steps():
-        report.build(folder.path)
+        yield tracker
 
 
-def open_run(config: Config, folder: RunFolder, tracker: Tracker) -> Context:
+def take_steps(context: Context) -> None:
+    """The stages of the run; weights that were judged already are not judged again."""
+    evaluated: list[str] = []
+    for step in context.config.steps():
+        if step in TRAIN:
+            train(context, step)
+        elif step == "evaluate" and context.stage not in evaluated:
+            evaluated.append(context.stage)
+            judge(context, evaluated)
+
+
+def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Context:
     """Data first, then weights: what is wrong with a folder of images is said before any load."""
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
-    folder.update_manifest(
-        data={
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "counts": dict(dataset.counts),
-        }
-    )
+    if distributed.is_main():
+        folder.update_manifest(
+            data={
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "counts": dict(dataset.counts),
+            }
+        )
     start = find_start(config.init) if config.init is not None else None
     backbone = open_backbone(config, folder, dataset, start)
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
-    shown = chain.from_iterable(evaluate.splits(context).values())
-    gallery.save(folder.path, list(shown), GALLERY)
+    if distributed.is_main():
+        shown = chain.from_iterable(evaluate.splits(context).values())
+        gallery.save(folder.path, list(shown), GALLERY)
     return context
 
 
@@ -72,18 +92,24 @@ def open_backbone(
 ) -> Backbone:
     """The weights to begin with: an earlier run's, a published model's, or newly built ones."""
     dtype = getattr(torch, config.engine.precision)
+    device = config.engine.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if start is not None:
-        return Backbone.load(start.path, dtype)
+        return Backbone.load(start.path, dtype, device)
     if config.backbone.source == "hub":
-        return Backbone.load(weights.fetch(config.backbone), dtype)
-    path = tiny.build(
-        folder.checkpoint("base"),
-        list(corpus(config, dataset)),
-        vocab_size=config.backbone.vocab_size,
-        max_pixels=config.backbone.max_pixels,
-        seed=config.seed,
-    )
-    return Backbone.load(path, dtype)
+        return Backbone.load(weights.fetch(config.backbone), dtype, device)
+    path = folder.checkpoint("base")
+    if distributed.is_main():
+        tiny.build(
+            path,
+            corpus(config, dataset),
+            vocab_size=config.backbone.vocab_size,
+            max_pixels=config.backbone.max_pixels,
+            seed=config.seed,
+        )
+    distributed.barrier()
+    return Backbone.load(path, dtype, device)
 
 
 def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
@@ -101,13 +127,16 @@ def train(context: Context, step: str) -> None:
         TRAIN[step](context)
     context.stage = step
     context.backbone.model.eval()
-    context.backbone.save(context.folder.checkpoint(step))
+    if distributed.is_main():
+        context.backbone.save(context.folder.checkpoint(step))
 
 
 def judge(context: Context, evaluated: list[str]) -> None:
     """Evaluate the weights as they are and add the rows to `summary.json`."""
     with context.timed("evaluate"):
         rows = evaluate.run(context)
+    if context.tracker is None:
+        return
     results = [*context.folder.summary().get("results", []), *rows]
     context.folder.update_summary(
         results=results, comparisons=evaluate.compare(context, evaluated)

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from iad_r1 import distributed
 from iad_r1.backbones import tiny
 from iad_r1.data.defects import DEFECT_TYPES
 from iad_r1.data.synthetic import pretraining_batch
-from iad_r1.report.terminal import progress
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
 from iad_r1.stages.sft import photometric
@@ -67,21 +67,29 @@ def train(context: Context) -> None:
     steps = settings.steps
     schedule = optim.scheduler(adam, settings.schedule, settings.warmup_steps, steps)
     weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES))
-    stream = random.Random(f"pretrain/{seed}")
     both.train()
-    with progress("vision tower", steps) as bar:
+    with context.progress("vision tower", steps) as bar:
         order = optim.batches(range(len(images)), settings.batch_size, steps, seed)
         for step, batch in enumerate(order):
-            pictures = [photometric(stream)(Image.fromarray(images[i])) for i in batch]
+            mine = distributed.share(batch)
+            pictures = [augmented(images[i], f"{seed}/{step}/{i}") for i in mine]
             encoded = processor(images=pictures, return_tensors="pt")
             features = tower(encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
             scores = head(features.pooler_output).view(-1, len(weight))
-            loss = F.cross_entropy(scores, labels[batch].flatten(), weight=weight)
+            wanted = labels[mine].flatten()
+            loss = F.cross_entropy(scores, wanted, weight=weight, reduction="sum")
+            loss = loss / distributed.total(weight[wanted].sum().item())
             optim.check_finite(loss, f"pretrain step {step}")
             loss.backward()
             norm = optim.update(both, adam, schedule, settings.max_grad_norm, f"pretrain {step}")
-            context.tracker.log("pretrain", step, {"loss": float(loss), "grad_norm": norm})
-            bar.advance(loss=float(loss))
+            values = {"loss": distributed.total(loss.item()), "grad_norm": norm}
+            context.log("pretrain", step, values)
+            bar.advance(loss=values["loss"])
+
+
+def augmented(image: np.ndarray, stream: str) -> Image.Image:
+    """Photometric variation, as in PA-SFT; `stream` names the random numbers."""
+    return photometric(random.Random(stream))(Image.fromarray(image))
 
 
 def _pixels(processor, images: np.ndarray) -> torch.Tensor:

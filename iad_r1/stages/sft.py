@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from iad_r1 import distributed
 from iad_r1.backbones.backbone import EncodedTarget
 from iad_r1.config import SftPhase
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.packing import completion_logprobs, vision_features
-from iad_r1.report.terminal import progress
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
 from iad_r1.stages.prompting import Augment, Prompter
@@ -56,15 +56,15 @@ class _Phase:
         schedule = optim.scheduler(adam, self.sft.schedule, self.sft.warmup_steps, steps)
         model.train()
         name = f"PA-SFT {self.index + 1}/{len(self.sft.phases)}"
-        with progress(name, steps) as bar:
+        with self.context.progress(name, steps) as bar:
             batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
             for step, batch in enumerate(batches, first_step):
                 loss = self.loss(batch, step)
                 optim.check_finite(loss, f"sft step {step}")
                 loss.backward()
                 norm = optim.update(model, adam, schedule, self.sft.max_grad_norm, f"sft {step}")
-                values = {"loss": float(loss), "grad_norm": norm, "learning_rate": optim.lr(adam)}
-                self.context.tracker.log("sft", step, {**values, "phase": self.index})
+                values = {"loss": distributed.total(loss.item()), "grad_norm": norm, "learning_rate": optim.lr(adam)}
+                self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
         optim.train_only(model, vision=True)
         return first_step + steps
@@ -72,8 +72,10 @@ class _Phase:
     def loss(self, batch: list[Sample], step: int) -> Tensor:
         """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats.
 
-        Tokens inside `<location>` count `location_weight` times, untrained spans not at all.
+        Tokens inside `<location>` count `location_weight` times, untrained spans not at all. On
+        several ranks this is the rank's part of that mean.
         """
+        batch = distributed.share(batch)
         shots = [self.shots(sample, step) for sample in batch]
         prompts = [
             self.prompter.encode(sample, k, self.augment(sample, step))
@@ -90,7 +92,7 @@ class _Phase:
         weights = torch.zeros_like(result.logprob)
         for row, (_, weight) in enumerate(targets):
             weights[row, : len(weight)] = torch.tensor(weight)
-        return -(result.logprob * weights).sum() / weights.sum()
+        return -(result.logprob * weights).sum() / distributed.total(weights.sum().item())
 
     def shots(self, sample: Sample, step: int) -> int:
         """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""

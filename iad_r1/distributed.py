@@ -1,0 +1,134 @@
+"""Data parallelism on one host: every rank holds the weights and a share of each batch.
+
+The loss of a share is divided by counts over the whole batch, so gradients are summed over ranks
+and one step is the same step however many ranks take it (up to the order of a float sum).
+Without ranks every function here is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+RANK, WORLD = "IAD_R1_RANK", "IAD_R1_WORLD"
+PATIENCE = timedelta(minutes=30)  # a rank may wait this long for the slowest; a dead one is noticed
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files, prints and logs."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def ranks(count: int, folder: Path) -> Iterator[None]:
+    """Inside, `count` processes work on the run in `folder`; this one is rank 0 and starts the
+    others, or is one of those.
+
+    The others run the same worker on the same folder and end with this process. When one fails it
+    prints its error, and the next exchange with it fails here.
+    """
+    mine = int(os.environ.get(RANK, "0"))
+    if count == 1:
+        yield
+        return
+    meeting = folder / ".ranks"
+    if mine == 0:
+        meeting.unlink(missing_ok=True)
+    others = [_start(folder, number, count) for number in range(1, count)] if mine == 0 else []
+    dist.init_process_group(
+        "gloo", init_method=meeting.as_uri(), rank=mine, world_size=count, timeout=PATIENCE
+    )
+    try:
+        yield
+        dist.barrier()
+    except BaseException:
+        for process in others:
+            process.terminate()
+        raise
+    finally:
+        dist.destroy_process_group()
+        for process in others:
+            process.wait()
+        if mine == 0:
+            meeting.unlink(missing_ok=True)
+
+
+def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        RANK: str(number),
+        WORLD: str(count),
+        "IAD_R1_PARENT": str(os.getpid()),
+    }
+    return subprocess.Popen([sys.executable, "-m", "iad_r1.worker", str(folder)], env=environment)
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world() > 1:
+        dist.barrier()
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's items: every `world()`-th, so neighbours go to different ranks."""
+    return list(items[rank() :: world()])
+
+
+def gather(items: Sequence[T]) -> list[T]:
+    """The inverse of `share`: every rank's items, in the order of the whole, on every rank."""
+    if world() == 1:
+        return list(items)
+    parts: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(parts, list(items))
+    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
+
+
+def everyone(item: T) -> list[T]:
+    """One item of each rank, on every rank."""
+    if world() == 1:
+        return [item]
+    found: list[T | None] = [None] * world()
+    dist.all_gather_object(found, item)
+    return found  # type: ignore[return-value]  # all filled by the call
+
+
+def total(value: float) -> float:
+    """The sum of a number over ranks."""
+    if world() == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(found)
+    return found.item()
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Replace every gradient by its sum over ranks; a rank without one contributes zeros."""
+    if world() == 1:
+        return
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in learning if p.grad is not None])
+    dist.all_reduce(flat)
+    for parameter, part in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
+        parameter.grad = part.view_as(parameter)
