@@ -4,7 +4,7 @@
     <think>...</think><location>top left</location><type>scratch</type><answer>Yes</answer>
 
 The reasoning perceives, compares with what is expected, locates and names, and decides. It says
-only what the annotations say, in 15 to 22 words: on a CPU every token of a rollout costs time.
+only what the annotations say, in about 18 words: on a CPU every token of a rollout costs time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _REASONING = (
     (
         "I scan the surface, expecting it clean and intact.",
         "It is so from edge to edge.",
-        "{At} it is not{kind}.",
+        "{At} it differs{kind}.",
     ),
     (
-        "Looking over all regions, I expect what a good part shows.",
+        "I check all regions against what a good part shows.",
         "Nothing differs anywhere.",
-        "{At} something differs{kind}.",
+        "{At} one is off{kind}.",
     ),
     (
         "I compare every area with a sound part.",
