@@ -160,7 +160,7 @@ def missing_part(wound: Wound, surface: Field) -> Field:
 def _upper_left(distance: Field) -> Field:
     """1 where the nearest edge lies toward the upper left, 0 elsewhere."""
     down, right = np.gradient(distance)
-    return np.clip(-(down + right) * 2, 0, 1)
+    return np.maximum(-(down + right) / np.maximum(np.abs(down) + np.abs(right), 1e-6), 0)
 
 
 def foreign_object(wound: Wound, surface: Field) -> Field:
