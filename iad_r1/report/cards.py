@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -45,14 +46,23 @@ def default_view(found: Sequence[Row]) -> str | None:
 
 
 def cards(run: RunData, found: Sequence[Row]) -> list[Row]:
-    """One card per picture that at least one evaluation judged, in the gallery's fixed order."""
+    """One card per picture that at least one evaluation judged: splits in turn, fixed order."""
     by_view = [_answers(run.evaluations, view) for view in found]
     made = []
-    for picture in run.pictures:
+    for picture in _splits_in_turn(run.pictures):
         said = [answers.get(picture["id"]) for answers in by_view]
         if any(said):
             made.append(_card(run, picture, found, said))
     return made
+
+
+def _splits_in_turn(pictures: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """So that the first pictures on the page come from every split."""
+    splits: dict[str, list[Mapping[str, Any]]] = {}
+    for picture in pictures:
+        splits.setdefault(picture["split"], []).append(picture)
+    for turn in zip_longest(*splits.values()):
+        yield from (picture for picture in turn if picture is not None)
 
 
 def _answers(evaluations: Sequence[Evaluation], view: Row) -> dict[str, Prediction]:

@@ -491,6 +491,13 @@ def test_a_card_says_what_training_mended(complete):
         assert answers[grpo["key"]]["change"] == change
 
 
+def test_the_first_pictures_come_from_every_split(complete):
+    run = run_data.load(complete)
+    made = cards.cards(run, cards.views(run))
+    assert [card["split"] for card in made[:4]] == ["seen", "new", "seen", "new"]
+    assert len({card["product"] for card in made[:14]}) == 7
+
+
 def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
     run = run_data.load(complete)
     rows = page._factory(tables.summaries(run))
