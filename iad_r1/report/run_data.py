@@ -15,6 +15,7 @@ from iad_r1.report import gallery, wording
 from iad_r1.types import Prediction
 
 _FILE = re.compile(r"(?P<stage>[^.]+)\.(?P<split>.+)\.(?P<shots>\d+)shot\.jsonl")
+UNFINISHED = ("failed", "stopped", "refused")  # manifest.json says how a run ended
 _FIELDS = {item.name for item in fields(Prediction)}
 
 
@@ -82,7 +83,7 @@ def load(folder: Path) -> RunData:
     rows = gallery.read(folder)
     pictures = [row for row in rows if (folder / row["image"]).is_file()]
     manifest = _json(folder / "manifest.json")
-    missing = _missing(bool(evaluations), bool(steps), bool(manifest), len(rows), len(pictures))
+    missing = _missing(bool(evaluations), bool(steps), manifest, len(rows), len(pictures))
     return RunData(
         folder=folder,
         config=_json(folder / "config.json"),
@@ -96,8 +97,10 @@ def load(folder: Path) -> RunData:
 
 
 def _missing(
-    evaluated: bool, trained: bool, manifest: bool, listed: int, found: int
+    evaluated: bool, trained: bool, manifest: Mapping[str, Any], listed: int, found: int
 ) -> Iterator[str]:
+    if manifest.get("status") in UNFINISHED:
+        yield f"This run did not finish ({manifest['status']}): the report shows what it left."
     if not evaluated:
         yield "No predictions are stored here: this run was not evaluated."
     if not trained:

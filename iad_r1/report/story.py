@@ -16,6 +16,7 @@ TILES = {
     "location_accuracy": "defects found and placed",
 }
 LEADING = ("balanced_accuracy", "location_accuracy")
+FEW_PRODUCTS = 5
 _PERCENT = "\N{NO-BREAK SPACE}%"
 
 
@@ -107,12 +108,25 @@ def _capital(text: str) -> str:
 
 
 def caveats(run: RunData) -> Iterator[str]:
-    """What the numbers do and do not show. Applies to every report."""
+    """What the numbers do and do not show."""
+    if run.evaluations:
+        yield from _statistical_caveats(run)
+    yield from _data_caveats(run)
+    for item in tables.main_evaluations(run):
+        products = len({p.product for p in item.predictions})
+        if products < FEW_PRODUCTS:
+            yield (
+                f"{_capital(wording.split_name(item.split))}: only {products} "
+                f"product{'s' if products > 1 else ''} tested. Nothing follows for others."
+            )
+
+
+def _statistical_caveats(run: RunData) -> Iterator[str]:
+    seed = run.config.get("seed", "unknown")
     yield (
         "Intervals cover which images happened to be tested. They do not cover how training would "
-        "turn out with another seed: this is one run with seed "
-        f"{run.config.get('seed', 'unknown')}. Repeat it with other seeds before believing a "
-        "small difference."
+        f"turn out with another seed: this is one run with seed {seed}. Repeat it with other seeds "
+        "before believing a small difference."
     )
     yield (
         "Many differences are shown. Even if training changed nothing, about 1 interval in 20 "
@@ -122,14 +136,6 @@ def caveats(run: RunData) -> Iterator[str]:
         "An answer that cannot be read counts as wrong. Location and type are judged on defective "
         "images only, and a missed defect counts as wrong there too."
     )
-    yield from _data_caveats(run)
-    for item in tables.main_evaluations(run):
-        if len({p.product for p in item.predictions}) < 5:
-            yield (
-                f"{_capital(wording.split_name(item.split))} holds only "
-                f"{len({p.product for p in item.predictions})} products: nothing follows for "
-                "products that were not tested."
-            )
 
 
 def _data_caveats(run: RunData) -> Iterator[str]:

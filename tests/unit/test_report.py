@@ -326,8 +326,11 @@ def test_a_run_that_was_only_trained_shows_how_training_went(tmp_path):
     folder = make_run(tmp_path / "run", stages=("sft", "grpo"), images=8)
     for path in (folder / "predictions").glob("*"):
         path.unlink()
+    (folder / "manifest.json").write_text('{"status": "stopped"}')
     found = built(folder)
     assert "training" in found.ids and "results" not in found.ids
+    assert "This run did not finish (stopped)" in found.text
+    assert "Intervals cover" not in found.text, "there are none"
     assert "Nothing was evaluated in this run" in found.text
 
 
