@@ -133,14 +133,14 @@ def _to_segments(u: Field, v: Field, starts: np.ndarray, ends: np.ndarray) -> Fi
 
 def dent(wound: Wound, surface: Field) -> Field:
     """A pressed hollow: shading only."""
-    spread = np.float32(wound.radius * 0.62)
+    reach = np.float32(wound.radius * 1.25)
     turn = np.deg2rad(wound.between(25, 65))
-    toward = (wound.x * np.cos(turn) + wound.y * np.sin(turn)) / spread
-    bowl = np.exp(-0.5 * (wound.x**2 + wound.y**2) / spread**2)
+    toward = (wound.x * np.cos(turn) + wound.y * np.sin(turn)) / reach
+    bowl = np.maximum(1 - (wound.x**2 + wound.y**2) / reach**2, 0) ** 2
     # a cool cast, as of sky light: where brightness is unchanged the colour is not, so that the
     # changed pixels are one region and not two halves
-    cast = np.array([-0.22, 0.0, 0.22], np.float32)[:, None, None]
-    return surface + 130 * (toward + cast) * bowl
+    cast = np.array([-0.1, 0.0, 0.1], np.float32)[:, None, None]
+    return surface + 280 * (toward + cast) * bowl
 
 
 def missing_part(wound: Wound, surface: Field) -> Field:

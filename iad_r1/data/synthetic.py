@@ -25,7 +25,7 @@ from iad_r1.data.surfaces import NEW, PAINTERS, SEEN, UNIT, Canvas, Field, Surfa
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe
 from iad_r1.types import Dataset, Sample, Solution
 
-WORLD_VERSION = 1  # raise it whenever the same seed draws a different picture
+WORLD_VERSION = 2  # raise it whenever the same seed draws a different picture
 SEEN_PRODUCTS: tuple[str, ...] = tuple(SEEN)
 NEW_PRODUCTS: tuple[str, ...] = tuple(NEW)
 RADIUS = (7.0, 12.0)  # units of 1/96 of the side, times U(0.8, 1.2)
