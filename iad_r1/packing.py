@@ -41,6 +41,7 @@ Completions = Sequence[Sequence[Sequence[int]]]
 """Token ids of every completion of every group, end of turn included, no padding."""
 
 ATTENTION = "shared_prompt_sdpa"
+LOGITS = 2**26  # float32 logits computed at once: 256 MiB, 441 tokens of Qwen's vocabulary
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def completion_logprobs(
     packing: Packing = "group",
     vision: Sequence[Tensor | None] | None = None,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
     token_budget: int | None = None,
     entropy: bool = True,
     suppressed: Sequence[int] = (),
@@ -90,7 +91,8 @@ def completion_logprobs(
 
     vision        image features from `vision_features`, to share them between passes; None
                   encodes the images here (once per prompt, with gradient if the tower trains)
-    chunk         tokens per block of the output layer: [chunk, V] float32 is the most kept
+    chunk         tokens per block of the output layer, so [chunk, V] float32 is the most that
+                  lives at once; None: as many as fit in 256 MiB
     token_budget  split whole groups into forwards of at most that many tokens. It bounds memory
                   without gradient; with gradient call `micro_batches` and backward each part
     suppressed    token ids the sampler may never draw; they get no probability here either, so
@@ -117,7 +119,7 @@ def completion_logprobs(
             head,
             batch.targets,
             temperature=temperature,
-            chunk=chunk,
+            chunk=chunk or max(1, LOGITS // bare.config.get_text_config().vocab_size),
             entropy=entropy,
         )
         results.append((batch, values))

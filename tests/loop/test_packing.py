@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iad_r1 import packing
 from iad_r1.errors import ConfigError, MismatchError
+from iad_r1.losses import policy_loss
 from iad_r1.packing import (
     adapter_off,
     completion_logprobs,
@@ -246,6 +247,38 @@ def test_neither_the_chunk_nor_the_token_budget_changes_the_result(kind: Packing
             model, functools.partial(weighted_sum, model, prompts, groups, kind, **kwargs)
         )
         assert cases.relative(split, whole) < EXACT
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
+def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(aggregation: Any) -> None:
+    """Groups of unequal size and length, one backward each, against one backward of all."""
+    family = "llava_onevision"
+    model = cases.model(family)
+    prompts = [cases.prompt(family, n, seed=n) for n in (1, 2, 1, 0)]
+    groups = cases.completions(family, [[4, 9], [1, 2, 3], [12], [7, 7]])
+    gains = [
+        torch.randn(len(g), generator=torch.Generator().manual_seed(i))
+        for i, g in enumerate(groups)
+    ]
+    n_tokens = sum(len(row) for group in groups for row in group)
+
+    def loss(part: list[int], kind: Packing) -> Tensor:
+        out = completion_logprobs(
+            model, [prompts[i] for i in part], [groups[i] for i in part], packing=kind
+        )
+        return policy_loss(
+            out.logprob, None, out.logprob.detach() + 0.1, torch.cat([gains[i] for i in part]),
+            out.mask, clip_low=0.2, clip_high=0.2, kl_coef=0.04, aggregation=aggregation,
+            n_sequences=8, n_tokens=n_tokens, max_tokens=16,
+        )[0]  # fmt: skip
+
+    whole = cases.gradient(model, lambda: loss([0, 1, 2, 3], "off"))
+    for budget in (1, 150, 300):
+        model.zero_grad()
+        for part in micro_batches(prompts, groups, budget):
+            loss(part, "group").backward()
+        grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+        assert cases.relative(torch.cat([g.flatten() for g in grads]), whole) < EXACT
 
 
 @given(
