@@ -87,13 +87,22 @@ def test_the_mask_is_exactly_where_the_sound_picture_was_changed(seed, product, 
     assert not sound.mask.any()
 
 
-@given(seeds, products)
-@settings(max_examples=40, deadline=None)
-def test_a_dent_is_one_region_so_that_its_place_is_its_middle(seed, product):
-    mask = draw(np.random.default_rng(seed), product, "dent", 96).mask
+@pytest.mark.parametrize("defect", DEFECT_TYPES)
+def test_a_defect_is_one_region_so_that_its_place_is_its_middle(defect):
+    """Except, rarely, a faint one on white paper or dark leather: levels end at 0 and 255."""
+    masks = [
+        draw(np.random.default_rng([seed, k]), product, defect, 96).mask
+        for k, product in enumerate(PAINTERS)
+        for seed in range(8)
+    ]
+    whole = [largest_region(mask) >= 0.75 * mask.sum() for mask in masks]
+    assert np.mean(whole) >= 0.97
+
+
+def largest_region(mask: np.ndarray) -> int:
     labels = np.zeros(mask.shape, np.int32)
     ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
-    assert np.bincount(labels.ravel())[1:].max() >= 0.75 * mask.sum()
+    return np.bincount(labels.ravel())[1:].max()
 
 
 @given(seeds, st.sampled_from(["leather", "wood panel", "knurled grip"]), defects)
