@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import packing_cases as cases
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from iad_r1 import packing
 from iad_r1.errors import ConfigError, MismatchError
@@ -103,6 +105,27 @@ def test_packed_equals_unpacked_with_gradient_checkpointing(family: str) -> None
     assert_same(model, prompts, groups)
     again = cases.gradient(model, lambda: weighted_sum(model, prompts, groups, "group"))
     assert cases.relative(again, plain) < EXACT
+
+
+def test_packed_equals_unpacked_with_lora_and_checkpointing_together() -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(
+        cases.model("qwen2_5_vl"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert_same(model, *cases.two_groups("qwen2_5_vl", 3))
+
+
+def test_a_saved_model_does_not_remember_the_packed_attention(tmp_path: Path) -> None:
+    model = cases.model("llava_onevision")
+    with torch.no_grad():
+        completion_logprobs(model, *cases.two_groups("llava_onevision", 2))
+    model.save_pretrained(tmp_path)
+    assert packing.ATTENTION not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.model.language_model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
