@@ -179,17 +179,21 @@ def _stratified_bootstrap(counts: Sequence[tuple[int, int]], seed: int, resample
 
 
 def _newcombe(counts: Sequence[tuple[int, int]]) -> Interval:
-    """Interval of the mean of rates from their Wilson intervals (Newcombe's square-and-add).
+    """Interval of the mean of rates, each (successes, n), from their Wilson intervals.
 
     Used where a class is all right or all wrong: no resample can then show the other
     outcome, and a bootstrap would claim a certainty that few images cannot give.
     """
     rates = [100 * k / n for k, n in counts]
-    bounds = [wilson(k, n) or [0.0, 100.0] for k, n in counts]
-    below = np.sqrt(sum((r - low) ** 2 for r, (low, _) in zip(rates, bounds, strict=True)))
-    above = np.sqrt(sum((high - r) ** 2 for r, (_, high) in zip(rates, bounds, strict=True)))
-    mean, m = float(np.mean(rates)), len(counts)
-    return [max(0.0, mean - float(below) / m), min(100.0, mean + float(above) / m)]
+    return _square_and_add(rates, [wilson(k, n) or [0.0, 100.0] for k, n in counts])
+
+
+def _square_and_add(values: Sequence[float], bounds: Sequence[Interval]) -> Interval:
+    """Newcombe's interval of the mean of independent values from the interval of each."""
+    below = sum((value - low) ** 2 for value, (low, _) in zip(values, bounds, strict=True)) ** 0.5
+    above = sum((high - value) ** 2 for value, (_, high) in zip(values, bounds, strict=True)) ** 0.5
+    mean = float(np.mean(values))
+    return [mean - below / len(values), mean + above / len(values)]
 
 
 def _percentiles(draws: Floats) -> Interval:
@@ -293,15 +297,36 @@ def paired_difference(
     if pair is None:
         return {"delta": None, "ci95": None, "n": 0, "n_changed": 0}
     changes, groups = pair
-    rng = np.random.default_rng(seed)
-    drawn = [_resampled_means(changes[group], rng, resamples) for group in groups]
     looked_at = np.logical_or.reduce(groups)
     return {
         "delta": float(100 * np.mean([changes[group].mean() for group in groups])),
-        "ci95": _percentiles(100 * np.mean(drawn, axis=0)),
+        "ci95": _difference_interval([changes[group] for group in groups], seed, resamples),
         "n": int(looked_at.sum()),
         "n_changed": int((changes[looked_at] != 0).sum()),
     }
+
+
+def _difference_interval(groups: Sequence[Floats], seed: int, resamples: int) -> Interval:
+    """Bootstrap over images within each group; wider where a group shows no variation.
+
+    Forty images without a change do not prove that none would ever change: such a group gets
+    the Wilson bound of 0 in n on either side instead of a width of zero.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [100 * _resampled_means(group, rng, resamples) for group in groups]
+    if all(np.ptp(group) > 0 for group in groups):
+        return _percentiles(np.mean(drawn, axis=0))
+    means = [float(100 * group.mean()) for group in groups]
+    bounds = [
+        _percentiles(draws) if np.ptp(group) > 0 else _unvaried(mean, len(group))
+        for group, draws, mean in zip(groups, drawn, means, strict=True)
+    ]
+    return _square_and_add(means, bounds)
+
+
+def _unvaried(mean: float, n: int) -> Interval:
+    _, width = wilson(0, n) or [0.0, 100.0]
+    return [max(-100.0, mean - width), min(100.0, mean + width)]
 
 
 def _resampled_means(changes: Floats, rng: np.random.Generator, resamples: int) -> Floats:

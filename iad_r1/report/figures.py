@@ -168,7 +168,9 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
             smooth = running_mean(values)
             if smooth is not None:
                 axes.plot(steps, values, color=tint, lw=0.7, alpha=0.3)
-            axes.plot(steps, values if smooth is None else smooth, color=tint, lw=1.5, label=name)
+            marker = "o" if len(steps) < 3 else None  # a line needs two points to be seen
+            shown = values if smooth is None else smooth
+            axes.plot(steps, shown, color=tint, lw=1.5, marker=marker, ms=3, label=name)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

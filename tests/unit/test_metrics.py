@@ -59,6 +59,7 @@ def rows_of(answers: list[tuple[str, str]], **fields: Any) -> list[Prediction]:
     ]
 
 
+UNHURRIED = settings(deadline=None, max_examples=40)  # a busy machine is not a failure
 GOLD_AND_ANSWER = st.lists(
     st.tuples(st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no", "invalid"])),
     min_size=1,
@@ -67,6 +68,7 @@ GOLD_AND_ANSWER = st.lists(
 BOTH_CLASSES = GOLD_AND_ANSWER.filter(lambda rows: len({gold for gold, _ in rows}) == 2)
 
 
+@UNHURRIED
 @given(BOTH_CLASSES)
 def test_balanced_accuracy_is_sklearns_with_invalid_counted_as_wrong(answers):
     wrong = {"yes": "no", "no": "yes"}
@@ -77,6 +79,7 @@ def test_balanced_accuracy_is_sklearns_with_invalid_counted_as_wrong(answers):
     )
 
 
+@UNHURRIED
 @given(BOTH_CLASSES)
 def test_miss_and_overkill_are_what_balanced_accuracy_leaves(answers):
     summary = metrics.summarise(rows_of(answers), 0, 50)
@@ -85,6 +88,7 @@ def test_miss_and_overkill_are_what_balanced_accuracy_leaves(answers):
     )
 
 
+@UNHURRIED
 @given(GOLD_AND_ANSWER, st.randoms(use_true_random=False))
 def test_the_order_of_images_does_not_matter(answers, random):
     rows = rows_of(answers)
@@ -92,6 +96,7 @@ def test_the_order_of_images_does_not_matter(answers, random):
     assert metrics.summarise(rows, 0, 50) == metrics.summarise(shuffled, 0, 50)
 
 
+@UNHURRIED
 @given(GOLD_AND_ANSWER)
 def test_every_interval_contains_its_value_and_stays_between_0_and_100(answers):
     summary = metrics.summarise(rows_of(answers), 0, 400)
@@ -100,6 +105,7 @@ def test_every_interval_contains_its_value_and_stays_between_0_and_100(answers):
         assert high > low, f"{name}: a sample of {len(answers)} images cannot be certain"
 
 
+@UNHURRIED
 @given(GOLD_AND_ANSWER)
 def test_the_confusion_table_counts_every_image_once(answers):
     summary = metrics.summarise(rows_of(answers), 0, 50)
@@ -107,6 +113,7 @@ def test_the_confusion_table_counts_every_image_once(answers):
     assert sum(cells) == summary["n"] == summary["n_normal"] + summary["n_anomalous"]
 
 
+@UNHURRIED
 @given(st.integers(0, 40), st.integers(1, 40))
 def test_wilson_is_scipys(successes, extra):
     n = successes + extra
@@ -196,6 +203,7 @@ def test_well_formed_counts_the_parsers_verdict():
     assert metrics.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=40))
 def test_auroc_is_sklearns(rows):
     golds = [gold for gold, _ in rows]
@@ -225,11 +233,11 @@ def test_the_auroc_interval_matches_resampled_images():
         for i, (gold, score) in enumerate(zip(golds, scores, strict=True))
     ]
     draws = []
-    for _ in range(2000):
+    for _ in range(500):
         chosen = np.concatenate([rng.integers(0, 50, 50), rng.integers(50, 120, 70)])
         draws.append(100 * roc_auc_score(golds[chosen], scores[chosen]))
     interval = metrics.summarise(rows, 0, 4000)["ci95"]["auroc"]
-    assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=1.0)
+    assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=2.0)
 
 
 @pytest.mark.parametrize("p_yes", [math.nan, 1.5, -0.1])
@@ -270,7 +278,7 @@ def test_products_are_summarised_apart_and_the_worst_is_named():
 # --------------------------------------------------------------------- paired differences
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(BOTH_CLASSES, st.data())
 def test_a_paired_difference_is_after_minus_before(answers, data):
     before = rows_of(answers)
@@ -307,10 +315,27 @@ def test_pairing_cancels_what_both_sides_share():
     assert separate[1][1] > separate[0][0], "the separate intervals overlap"
 
 
-def test_identical_runs_differ_by_nothing():
-    rows = rows_of([("yes", "yes"), ("no", "yes"), ("no", "no")])
-    found = metrics.paired_difference(rows, rows, "balanced_accuracy", 0)
-    assert found == {"delta": 0.0, "ci95": [0.0, 0.0], "n": 3, "n_changed": 0}
+def test_identical_runs_differ_by_nothing_but_few_images_do_not_prove_it():
+    few = rows_of([("yes", "yes"), ("no", "yes"), ("no", "no")])
+    many = rows_of([("yes", "yes"), ("no", "yes"), ("no", "no")] * 200)
+    widths = []
+    for rows in (few, many):
+        found = metrics.paired_difference(rows, rows, "balanced_accuracy", 0)
+        assert (found["delta"], found["n"], found["n_changed"]) == (0.0, len(rows), 0)
+        low, high = found["ci95"]
+        assert low < 0 < high and low == pytest.approx(-high)
+        widths.append(high - low)
+    assert widths[0] > 50 > 3 > widths[1]
+
+
+def test_a_class_without_a_change_does_not_make_the_other_certain():
+    """Good parts are judged alike, defective ones are not: both kinds of doubt count."""
+    before = rows_of([("yes", "no")] * 10 + [("no", "no")] * 10)
+    after = [replace(row, answer="yes") if int(row.id) < 5 else row for row in before]
+    found = metrics.paired_difference(before, after, "balanced_accuracy", 0)
+    misses = metrics.paired_difference(before, after, "miss_rate", 0)
+    assert found["delta"] == 25.0 and misses["delta"] == -50.0
+    assert np.ptp(found["ci95"]) > np.ptp(misses["ci95"]) / 2
 
 
 def test_different_images_are_refused_and_named():
@@ -393,6 +418,7 @@ def test_chance_levels_by_hand():
     assert chance["area_weighted"] == pytest.approx(100 * (0.25 * 1 + 0.75 * 2 + 0.25 * 1) / 4)
 
 
+@UNHURRIED
 @given(st.lists(st.sampled_from("abcdefghi"), min_size=1, max_size=50))
 def test_a_random_guess_among_nine_equal_cells_is_right_one_time_in_nine(golds):
     chance = metrics.location_chance([{gold} for gold in golds], "abcdefghi", "e")
@@ -408,6 +434,7 @@ def test_factory_numbers_by_hand():
     assert view["npv"] == pytest.approx(100 * 9552 / 9557)
 
 
+@UNHURRIED
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(0, 1), st.integers(1, 10**6))
 def test_every_part_is_counted_once(miss, overkill, prior, parts):
     view = metrics.factory_view(miss, overkill, prior, parts)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
@@ -30,7 +30,7 @@ REPO = Path(__file__).resolve().parents[2]
 WANDB_YAML = yaml.safe_load((REPO / "conf/tracking/wandb.yaml").read_text())
 
 
-def settings(**changes: Any) -> TrackingConfig:
+def tracking_settings(**changes: Any) -> TrackingConfig:
     return TrackingConfig(**{**WANDB_YAML, **changes})
 
 
@@ -48,7 +48,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def disabled(folder: Path) -> Tracker:
-    return Tracker(settings(mode="disabled"), folder, {})
+    return Tracker(tracking_settings(mode="disabled"), folder, {})
 
 
 # ------------------------------------------------------------------------ metrics.jsonl
@@ -71,6 +71,7 @@ def strict(text: str) -> dict[str, Any]:
     return json.loads(text, parse_constant=refuse)
 
 
+@settings(deadline=None, max_examples=40)  # a busy machine is not a failure
 @given(st.dictionaries(st.text("abc", min_size=1), st.floats(), max_size=4))
 def test_every_line_is_strict_json_whatever_the_numbers(tmp_path_factory, scalars):
     folder = tmp_path_factory.mktemp("run")
@@ -139,7 +140,7 @@ def wandb_bytes(folder: Path, expected: bytes) -> bytes:
 
 def test_offline_wandb_mirrors_steps_tables_and_summary_inside_the_run_folder(tmp_path, capfd):
     folder = tmp_path / "tiny" / "2026-01-01"
-    with Tracker(settings(mode="auto", rollout_rows=2), folder, {"seed": 17}) as tracker:
+    with Tracker(tracking_settings(mode="auto", rollout_rows=2), folder, {"seed": 17}) as tracker:
         tracker.log("sft", 0, {"loss": 0.5, "odd": math.nan})
         tracker.rollouts("sft", 0, [{"completion": f"text {i}"} for i in range(5)])
         tracker.evaluation([{"stage": "sft", "n": 3, "ci95": {"miss_rate": [1.0, 2.0]}}])
@@ -181,7 +182,7 @@ def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(tmp_path, 
     run = subprocess.run(
         [sys.executable, "-c", ONLINE_SCRIPT, str(tmp_path), mode],
         env={**environ, **({"WANDB_API_KEY": key} if key else {})},
-        cwd=REPO, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        cwd=REPO, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout == "" and len(run.stderr.splitlines()) == 1 and said in run.stderr
@@ -189,13 +190,13 @@ def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(tmp_path, 
 
 
 def test_a_failing_run_is_recorded_as_failed_and_its_error_is_not_swallowed(tmp_path):
-    with pytest.raises(ZeroDivisionError), Tracker(settings(), tmp_path, {}) as tracker:
+    with pytest.raises(ZeroDivisionError), Tracker(tracking_settings(), tmp_path, {}) as tracker:
         tracker.log("sft", 0, {"loss": 1 / 0})
     assert lines(tmp_path) == [] and wandb_bytes(tmp_path, b"")
 
 
 def test_wandb_dying_mid_run_does_not_stop_the_record(tmp_path, capfd, monkeypatch):
-    with Tracker(settings(), tmp_path, {}) as tracker:
+    with Tracker(tracking_settings(), tmp_path, {}) as tracker:
         run = tracker._run
         assert run is not None
 
@@ -256,14 +257,14 @@ def test_logins_of_wandbs_older_host_count_at_its_default_server(tmp_path):
 def test_both_shipped_files_make_a_valid_config():
     none = yaml.safe_load((REPO / "conf/tracking/none.yaml").read_text())
     assert none.pop("defaults") == ["wandb", "_self_"]
-    assert settings(**none).mode == "disabled"
+    assert tracking_settings(**none).mode == "disabled"
 
 
 def test_an_unknown_mode_or_setting_is_refused():
     with pytest.raises(ValidationError, match="mode"):
-        settings(mode="cloud")
+        tracking_settings(mode="cloud")
     with pytest.raises(ValidationError, match="api_key"):
-        settings(api_key="secret")
+        tracking_settings(api_key="secret")
 
 
 def test_the_config_loads_neither_wandb_nor_pandas_nor_torch():
