@@ -120,6 +120,18 @@ def processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> Qwen2_5_VL
     )
 
 
+def widen(language_model: torch.nn.Module) -> None:
+    """Draw the language model's weights wider than the usual 0.02, which suits wide models.
+
+    At width 128 it leaves attention all but uniform for hundreds of steps, and where a defect lies
+    is found by attention: with these, a location probe learned in 200 steps what the usual start
+    had not begun to learn.
+    """
+    for name, parameter in language_model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2 if "embed_tokens" in name else 0.09)
+
+
 def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, seed: int) -> Path:
     """Write a randomly initialised tiny checkpoint in Hugging Face layout and return its folder.
 
@@ -133,6 +145,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config(tokenizer))
+        widen(model.model.language_model)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False

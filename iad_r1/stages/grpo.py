@@ -207,7 +207,7 @@ class Policy:
             values |= reduce(LossStats.__add__, stats).scalars()
         if rollout.old is None:
             values["sampler_gap"] = self.check_sampler(rollout, where)
-            rollout.old = rollout.trainer
+            rollout.old = rollout.trainer.clone()
         values["learning_rate"] = optim.lr(self.adam)
         values["grad_norm"] = optim.update(
             self.model, self.adam, self.schedule, self.grpo.max_grad_norm, where

@@ -30,7 +30,8 @@ def adapter(context: Context, step: str) -> Iterator[None]:
     settings = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
+        # the policy that is trained must be the one that was sampled from, which drops nothing
+        lora_dropout=0.0 if step == "grpo" else tuning.dropout,
         target_modules=linear_layers(base, vision=tuning.targets == "all"),
         init_lora_weights=True,
     )

@@ -6,6 +6,7 @@ SC-GRPO with one completion per prompt, the target, in place of the rollout engi
 from __future__ import annotations
 
 import random
+import re
 
 import torch
 from PIL import Image, ImageEnhance
@@ -72,7 +73,7 @@ class _Phase:
     def loss(self, batch: list[Sample], step: int) -> Tensor:
         """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats.
 
-        Tokens inside `<location>` count `location_weight` times, untrained spans not at all. On
+        Words that name the place count `location_weight` times, untrained spans not at all. On
         several ranks this is the rank's part of that mean.
         """
         batch = distributed.share(batch)
@@ -103,7 +104,7 @@ class _Phase:
         target = TARGETS[self.sft.target](sample, self.context.config.seed)
         encode = self.context.backbone.encode_target
         encoded = encode(target.text, target.untrained)
-        outside = encode(target.text, location_span(target)).trained
+        outside = encode(target.text, location_spans(target)).trained
         weights = [
             float(trained) * (1.0 if plain else self.phase.location_weight)
             for trained, plain in zip(encoded.trained, outside, strict=True)
@@ -126,10 +127,13 @@ class _Phase:
         return [self.features[key] for key in keys]
 
 
-def location_span(target: Target) -> list[tuple[int, int]]:
-    """Characters between the location tags of a target; empty for a normal image."""
-    start, end = target.text.find("<location>"), target.text.find("</location>")
-    return [(start + len("<location>"), end)] if start >= 0 else []
+def location_spans(target: Target) -> list[tuple[int, int]]:
+    """Characters of the place a target names, wherever it names it: the place is decided at its
+    first mention, in the reasoning, and only repeated in the tag. Empty for a normal image."""
+    found = re.search(r"<location>(.*?)</location>", target.text)
+    if found is None:
+        return []
+    return [match.span() for match in re.finditer(re.escape(found[1]), target.text)]
 
 
 def photometric(stream: random.Random, strength: float = 0.2) -> Augment:

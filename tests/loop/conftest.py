@@ -1,0 +1,44 @@
+"""A run small enough for a test: the tiny model, two dozen drawn pictures, no tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iad_r1 import compose, data
+from iad_r1.backbones import tiny
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.grid import as_grid
+from iad_r1.run_folder import RunFolder
+from iad_r1.stages.context import Context
+from iad_r1.stages.pipeline import corpus
+
+SMALL = [
+    "data.sizes.sft=24",
+    "data.sizes.rl=12",
+    "data.sizes.validation=8",
+    "data.sizes.test=8",
+    "rollout.max_tokens=12",
+    "evaluate.max_tokens=12",
+    "grpo.prompts_per_step=4",
+    "grpo.group_size=4",
+    "grpo.steps=2",
+    "engine.ranks=1",
+    "tracking=none",
+]
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Callable[..., Context]:
+    """`make_context("grpo.kl_coef=0", ...)`: a fresh tiny run with these settings on top."""
+
+    def make(*overrides: str) -> Context:
+        config = compose.compose([*SMALL, *overrides])
+        folder = RunFolder.create(tmp_path, config.name)
+        dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+        path = tiny.build(folder.checkpoint("base"), corpus(config, dataset), 400, 9216, seed=0)
+        return Context(config, folder, None, dataset, Backbone.load(path), "base")
+
+    return make

@@ -1,0 +1,159 @@
+"""The SC-GRPO loop: what one step does, whatever way it is carried out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from iad_r1.advantages import advantages
+from iad_r1.errors import MismatchError
+from iad_r1.packing import completion_logprobs
+from iad_r1.stages import grpo
+from iad_r1.types import Score
+
+
+@pytest.fixture
+def rewarded(monkeypatch):
+    """A reward that any text can win or lose: untrained models rarely earn the real one."""
+
+    def score(self, batch, groups):
+        return [
+            [Score(float(sum(c.tokens) % 7), {"answer": 0.0}) for c in group] for group in groups
+        ]
+
+    monkeypatch.setattr(grpo.Policy, "score", score)
+
+
+def trained(context) -> list[torch.Tensor]:
+    grpo.train(context)
+    return [p.detach().clone() for p in context.model.parameters()]
+
+
+def assert_same(weights, others, atol=2e-6):
+    for one, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(one, other, atol=atol, rtol=1e-4)
+
+
+def test_packed_and_unpacked_training_move_the_weights_alike(make_context, rewarded):
+    runs = [trained(make_context(f"grpo.packing={way}", "grpo.steps=1")) for way in ("group", "off")]
+    assert_same(*runs)
+
+
+def test_micro_batches_do_not_change_the_step(make_context, rewarded):
+    whole = trained(make_context("grpo.steps=1"))
+    assert_same(whole, trained(make_context("grpo.steps=1", "grpo.token_budget=100")))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_context, rewarded):
+    first, second = trained(make_context()), trained(make_context())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    other = trained(make_context("seed=1"))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_without_a_kl_term_no_reference_runs(make_context, rewarded):
+    policy = grpo.Policy(make_context("grpo.kl_coef=0"), steps=1)
+    assert policy.reference is None and policy.reference_logprobs([], [[(1,)]]) is None
+
+
+def test_equal_rewards_leave_the_weights_alone_without_a_kl_term(make_context, monkeypatch):
+    monkeypatch.setattr(
+        grpo.Policy, "score", lambda self, batch, groups: [[Score(1.0)] * len(g) for g in groups]
+    )
+    for choice in ("keep", "skip"):
+        context = make_context("grpo.kl_coef=0", f"grpo.degenerate_groups={choice}")
+        before = [p.detach().clone() for p in context.model.parameters()]
+        assert_same(before, trained(context), atol=0)
+
+
+def test_one_step_raises_what_paid_and_lowers_what_did_not(make_context):
+    context = make_context("grpo.kl_coef=0", "grpo.learning_rate=1e-4")
+    policy = grpo.Policy(context, steps=1)
+    prompts = [policy.prompter.encode(sample) for sample in context.dataset.rl[:4]]
+    groups = policy.sample(prompts, step=0)
+    rewards = [[float(i == 0) for i in range(len(group))] for group in groups]
+    gains = advantages(rewards)
+    rollout = policy.keep(prompts, groups, gains)
+
+    def likelihood():
+        with torch.no_grad():
+            found = policy.logprobs(context.model, rollout.prompts, rollout.completions)
+        return found.logprob.sum(1)
+
+    before = likelihood()
+    policy.update(rollout, step=0)
+    gain = (likelihood() - before) * rollout.advantage
+    assert gain.sum() > 0
+
+
+def test_a_sampler_that_follows_another_policy_is_found_out(make_context, rewarded, monkeypatch):
+    context = make_context()
+    honest = grpo.Policy.sample
+
+    def stale(self, prompts, step):
+        weight = self.model.lm_head.weight
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight += 0.05 * torch.randn_like(weight)
+        groups = honest(self, prompts, step)
+        with torch.no_grad():
+            weight.copy_(kept)
+        return groups
+
+    monkeypatch.setattr(grpo.Policy, "sample", stale)
+    with pytest.raises(MismatchError, match="sampler and trainer disagree"):
+        grpo.train(context)
+
+
+def test_two_updates_per_batch_clip_against_the_first(make_context, rewarded):
+    context = make_context("grpo.updates_per_batch=2", "grpo.learning_rate=3e-3")
+    policy = grpo.Policy(context, steps=1)
+    batch = list(context.dataset.rl[:4])
+    prompts = [policy.prompter.encode(sample) for sample in batch]
+    groups = policy.sample(prompts, step=0)
+    gains = advantages([[s.total for s in g] for g in policy.score(batch, groups)])
+    rollout = policy.keep(prompts, groups, gains)
+    first = policy.update(rollout, 0)
+    assert first["ratio_min"] == first["ratio_max"] == 1.0
+    second = policy.update(rollout, 0)
+    assert second["ratio_max"] > 1.0 > second["ratio_min"]
+    assert "sampler_gap" in first and "sampler_gap" not in second
+
+
+def test_truncated_completions_are_masked_when_asked(make_context, rewarded):
+    context = make_context("grpo.truncated=mask", "rollout.max_tokens=3")
+    policy = grpo.Policy(context, steps=1)
+    prompts = [policy.prompter.encode(sample) for sample in context.dataset.rl[:4]]
+    groups = policy.sample(prompts, step=0)
+    rollout = policy.keep(prompts, groups, [[1.0, -1.0] * 2] * 4)
+    cut = [str(c.stop) == "length" for group in groups for c in group]
+    assert any(cut) and rollout.counted.any(1).tolist() == [not c for c in cut]
+
+
+def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewarded):
+    from iad_r1.stages import lora
+
+    context = make_context("tuning=lora", "tuning.rank=4", "grpo.learning_rate=1e-2")
+    base = {k: v.clone() for k, v in context.model.state_dict().items()}
+    sample = context.dataset.rl[0]
+    with lora.adapter(context, "grpo"):
+        policy = grpo.Policy(context, steps=1)
+        assert policy.reference is context.model
+        prompt = policy.prompter.encode(sample)
+        tokens = [[tuple(range(20, 28))]]
+        untouched = policy.reference_logprobs([prompt], tokens)
+        grpo.train(context)
+        torch.testing.assert_close(policy.reference_logprobs([prompt], tokens), untouched)
+        frozen = [n for n, p in context.model.named_parameters() if not p.requires_grad]
+        assert frozen and all("lora_" not in name for name in frozen)
+        with torch.no_grad():
+            adapted = completion_logprobs(context.model, [prompt], tokens).logprob
+    with torch.no_grad():
+        merged = completion_logprobs(context.model, [prompt], tokens).logprob
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
+    changed = [k for k, v in context.model.state_dict().items() if not torch.equal(v, base[k])]
+    assert changed and all("language_model.layers" in name for name in changed)
+    kept = context.folder.checkpoint("grpo-adapter")
+    assert json.loads((kept / "adapter_config.json").read_text())["r"] == 4
