@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iad_r1 import schema
+from iad_r1 import data, schema
+from iad_r1.data.config import SyntheticConfig, SyntheticSizes
 from iad_r1.data.defects import DEFECT_TYPES
 from iad_r1.data.targets import UNNAMED, Target, chain_of_thought, direct_answer
-from iad_r1.grid import Grid, parse_cells, words
+from iad_r1.grid import Grid, cells_from_mask, parse_cells, words
 from iad_r1.types import Sample, Solution
 
 GRID = Grid(3, 3)
@@ -65,10 +66,10 @@ def test_what_is_annotated_stands_in_the_tags_and_is_trained(name, seed, solutio
     assert len(gaps) == (solution.location is None) + (solution.type is None)
     if solution.location is not None:
         assert parsed.location == solution.location
-        assert parsed.location in think(target).lower()
+        assert solution.location in think(target)
     if solution.type is not None:
         assert parsed.type == solution.type
-        assert parsed.type in think(target)
+        assert solution.type in think(target)
 
 
 @given(ids, seeds, kinds)
@@ -153,3 +154,22 @@ def test_the_file_name_never_reaches_a_target(seed, solution):
 def test_a_direct_answer_is_the_verdict_alone(answer):
     target = direct_answer(sample(Solution(answer)), 0)
     assert target == Target(f"<answer>{answer}</answer>", ())
+
+
+def test_targets_of_drawn_pictures_agree_with_their_masks_and_types():
+    config = SyntheticConfig(
+        name="synthetic",
+        image_size=48,
+        sizes=SyntheticSizes(sft=60, rl=1, validation=1, test=1),
+        rl_new_share=0.5,
+    )
+    for drawn in data.load(config, GRID, "centroid_largest", 0).sft:
+        target = chain_of_thought(drawn, 0)
+        parsed, mask = schema.parse(target.text), data.open_mask(drawn)
+        assert target.untrained == ()
+        assert (parsed.verdict == "yes") == (mask is not None)
+        if mask is not None:
+            cells = cells_from_mask(mask, GRID)
+            assert parse_cells(parsed.location or "", GRID) == cells
+            assert parse_cells(think(target), GRID) == cells
+            assert parsed.type == drawn.solution.type

@@ -1,0 +1,564 @@
+"""Folders of photographs: read as they are labelled, checked, and split without leaks."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from iad_r1 import data
+from iad_r1.data import duplicates, photos
+from iad_r1.data.config import PhotosConfig
+from iad_r1.data.folders import UNTYPED
+from iad_r1.data.targets import chain_of_thought
+from iad_r1.errors import DataError
+from iad_r1.grid import Grid, cells_from_mask, parse_cells
+from iad_r1.types import Dataset, Sample
+
+GRID = Grid(3, 3)
+COLUMNS: tuple[str, ...] = ("image", "mask", "product", "split", "label", "defect_type", "note")
+SIZE = (36, 24)  # width, height
+Rows = list[dict[str, str]]
+
+
+def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
+    values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False}
+    config = PhotosConfig(name="photos", root=str(root), **{**values, **changes})
+    return data.load(config, GRID, "centroid_largest", seed)
+
+
+def parts(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
+    return {
+        "train": dataset.sft,
+        "validation": dataset.validation["seen"],
+        "test": dataset.test["seen"],
+    }
+
+
+def picture(path: Path, seed: int) -> Path:
+    """Noise of its own: two of them share about half of their hash bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def mask(path: Path, row: int, col: int, size: tuple[int, int] = SIZE) -> Path:
+    """A mask of one 4 x 4 defect in the middle of a cell of 3 x 3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros((size[1], size[0]), np.uint8)
+    y, x = (2 * row + 1) * size[1] // 6, (2 * col + 1) * size[0] // 6
+    values[y - 2 : y + 2, x - 2 : x + 2] = 255
+    Image.fromarray(values).save(path)
+    return path
+
+
+def brighter(picture: Image.Image) -> Image.Image:
+    return picture.point([min(255, int(v * 1.02) + 1) for v in range(256)] * 3)
+
+
+def write_table(root: Path, rows: Rows) -> None:
+    with (root / "meta.csv").open("w", encoding="utf-8", newline="") as lines:
+        table = csv.writer(lines)
+        table.writerow(COLUMNS)
+        table.writerows([row[column] for column in COLUMNS] for row in rows)
+
+
+def make_table(root: Path) -> Rows:
+    """Two products with 8 good and 8 defective training pictures each, and 4 + 4 for the test.
+    One in four defects has no mask, one in four no type."""
+    rows, seed = [], 0
+    for product in ("gear_wheel", "bolt"):
+        for split, n in (("train", 8), ("test", 4)):
+            for label in ("0", "1"):
+                for i in range(n):
+                    name = f"{product}_{split}_{label}_{i}"
+                    seed += 1
+                    picture(root / "images" / f"{name}.png", seed)
+                    row = dict.fromkeys(COLUMNS, "")
+                    row |= {"image": f"images/{name}.png", "product": product, "split": split}
+                    row |= {"label": label, "defect_type": "good"}
+                    if label == "1":
+                        row["defect_type"] = "unspecified" if i % 4 == 1 else "deep_scratch"
+                        if i % 4:
+                            mask(root / "masks" / f"{name}.png", i % 3, i // 3 % 3)
+                            row["mask"] = f"masks/{name}.png"
+                    rows.append(row)
+    write_table(root, rows)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("parts")
+    make_table(root)
+    return root
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(folder, tmp_path / "parts"))
+
+
+def rows_of(root: Path) -> Rows:
+    with (root / "meta.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+# --- what is read ------------------------------------------------------------------------------
+
+
+def test_every_row_is_in_just_one_part_and_its_label_is_the_column(folder):
+    dataset = load(folder)
+    labels = {f"{dataset.name}/{row['image']}": row["label"] for row in rows_of(folder)}
+    found = [sample for part in parts(dataset).values() for sample in part]
+    assert sorted(sample.id for sample in found) == sorted(labels)
+    assert all((labels[s.id] == "1") == (s.solution.answer == "Yes") for s in found)
+    assert dataset.rl == dataset.sft
+
+
+def test_the_test_part_is_what_the_table_calls_test(folder):
+    wanted = {row["image"] for row in rows_of(folder) if row["split"] == "test"}
+    dataset = load(folder)
+    assert {s.id.removeprefix("parts0/") for s in parts(dataset)["test"]} == wanted
+    assert set(dataset.test) == set(dataset.validation) == {"seen"}
+
+
+def test_places_are_the_words_of_the_mask(folder):
+    for part in parts(load(folder)).values():
+        for sample in part:
+            found = data.open_mask(sample)
+            if found is None:
+                assert sample.solution.location is None
+            else:
+                place = sample.solution.location
+                assert place and parse_cells(place, GRID) == cells_from_mask(found, GRID)
+
+
+def test_types_are_words_and_an_unknown_one_is_none(folder):
+    types = {s.solution.type for part in parts(load(folder)).values() for s in part}
+    assert types == {"deep scratch", None}
+    assert {s.product for s in load(folder).sft} == {"gear wheel", "bolt"}
+
+
+def test_the_counts_add_up(folder):
+    dataset = load(folder)
+    counts = dataset.counts
+    for name, part in parts(dataset).items():
+        defects = [s for s in part if s.solution.answer == "Yes"]
+        assert counts[f"{name}_normal"] == len(part) - len(defects)
+        assert counts[f"{name}_anomalous"] == len(defects)
+        assert counts[f"{name}_without_mask"] == sum(s.mask is None for s in defects)
+        assert counts[f"{name}_untyped"] == sum(s.solution.type is None for s in defects)
+    assert counts["read"] == sum(len(part) for part in parts(dataset).values()) == 48
+    assert counts["test_without_mask"] == counts["test_untyped"] == 2
+    assert counts["leaks"] == counts["near_duplicates"] == counts["leaks_dropped"] == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_validation_holds_its_share_of_every_product_and_label(folder, seed):
+    held = Counter((s.product, s.solution.answer) for s in parts(load(folder, seed))["validation"])
+    assert held == {(p, a): 2 for p in ("gear wheel", "bolt") for a in ("Yes", "No")}
+
+
+def test_the_same_seed_gives_the_same_data_set_and_another_one_another_split(folder):
+    assert load(folder) == load(folder)
+    first, second = load(folder), load(folder, seed=1)
+    assert first.fingerprint != second.fingerprint
+    assert {s.id for s in parts(first)["validation"]} != {s.id for s in parts(second)["validation"]}
+    assert [s.id for s in parts(first)["test"]] == [s.id for s in parts(second)["test"]]
+
+
+def test_the_fingerprint_follows_the_pictures_not_the_folder(own, folder):
+    assert load(own).fingerprint == load(folder).fingerprint
+    picture(own / "images" / "bolt_test_0_0.png", seed=999)
+    assert load(own).fingerprint != load(folder).fingerprint
+
+
+def test_references_are_other_good_training_pictures_of_the_product(folder):
+    dataset = load(folder)
+    training = {s.id for s in dataset.sft}
+    for part in parts(dataset).values():
+        for sample in part:
+            assert 1 <= len(sample.references) <= 4
+            assert len({r.id for r in sample.references}) == len(sample.references)
+            for reference in sample.references:
+                assert reference.id in training and reference.id != sample.id
+                assert reference.product == sample.product
+                assert reference.solution.answer == "No"
+
+
+def test_a_picture_is_no_reference_of_itself_even_where_all_others_are_near_duplicates(own):
+    rows = rows_of(own)
+    good = [r for r in rows if (r["product"], r["split"], r["label"]) == ("bolt", "train", "0")]
+    for row in good[1:]:
+        with Image.open(own / good[0]["image"]) as first:
+            brighter(first).save(own / row["image"])
+    dataset = load(own)
+    alike = [s for s in dataset.sft if s.product == "bolt" and s.solution.answer == "No"]
+    assert len(alike) == len(good), "one group, so none of it can be kept apart"
+    assert all(len(s.references) == 4 for s in alike)
+    assert all(r.id != s.id for s in alike for r in s.references)
+
+
+def test_a_prefix_of_the_test_part_holds_both_labels(folder):
+    assert {s.solution.answer for s in parts(load(folder))["test"][:8]} == {"Yes", "No"}
+
+
+def test_an_unquoted_comma_in_a_note_harms_nothing(own):
+    before = load(own)
+    lines = (own / "meta.csv").read_text().splitlines()
+    lines[3] += "one, two, three"
+    (own / "meta.csv").write_text("\n".join(lines))
+    assert load(own) == before
+
+
+# --- folders without a table -------------------------------------------------------------------
+
+
+def make_layout(root: Path) -> None:
+    for split, n in (("train", 6), ("test", 4)):
+        for kind in ("good", "deep_scratch", "bad"):
+            for i in range(n):
+                seed = zlib.crc32(f"{split}/{kind}/{i}".encode())
+                name = f"{split}{i}"
+                picture(root / "bolt_m6" / split / kind / f"{name}.PNG", seed)
+                if kind != "good" and i % 2 == 0:
+                    suffix = "_mask" if i % 4 else ""
+                    mask(root / "bolt_m6/ground_truth" / kind / f"{name}{suffix}.png", 2, 0)
+
+
+@pytest.mark.parametrize("level", ["", "bolt_m6"])
+def test_product_folders_are_read_without_a_table(level, tmp_path):
+    """From above the products or from inside a single one."""
+    make_layout(tmp_path)
+    dataset = load(tmp_path / level)
+    assert dataset.counts["read"] == 30
+    for name, n in (("test", 4), ("validation", 2)):
+        answers = Counter(s.solution.answer for s in parts(dataset)[name])
+        assert answers == {"Yes": 2 * n if name == "test" else 3, "No": n}
+    assert dataset.counts["test_without_mask"] == dataset.counts["test_untyped"] == 4
+    assert {s.product for s in dataset.sft} == {"bolt m6"}
+    everything = [s for part in parts(dataset).values() for s in part]
+    assert {s.solution.location for s in everything} == {"bottom left", None}
+    assert {s.solution.type for s in everything} == {"deep scratch", None}
+
+
+def test_folders_with_only_good_training_pictures_say_what_is_needed(tmp_path):
+    """The published layout of MVTec AD: nothing to learn a defect from."""
+    make_layout(tmp_path)
+    for kind in ("deep_scratch", "bad"):
+        shutil.rmtree(tmp_path / "bolt_m6" / "train" / kind)
+    with pytest.raises(DataError, match=r"train part .* no defective pictures.*train/<defect>/"):
+        load(tmp_path)
+
+
+def test_two_pictures_cannot_share_a_mask(tmp_path):
+    make_layout(tmp_path)
+    picture(tmp_path / "bolt_m6/train/bad/test0.PNG", 77)
+    with pytest.raises(DataError, match=r"its mask test0\.png belongs to .*bad/test0\.PNG already"):
+        load(tmp_path)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+Spoil = Callable[[Path, Rows], None]
+
+
+def change(line: int, **values: str) -> Spoil:
+    """Change a row of the table; `line` counts as an editor does, the header is 1."""
+    return lambda root, rows: rows[line - 2].update(values)
+
+
+def keep(test: Callable[[dict[str, str]], bool]) -> Spoil:
+    def spoil(root: Path, rows: Rows) -> None:
+        rows[:] = [row for row in rows if test(row)]
+
+    return spoil
+
+
+def overwrite(name: str, content: bytes) -> Spoil:
+    return lambda root, rows: void((root / name).write_bytes(content))
+
+
+def empty_mask(root: Path, rows: Rows) -> None:
+    Image.new("L", SIZE).save(root / rows[9]["mask"])
+
+
+def wide_mask(root: Path, rows: Rows) -> None:
+    mask(root / rows[9]["mask"], 0, 0, size=(90, 24))
+
+
+def marked_good(root: Path, rows: Rows) -> None:
+    mask(root / "masks" / "extra.png", 0, 0)
+    rows[0]["mask"] = "masks/extra.png"
+
+
+def same_picture(root: Path, rows: Rows) -> None:
+    shutil.copy(root / rows[0]["image"], root / rows[9]["image"])
+
+
+def repeat(root: Path, rows: Rows) -> None:
+    rows.append(dict(rows[4]))
+
+
+def void(_: object) -> None:
+    return None
+
+
+REFUSED: dict[str, tuple[Spoil, str]] = {
+    "missing image": (
+        change(5, image="images/lost.png"),
+        r"line 5: .*images/lost\.png: this image does not exist",
+    ),
+    "corrupt image": (
+        overwrite("images/gear_wheel_train_0_2.png", b"\x89PNG but no more"),
+        r"line 4: .*gear_wheel_train_0_2\.png: this image cannot be read",
+    ),
+    "missing mask": (
+        change(11, mask="masks/lost.png"),
+        r"line 11: .*masks/lost\.png: this mask does not exist",
+    ),
+    "mask of another size": (
+        wide_mask,
+        r"line 11: .*this mask is 90x24 pixels, but its image is 36x24",
+    ),
+    "empty mask": (empty_mask, r"line 11: .*this mask is empty, .* labelled defective"),
+    "mask on a good picture": (
+        marked_good,
+        r"line 2: .*extra\.png: this mask marks a defect, .* labelled good",
+    ),
+    "unknown label": (change(7, label="2"), r"line 7: label='2' is unknown\. Use 0"),
+    "unknown split": (
+        change(7, split="holdout"),
+        r"line 7: split='holdout' is unknown\. Use train or test",
+    ),
+    "no product": (change(7, product=" "), r"line 7: no value in column product"),
+    "good but typed": (
+        change(2, defect_type="scratch"),
+        r"line 2: the label says good, but the defect type is 'scratch'",
+    ),
+    "defective but good": (
+        change(12, defect_type="good"),
+        r"line 12: the label says defective, but the defect type is 'good'",
+    ),
+    "a tag for a type": (
+        change(12, defect_type="<type>"),
+        r"line 12: the defect type '<type>' holds an angle bracket",
+    ),
+    "the same row twice": (
+        repeat,
+        r"line 50: gear_wheel_train_0_4\.png is listed already in .*line 6",
+    ),
+    "one picture under both labels": (
+        same_picture,
+        r"line 11: the same picture as in .*line 2, but with the other label",
+    ),
+    "no good test picture": (
+        keep(lambda row: row["label"] == "1" or row["split"] == "train"),
+        r"test part .* holds no good pictures.*split=test",
+    ),
+    "no defective training picture": (
+        keep(lambda row: row["label"] == "0" or row["split"] == "test"),
+        r"train part .* holds no defective pictures.*split=train",
+    ),
+    "no test part": (
+        keep(lambda row: row["split"] == "train"),
+        r"test part .* holds no good and no defective pictures",
+    ),
+    "one picture per label": (
+        keep(lambda row: row["split"] == "test" or row["image"].endswith("bolt_train_0_0.png")
+             or row["image"].endswith("bolt_train_1_0.png")),
+        r"validation part .* no good and no defective pictures.*too few to keep some apart",
+    ),
+    "a product without good training pictures": (
+        keep(lambda row: (row["product"], row["split"], row["label"]) != ("bolt", "train", "0")),
+        r"'bolt' has no \(other\) good picture in its training part",
+    ),
+    "no rows": (keep(lambda row: False), r"meta\.csv has no rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_named_with_its_row(name, own):
+    spoil, message = REFUSED[name]
+    rows = rows_of(own)
+    spoil(own, rows)
+    write_table(own, rows)
+    with pytest.raises(DataError, match=message):
+        load(own)
+
+
+def test_a_missing_column_is_named(own):
+    text = (own / "meta.csv").read_text()
+    (own / "meta.csv").write_text(text.replace("label", "is_bad", 1))
+    with pytest.raises(DataError, match=r"meta\.csv has no column label; it has image, mask"):
+        load(own)
+
+
+def test_a_comma_that_shifts_a_column_we_read_is_refused(own):
+    (own / "meta.csv").write_text(
+        "image,product,split,label,defect_type\na.png,bolt,train,1,long, thin\n"
+    )
+    with pytest.raises(DataError, match=r"line 2: more values than columns"):
+        load(own)
+
+
+def test_a_table_in_another_encoding_is_refused(own):
+    (own / "meta.csv").write_bytes(b"image,product,split,label\n\xff\xfe,b,train,1\n")
+    with pytest.raises(DataError, match=r"meta\.csv is not a comma-separated UTF-8 table"):
+        load(own)
+
+
+def test_a_folder_that_is_none_of_this_says_what_is_expected(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(DataError, match=r"neither meta\.csv nor pictures in <product>/train/good/"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"nowhere is not a folder"):
+        load(tmp_path / "nowhere")
+
+
+# --- near-duplicates ---------------------------------------------------------------------------
+
+
+def test_near_duplicates_are_never_in_both_training_and_validation(own):
+    """Every training picture gets a twin, saved anew a little brighter."""
+    rows = rows_of(own)
+    for row in [row for row in rows if row["split"] == "train"]:
+        name = row["image"].replace(".png", "_again.jpg")
+        with Image.open(own / row["image"]) as original:
+            brighter(original).save(own / name, quality=95)
+        rows.append({**row, "image": name, "mask": ""})
+    write_table(own, rows)
+    for seed in range(3):
+        dataset = load(own, seed)
+        assert dataset.counts["near_duplicates"] == 64
+        where = {
+            s.id.replace("_again.jpg", ".png") + str(index): name
+            for name in ("train", "validation")
+            for s in parts(dataset)[name]
+            for index in [s.id.endswith("_again.jpg")]
+        }
+        twins = {key[: -len("False")] for key in where if key.endswith("False")}
+        assert len(twins) == 32
+        assert all(where[f"{twin}False"] == where[f"{twin}True"] for twin in twins)
+        references = {s.id: [r.id for r in s.references] for s in dataset.sft}
+        assert all(name.replace(".png", "_again.jpg") not in refs
+                   for name, refs in references.items())  # fmt: skip
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_training_pictures_that_recur_in_the_test_are_counted_and_dropped_on_demand(own, drop):
+    leaked = ("bolt_train_0_3", "bolt_train_1_4")
+    for name, test in zip(leaked, ("bolt_test_0_1", "bolt_test_1_2"), strict=True):
+        shutil.copy(own / f"images/{name}.png", own / f"images/{test}.png")
+    dataset = load(own, drop_leaks=drop)
+    assert dataset.counts["leaks"] == 2
+    assert dataset.counts["leaks_dropped"] == 2 * drop
+    assert len(parts(dataset)["test"]) == 16
+    trained = " ".join(s.id for name in ("train", "validation") for s in parts(dataset)[name])
+    assert all((name in trained) != drop for name in leaked)
+
+
+def test_a_picture_is_near_itself_brighter_and_smaller_but_not_near_another():
+    values = np.random.default_rng(0).normal(size=(2, 12, 12))
+    a, b = (
+        Image.fromarray(np.uint8(np.clip(128 + 40 * v, 0, 255))).resize((240, 180)) for v in values
+    )
+    versions = [a, a.point([min(255, int(1.1 * v)) for v in range(256)]), a.resize((120, 90)), b]
+    bits = np.stack([duplicates.perceptual_hash(picture) for picture in versions])
+    assert bits.shape == (4, duplicates.BITS)
+    assert duplicates.near(bits, 10).toarray()[0].tolist() == [True, True, True, False]
+
+
+hashes = st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=9)
+
+
+@given(hashes, st.integers(0, 12))
+@settings(max_examples=40)
+def test_near_counts_the_bits_that_differ(rows, limit):
+    bits = np.repeat(np.array(rows, bool), 43, axis=1)[:, : duplicates.BITS]
+    differ = (bits[:, None] != bits[None]).sum(axis=2)
+    assert (duplicates.near(bits, 4 * limit).toarray() == (differ <= 4 * limit)).all()
+
+
+def test_pictures_compared_in_blocks_are_compared_the_same(monkeypatch):
+    bits = np.random.default_rng(0).random((11, duplicates.BITS)) < 0.5
+    whole = duplicates.near(bits, 120).toarray()
+    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    assert (duplicates.near(bits, 120).toarray() == whole).all()
+    assert 11 < whole.sum() < 121
+
+
+members = st.lists(
+    st.tuples(st.integers(0, 20), st.sampled_from("ab"), st.booleans()), min_size=1, max_size=60
+)
+
+
+@given(members, st.floats(0.05, 0.5), st.integers(0, 9))
+def test_validation_takes_whole_groups_and_never_more_than_its_share(rows, share, seed):
+    groups = [group for group, _, _ in rows]
+    strata = [(product, label) for _, product, label in rows]
+    chosen = photos.carve(groups, strata, share, seed)
+    apart = {g for g, c in zip(groups, chosen, strict=True) if c}
+    assert not apart & {g for g, c in zip(groups, chosen, strict=True) if not c}
+    for stratum, n in Counter(strata).items():
+        taken = sum(c for s, c in zip(strata, chosen, strict=True) if s == stratum)
+        assert taken <= max(n > 1, round(share * n))
+
+
+# --- the photographs beside the project --------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["objects", "ballscrew"])
+def real(request: pytest.FixtureRequest, shared: Path) -> tuple[Path, Dataset]:
+    root = shared / "data" / "real" / request.param
+    return root, load(root, validation_share=0.2)
+
+
+def test_real_folders_load_with_every_row_counted(real):
+    root, dataset = real
+    rows = rows_of(root)
+    assert dataset.counts["read"] == len(rows)
+    held = {f"{dataset.name}/{row['image']}": row for row in rows}
+    for name, part in parts(dataset).items():
+        for sample in part:
+            row = held.pop(sample.id)
+            assert (sample.solution.answer == "Yes") == (row["label"] == "1")
+            assert (row["split"] == "test") == (name == "test")
+            assert (sample.solution.location is None) == (not row["mask"])
+            if row["label"] == "1":
+                kind = row["defect_type"].replace("_", " ")
+                assert sample.solution.type == (None if kind in UNTYPED else kind)
+    assert not held
+
+
+def test_real_folders_have_few_leaks_and_a_balanced_validation_part(real):
+    _, dataset = real
+    counts = dataset.counts
+    assert counts["leaks"] == {"objects": 32, "ballscrew": 0}[dataset.name]
+    for label in ("normal", "anomalous"):
+        trained = counts[f"train_{label}"] + counts[f"validation_{label}"]
+        assert abs(counts[f"validation_{label}"] - 0.2 * trained) <= 3
+
+
+def test_real_masks_fit_their_pictures_and_targets_never_hold_a_file_name(real):
+    _, dataset = real
+    for sample in dataset.sft[:60]:
+        mask = data.open_mask(sample)
+        if mask is not None:
+            assert mask.shape == data.open_image(sample).size[::-1]
+            assert mask.any()
+        text = chain_of_thought(sample, 0).text
+        assert Path(sample.id).stem not in text and "_" not in text
