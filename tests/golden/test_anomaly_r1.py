@@ -71,13 +71,13 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(LETTERS)
 def test_letters_are_read_by_the_written_out_rule(text: str) -> None:
     assert read_choice(text) == written_out(text)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from("ABCD"))
 def test_roam_and_choice_are_the_written_out_table(text: str, truth: str) -> None:
     right = structured(text) and last("answer", text) == truth

@@ -147,7 +147,7 @@ SOLUTIONS = st.one_of(
 def test_any_text_scores_as_the_patterns_score_it(column: str) -> None:
     score = released(column)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(deadline=None)
     @given(TEXTS, SOLUTIONS)
     def agree(completion: str, solution: str) -> None:
         assert score(completion, solution) == getattr(NAIVE, column)(completion, solution)
@@ -184,7 +184,7 @@ LABEL_TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(LABEL_TEXTS, LABEL_TEXTS)
 def test_any_pair_of_labels_scores_as_the_written_out_rules_score_it(said: str, true: str) -> None:
     assert rewards.type_score(said, true, released=True) == NAIVE.type_score(said, true)
