@@ -4,11 +4,16 @@ Reads a file or folder of JSONL or parquet (`stage.completions`), or the rollout
 (`init`); prints tables and flags, and writes `audit.json` to the run folder. Rows hold `completion`
 and `solution`, and `group` (else `id`, else `sample`) where several belong to one prompt; the
 predictions of an evaluation are read as well.
+
+Given a data set's `meta.csv` instead, it says where the vocabulary places each of its defect types,
+and which it cannot place: worth a look before training on it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,12 +56,17 @@ class HasPath(Protocol):
     def path(self) -> Path: ...
 
 
-def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Audit:
-    """Audit the completions a configuration names; print what was found and keep it as JSON."""
-    stage = config.stage
+def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Audit | None:
+    """Audit the completions a configuration names; print what was found and keep it as JSON.
+
+    Of a `.csv` only the defect types are looked up; nothing is scored, and None is returned.
+    """
+    stage, types = config.stage, config.rewards.vocabulary
     source = _source(stage.completions, config.init)
+    if source.suffix == ".csv":
+        _look_up(source, types or "default", console or Console())
+        return None
     loose = rewards.load(stage.loose, config.grid)
-    types = config.rewards.vocabulary
     result = audit(
         records=list(read_records(source)),
         rewards=rewards.load(config.rewards, config.grid),
@@ -127,6 +137,39 @@ def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
         raise DataError(f"{where} has neither `solution` nor `gold_answer`.")
     group = next((row[key] for key in ("group", "id", "sample") if row.get(key) is not None), None)
     return Record(str(row["completion"]), solution, None if group is None else f"{file}/{group}")
+
+
+# --- the types of a data set ------------------------------------------------------------------
+
+
+def read_types(file: Path) -> Counter[str]:
+    """How often each defect type occurs in a `meta.csv` (column `defect_type`; empty: none)."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if "defect_type" not in (reader.fieldnames or ()):
+            raise DataError(f"{file} has no column `defect_type`: {reader.fieldnames}.")
+        return Counter(row["defect_type"].strip() for row in reader if row["defect_type"].strip())
+
+
+def _look_up(file: Path, types: str, console: Console) -> None:
+    known = rewards.vocabulary(types)
+    counts = read_types(file)
+    table = Table("defect type", title=f"{file} in the vocabulary {types!r}")
+    table.add_column("pictures", justify="right")
+    for column in ("group", "class", "type"):
+        table.add_column(column)
+    for label, count in counts.most_common():
+        place = known.find(label)
+        if place is None:
+            table.add_row(label, str(count), "[red]not placed[/red]")
+        else:
+            table.add_row(label, str(count), place.group, place.family or "-", place.kind or "-")
+    console.print(table)
+    if unplaced := known.unplaced(counts):
+        console.print(
+            f"{len(unplaced)} of {len(counts)} types cannot be placed: only their very words earn "
+            "a type reward. Add them to a copy of the vocabulary (rewards.vocabulary=<file>)."
+        )
 
 
 # --- printing ----------------------------------------------------------------------------------

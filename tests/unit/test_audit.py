@@ -232,12 +232,19 @@ def run(tmp_path: Path, repository: Path) -> Run:
     )
 
 
-def audited(run: Run, source: Path | None) -> tuple[Audit, str]:
+def printed(run: Run, source: Path | None) -> tuple[Audit | None, str]:
     """The result and what was printed."""
     text = None if source is None else str(source)
     run.stage = run.stage.model_copy(update={"completions": text})
     console = Console(width=160, record=True, file=io.StringIO())
     return stage.run(run, run, console), console.export_text()
+
+
+def audited(run: Run, source: Path | None) -> tuple[Audit, str]:
+    """The same, of completions."""
+    result, text = printed(run, source)
+    assert result is not None
+    return result, text
 
 
 def test_the_stage_prints_and_keeps_what_it_finds(run: Run, tmp_path: Path) -> None:
@@ -247,13 +254,13 @@ def test_the_stage_prints_and_keeps_what_it_finds(run: Run, tmp_path: Path) -> N
     rows.append({"completion": "x" + honest(YES.replace("Yes", "No")), "solution": YES, "group": 9})
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
-    result, printed = audited(run, file)
+    result, text = audited(run, file)
     assert result.n == 9 and result.groups == 2
     for part in (
         *("9 completions, 2 groups", "consistency", "location", "entropy of the answers", "gaming"),
         *("paid more by sc_grpo_released", "form: text outside tags", "truth", "x<think>Seen."),
     ):
-        assert part in printed, part
+        assert part in text, part
     kept = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
     assert kept["components"]["total"]["n"] == 9
     assert kept["flags"][0]["kind"] == "gaming"
@@ -263,9 +270,9 @@ def test_the_stage_says_when_there_is_nothing_to_flag(run: Run, tmp_path: Path) 
     file = tmp_path / "rows.jsonl"
     rows = [{"completion": r.completion, "solution": r.solution} for r in healthy()]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    result, printed = audited(run, file)
+    result, text = audited(run, file)
     assert result.groups == 0
-    assert "nothing to flag" in printed and "within a group" not in printed
+    assert "nothing to flag" in text and "within a group" not in text
 
 
 def test_rollouts_of_a_run_are_read_by_default(run: Run, tmp_path: Path) -> None:
@@ -325,3 +332,27 @@ def test_a_folder_without_completions_is_refused(run: Run, tmp_path: Path) -> No
         audited(run, tmp_path)
     with pytest.raises(DataError, match=r"no \.jsonl or \.parquet"):
         audited(run, tmp_path / "nowhere.jsonl")
+
+
+def test_the_types_of_a_data_set_are_looked_up_before_training(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "meta.csv"
+    file.write_text(
+        "image,label,defect_type\na,1,Scratches\nb,1,pitting\nc,1,logical\nd,0,\ne,1,logical\n",
+        encoding="utf-8",
+    )
+    result, text = printed(run, file)
+    assert result is None
+    found = {tuple(line.strip("│ ").split()) for line in text.splitlines() if "│" in line}
+    assert {tuple(" ".join(row).replace("│", "").split()) for row in found} == {
+        ("Scratches", "1", "surface", "scratch", "-"),
+        ("pitting", "1", "structural", "hole", "pit"),
+        ("logical", "2", "not", "placed"),
+    }
+    assert "1 of 3 types cannot be placed" in text
+
+
+def test_a_table_without_types_is_refused(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "meta.csv"
+    file.write_text("image,label\na,1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no column `defect_type`"):
+        printed(run, file)
