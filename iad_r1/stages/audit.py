@@ -11,7 +11,6 @@ and which it cannot place: worth a look before training on it.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iad_r1 import rewards
+from iad_r1.data import folders
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import GridConfig
 from iad_r1.rewards.audit import Audit, Flag, Record, audit
@@ -143,12 +143,8 @@ def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
 
 
 def read_types(file: Path) -> Counter[str]:
-    """How often each defect type occurs in a `meta.csv` (column `defect_type`; empty: none)."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        if "defect_type" not in (reader.fieldnames or ()):
-            raise DataError(f"{file} has no column `defect_type`: {reader.fieldnames}.")
-        return Counter(row["defect_type"].strip() for row in reader if row["defect_type"].strip())
+    """How often each defect type occurs in the data set of a `meta.csv`, as training names it."""
+    return Counter(row.type for row in folders.read(file.parent) if row.type is not None)
 
 
 def _look_up(file: Path, types: str, console: Console) -> None:

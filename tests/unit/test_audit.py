@@ -337,22 +337,17 @@ def test_a_folder_without_completions_is_refused(run: Run, tmp_path: Path) -> No
 def test_the_types_of_a_data_set_are_looked_up_before_training(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "meta.csv"
     file.write_text(
-        "image,label,defect_type\na,1,Scratches\nb,1,pitting\nc,1,logical\nd,0,\ne,1,logical\n",
+        "image,product,split,label,defect_type\n"
+        "a.png,cap,train,1,Scratches\nb.png,cap,test,1,pitting\nc.png,cap,test,0,good\n"
+        "d.png,cap,train,1,logical_flaw\ne.png,cap,train,1,logical_flaw\nf.png,cap,test,1,\n",
         encoding="utf-8",
     )
     result, text = printed(run, file)
     assert result is None
     found = {tuple(line.strip("│ ").split()) for line in text.splitlines() if "│" in line}
     assert {tuple(" ".join(row).replace("│", "").split()) for row in found} == {
-        ("Scratches", "1", "surface", "scratch", "-"),
+        ("scratches", "1", "surface", "scratch", "-"),
         ("pitting", "1", "structural", "hole", "pit"),
-        ("logical", "2", "not", "placed"),
+        ("logical", "flaw", "2", "not", "placed"),
     }
     assert "1 of 3 types cannot be placed" in text
-
-
-def test_a_table_without_types_is_refused(run: Run, tmp_path: Path) -> None:
-    file = tmp_path / "meta.csv"
-    file.write_text("image,label\na,1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no column `defect_type`"):
-        printed(run, file)
