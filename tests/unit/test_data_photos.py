@@ -216,6 +216,16 @@ def test_a_prefix_of_the_test_part_holds_both_labels(folder):
     assert {s.solution.answer for s in parts(load(folder))["test"][:8]} == {"Yes", "No"}
 
 
+def test_an_empty_mask_of_a_good_picture_is_no_mask(own):
+    rows = rows_of(own)
+    Image.new("L", SIZE).save(own / "masks" / "empty.png")
+    rows[0]["mask"] = "masks/empty.png"
+    write_table(own, rows)
+    samples = [s for part in parts(load(own)).values() for s in part]
+    (good,) = [s for s in samples if s.id.endswith(rows[0]["image"])]
+    assert good.mask is None and good.solution.answer == "No"
+
+
 def test_an_unquoted_comma_in_a_note_harms_nothing(own):
     before = load(own)
     lines = (own / "meta.csv").read_text().splitlines()
