@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_no_setting_has_a_default_outside_the_yaml_files():
     }
     # "absent: the function takes none" is not a value of a setting
     assert optional <= {"ComponentConfig.settings"}
+
+
+def test_every_setting_is_read_by_something(repository):
+    code = [file.read_text(encoding="utf-8") for file in (repository / "iad_r1").rglob("*.py")]
+    yaml_text = [file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")]
+    for model in models(Config):
+        for name in model.model_fields:
+            read = any(re.search(rf"\.{name}\b", text) for text in code)
+            taken = any(re.search(rf"\$\{{[\w.]*\.{name}\}}", text) for text in yaml_text)
+            assert read or taken, f"nothing reads {model.__name__}.{name}"
 
 
 def test_every_section_refuses_what_it_does_not_know():
