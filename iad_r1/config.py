@@ -92,6 +92,7 @@ class Sft(Section):
 
     prompt: str
     target: Literal["chain_of_thought", "direct"]
+    samples: Literal["sft", "rl"]
     one_shot_share: Share
     learning_rate: Above0
     schedule: Schedule
@@ -178,7 +179,7 @@ class LoraTuning(Section):
 
     name: Literal["lora"]
     rank: Count
-    alpha: Above0
+    alpha: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
     targets: Literal["language", "all"]
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils import logging as hf_logging
 
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.types import Conversation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+hf_logging.disable_progress_bar()  # loading and saving take a moment; the stages show their own
 
 Inputs = Mapping[str, torch.Tensor]  # one prompt as the processor returns it, batch size 1
 
@@ -38,8 +41,8 @@ class Backbone:
         placeholders: tokens that stand for image content and must never be sampled.
     """
 
-    def __init__(self, model: PreTrainedModel, processor) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+        self.model: Any = model  # families differ in what hangs below it
         self.processor = processor
         self.tokenizer = processor.tokenizer
         end = model.generation_config.eos_token_id if model.generation_config else None
@@ -54,16 +57,14 @@ class Backbone:
         )
 
     @classmethod
-    def load(
-        cls, path: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
-    ) -> Backbone:
+    def load(cls, path: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Backbone:
         """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none."""
         if not (path / "config.json").is_file():
             raise WeightsError(
                 f"{path} holds no config.json, so it is not a Hugging Face checkpoint. "
                 "Give the folder that holds config.json and *.safetensors."
             )
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
         return cls(model.to(device), AutoProcessor.from_pretrained(path))
 
     def save(self, path: Path) -> None:
@@ -103,9 +104,7 @@ class Backbone:
         )
         return dict(self.processor(text=[text], images=list(images) or None, return_tensors="pt"))
 
-    def encode_target(
-        self, text: str, untrained: Sequence[tuple[int, int]] = ()
-    ) -> EncodedTarget:
+    def encode_target(self, text: str, untrained: Sequence[tuple[int, int]] = ()) -> EncodedTarget:
         """Tokens of `text` and the end of turn; tokens touching an untrained span are not trained.
 
         Args:

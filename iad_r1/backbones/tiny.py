@@ -50,7 +50,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    # The tags are one token each but not "special": decoding keeps them, as it does for real models.
+    # One token each but not "special": decoding keeps the tags, as it does for real models.
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -65,7 +65,10 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 def config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """Small enough to learn in minutes: 1.4M parameters of vision, 0.6M of language."""
     vocabulary = len(tokenizer)
-    token = tokenizer.convert_tokens_to_ids
+
+    def token(name: str) -> int:
+        return tokenizer.get_vocab()[name]
+
     return Qwen2_5_VLConfig(
         vision_config={
             "depth": 4,
@@ -146,7 +149,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config(tokenizer))
         widen(model.model.language_model)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = tokenizer.eos_token_id
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )

@@ -73,8 +73,8 @@ def chain_of_thought(sample: Sample, seed: int, grid: Grid = Grid(3, 3)) -> Targ
     return _joined(pieces)
 
 
-def direct_answer(sample: Sample, seed: int) -> Target:
-    """The verdict alone: the control without reasoning. `seed` is taken for symmetry."""
+def direct_answer(sample: Sample, seed: int, grid: Grid | None = None) -> Target:
+    """The verdict alone: the control without reasoning. `seed` and `grid` are not needed here."""
     return Target(f"<answer>{sample.solution.answer}</answer>")
 
 

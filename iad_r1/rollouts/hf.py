@@ -66,7 +66,8 @@ class HfEngine:
             for key in prompts[0]
         }
         cache = DynamicCache(config=model.config.get_text_config())
-        position = next_positions(model, prompts).to(model.device).repeat_interleave(sampling.group_size)
+        position = next_positions(model, prompts).repeat_interleave(sampling.group_size)
+        position = position.to(model.device)
         hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
         cache.batch_repeat_interleave(sampling.group_size)

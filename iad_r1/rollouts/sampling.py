@@ -8,7 +8,6 @@ from typing import Protocol
 
 from iad_r1.types import Completion
 
-
 Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
 
 

@@ -8,13 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from iad_r1 import distributed
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.config import Config
-from iad_r1.run_folder import RunFolder
 from iad_r1.report import terminal
+from iad_r1.run_folder import RunFolder
 from iad_r1.tracking import Tracker
 from iad_r1.types import Dataset
 
@@ -35,7 +33,7 @@ class Context:
     stage: str
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         return self.backbone.model
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from iad_r1 import distributed, grid, metrics, schema
 from iad_r1.config import Config
-from iad_r1.errors import DataError
 from iad_r1.packing import completion_logprobs
 from iad_r1.rewards import Vocabulary, vocabulary
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
+from iad_r1.stages.predictions import append, read_predictions
 from iad_r1.stages.prompting import Prompter, shown
 from iad_r1.types import Completion, Prediction, Sample, StopReason
 
@@ -47,20 +45,12 @@ def run(context: Context) -> list[dict[str, Any]]:
             distributed.barrier()  # nobody writes before everybody has read
             for answers in asking.answers(todo, split, shots):
                 done |= {answer.id: answer for answer in answers}
-                append(path, answers)
+                if distributed.is_main():
+                    append(path, answers)
                 bar.advance(len(answers))
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
     return rows
-
-
-def append(path: Path, answers: Sequence[Prediction]) -> None:
-    """Add predictions to a file, one JSON object per line; rank 0 alone writes."""
-    if distributed.is_main():
-        path.parent.mkdir(exist_ok=True)
-        lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
 
 
 def splits(context: Context) -> dict[str, Sequence[Sample]]:
@@ -72,23 +62,6 @@ def splits(context: Context) -> dict[str, Sequence[Sample]]:
     if "test" in config.splits:
         found |= dict(dataset.test)
     return {name: samples[: config.limit] for name, samples in found.items() if samples}
-
-
-def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Predictions by image id; a half-written last line, as a kill leaves it, is cut off."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    try:
-        rows = [Prediction(**json.loads(line)) for line in whole.splitlines()]
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{path} is broken ({error}). Delete the file to answer its images again."
-        ) from error
-    return {row.id: row for row in rows}
 
 
 def result(
@@ -217,7 +190,7 @@ def _same_class(said: str | None, true: str | None, names: Vocabulary) -> bool |
 def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
     """Paired differences between consecutive stages on the same images, for `comparisons`."""
     rows = []
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         for split in splits(context):
             for shots in context.config.evaluate.shots:
                 rows += _compared(context, before, after, split, shots)

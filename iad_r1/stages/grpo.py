@@ -27,6 +27,7 @@ from iad_r1.stages.prompting import Prompter
 from iad_r1.stages.rollout_log import reward_statistics, rollout_rows
 from iad_r1.types import Completion, Sample, Score, StopReason
 
+SHOWN = ("reward", "kl", "length_mean")  # beside the progress bar
 # Sampler and trainer read the same weights, so only rounding may separate them.
 SAMPLER_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats, worst token
 
@@ -56,7 +57,7 @@ def train(context: Context) -> None:
             if step % grpo.rollouts_every == 0 or step + 1 == steps:
                 rows = rollout_rows(batch, groups, scores, advantage)
                 context.log_rollouts("grpo", step, rows)
-            bar.advance(reward=values["reward"], kl=values.get("kl", 0.0), length=values["length_mean"])
+            bar.advance(1, **{name: values[name] for name in SHOWN if name in values})
     optim.train_only(context.model, vision=True)
 
 
@@ -141,9 +142,8 @@ class Policy:
         """
         if self.grpo.degenerate_groups == "skip":
             live = [i for i, gains in enumerate(advantage) if not is_degenerate(gains)]
-            prompts, groups, advantage = (
-                [items[i] for i in live] for items in (prompts, groups, advantage)
-            )
+            prompts, groups = [prompts[i] for i in live], [groups[i] for i in live]
+            advantage = [advantage[i] for i in live]
         flat = [completion for group in groups for completion in group]
         width = max((len(completion.tokens) for completion in flat), default=0)
         sampler, counted = torch.zeros(2, len(flat), width)

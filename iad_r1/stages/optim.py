@@ -76,7 +76,7 @@ def check_finite(loss: torch.Tensor, where: str) -> None:
     """TrainingError before a NaN or infinite loss can reach the weights."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"{where}: the loss is {float(loss)}. The weights were not updated; lower the "
+            f"{where}: the loss is {loss.item()}. The weights were not updated; lower the "
             "learning rate or look at the last rows of metrics.jsonl."
         )
 

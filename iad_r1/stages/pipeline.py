@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -14,7 +13,6 @@ from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.config import Config
 from iad_r1.data import targets
-from iad_r1.errors import ConfigError
 from iad_r1.grid import as_grid
 from iad_r1.report import gallery, terminal
 from iad_r1.run_folder import RunFolder, Start, find_start
@@ -40,9 +38,9 @@ def run(config: Config, folder: RunFolder) -> None:
         if tracker is not None:
             tracker.finish(folder.summary())
     if distributed.is_main():
-        terminal.print_summary(folder.summary(), folder.path)
         if "report" in config.steps():
             report.build(folder.path)
+        terminal.print_summary(folder.summary(), folder.path)
 
 
 @contextmanager
@@ -118,7 +116,7 @@ def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
         for shots in (0, 1):
             yield prompts.conversation(name, shots=shots).text
     for sample in dataset.sft:
-        yield targets.chain_of_thought(sample, config.seed).text
+        yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid)).text
 
 
 def train(context: Context, step: str) -> None:
@@ -138,7 +136,5 @@ def judge(context: Context, evaluated: list[str]) -> None:
     if context.tracker is None:
         return
     results = [*context.folder.summary().get("results", []), *rows]
-    context.folder.update_summary(
-        results=results, comparisons=evaluate.compare(context, evaluated)
-    )
+    context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
     context.tracker.evaluation(results)

@@ -8,6 +8,7 @@ none) covers it. The head is thrown away; the tower stays.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,13 +93,13 @@ def augmented(image: np.ndarray, stream: str) -> Image.Image:
     return photometric(random.Random(stream))(Image.fromarray(image))
 
 
-def _pixels(processor, images: np.ndarray) -> torch.Tensor:
+def _pixels(processor: Any, images: np.ndarray) -> torch.Tensor:
     """Patches as the tower's first layer reads them, [patches, 3 * PATCH * PATCH]."""
     pictures = [Image.fromarray(image) for image in images]
     return processor(images=pictures, return_tensors="pt")["pixel_values"]
 
 
-def whiten(embed: nn.Module, patches: torch.Tensor, floor: float = 0.01) -> None:
+def whiten(embed: Any, patches: torch.Tensor, floor: float = 0.01) -> None:
     """Start the patch embedding as the whitened principal components of real patches.
 
     Brightness alone carries a hundred times the variance of any texture; whitened, faint

@@ -16,6 +16,7 @@ from iad_r1 import distributed
 from iad_r1.backbones.backbone import EncodedTarget
 from iad_r1.config import SftPhase
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
+from iad_r1.grid import as_grid
 from iad_r1.packing import completion_logprobs, vision_features
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
@@ -26,7 +27,7 @@ TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
 
 
 def train(context: Context) -> None:
-    """Run the phases of `config.sft` on the data set's SFT part, in place."""
+    """Run the phases of `config.sft` in place, on the data set's SFT part (or its RL part)."""
     done = 0
     for index, phase in enumerate(context.config.sft.phases):
         done = _Phase(context, phase, index).run(first_step=done)
@@ -38,10 +39,12 @@ class _Phase:
     def __init__(self, context: Context, phase: SftPhase, index: int) -> None:
         self.context, self.phase, self.index = context, phase, index
         self.sft = context.config.sft
-        self.samples = context.dataset.sft
+        self.samples = getattr(context.dataset, self.sft.samples)
         self.prompter = Prompter(context.backbone, self.sft.prompt)
         self.seed = context.config.seed * 1000 + index
-        self.features: dict[tuple[str, int], Tensor] = {}  # of images, while the tower is frozen
+        self.features: dict[
+            tuple[str, int], Tensor | None
+        ] = {}  # of images, while the tower is frozen
 
     def run(self, first_step: int) -> int:
         """Train the leg; steps are numbered from `first_step`. Returns the next step's number."""
@@ -64,7 +67,8 @@ class _Phase:
                 optim.check_finite(loss, f"sft step {step}")
                 loss.backward()
                 norm = optim.update(model, adam, schedule, self.sft.max_grad_norm, f"sft {step}")
-                values = {"loss": distributed.total(loss.item()), "grad_norm": norm, "learning_rate": optim.lr(adam)}
+                values = {"loss": distributed.total(loss.item()), "grad_norm": norm}
+                values["learning_rate"] = optim.lr(adam)
                 self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
         optim.train_only(model, vision=True)
@@ -101,7 +105,8 @@ class _Phase:
 
     def target(self, sample: Sample, shots: int) -> tuple[EncodedTarget, list[float]]:
         """Tokens of the sample's target and the loss weight of each."""
-        target = TARGETS[self.sft.target](sample, self.context.config.seed)
+        config = self.context.config
+        target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid))
         encode = self.context.backbone.encode_target
         encoded = encode(target.text, target.untrained)
         outside = encode(target.text, location_spans(target)).trained
@@ -119,7 +124,7 @@ class _Phase:
         return random.Random(f"{self.seed}/{sample.id}/{step}")
 
     @torch.no_grad()
-    def vision(self, batch: list[Sample], shots: list[int], prompts: list) -> list[Tensor]:
+    def vision(self, batch: list[Sample], shots: list[int], prompts: list) -> list[Tensor | None]:
         keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
         missing = [i for i, key in enumerate(keys) if key not in self.features]
         found = vision_features(self.context.model, [prompts[i] for i in missing])

@@ -37,7 +37,9 @@ def assert_same(weights, others, atol=2e-6):
 
 
 def test_packed_and_unpacked_training_move_the_weights_alike(make_context, rewarded):
-    runs = [trained(make_context(f"grpo.packing={way}", "grpo.steps=1")) for way in ("group", "off")]
+    runs = [
+        trained(make_context(f"grpo.packing={way}", "grpo.steps=1")) for way in ("group", "off")
+    ]
     assert_same(*runs)
 
 

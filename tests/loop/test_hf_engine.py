@@ -72,9 +72,7 @@ def test_sampler_and_trainer_agree_on_every_token(backbones, family, temperature
 def test_greedy_is_what_transformers_generate_says(backbones):
     backbone = backbones("qwen2_5_vl")
     asked = prompts(backbone)
-    drawn = HfEngine(backbone, batch_size=64).generate(
-        asked, Sampling(1, 10, 0.0), seeds(asked, 0)
-    )
+    drawn = HfEngine(backbone, batch_size=64).generate(asked, Sampling(1, 10, 0.0), seeds(asked, 0))
     for prompt, group in zip(asked, drawn, strict=True):
         expected = backbone.model.generate(
             **prompt,

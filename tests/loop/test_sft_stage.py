@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from iad_r1.data.targets import Target, chain_of_thought
-from iad_r1.packing import completion_logprobs
 from iad_r1.stages import sft
 from iad_r1.stages.prompting import Prompter
 
@@ -69,7 +68,9 @@ def test_an_untrained_span_gets_no_loss_and_a_place_counts_as_often_as_asked(mak
 
 
 def test_a_normal_image_names_no_place(context):
-    assert sft.location_spans(Target("<think>At the top left too.</think><answer>No</answer>")) == []
+    assert (
+        sft.location_spans(Target("<think>At the top left too.</think><answer>No</answer>")) == []
+    )
 
 
 def test_training_lowers_the_loss_and_a_frozen_tower_stays_as_it_was(context, monkeypatch):

@@ -1,0 +1,36 @@
+"""Files of predictions: append-only, one JSON object per line, readable after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from iad_r1.errors import DataError
+from iad_r1.types import Prediction
+
+
+def append(path: Path, answers: Sequence[Prediction]) -> None:
+    """Add predictions to a file, one JSON object per line."""
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(lines))
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """Predictions by image id; a half-written last line, as a kill leaves it, is cut off."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    try:
+        rows = [Prediction(**json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path} is broken ({error}). Delete the file to answer its images again."
+        ) from error
+    return {row.id: row for row in rows}
