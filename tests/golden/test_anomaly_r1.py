@@ -86,6 +86,24 @@ def test_roam_and_choice_are_the_written_out_table(text: str, truth: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("answers", "letter"),
+    [
+        ("<answer>A</answer>", "A"),
+        ("<answer>A</answer><answer>B</answer>", "B"),
+        ("<answer>A</answer><answer>B", "A"),  # the last pair, not the last opening
+        ("<answer>A</answer>x</answer>", "A"),  # up to the first closing
+        ("<answer>A</answer><answer>B</answer>C</answer>", "B"),
+        ("<answer>A</answer></answer><answer>B</answer><answer>C</answer><answer>", "C"),
+        ("<answer>x<answer>B. </answer>", "B"),
+    ],
+)
+def test_the_last_answer_is_the_one_that_is_read(answers: str, letter: str) -> None:
+    chosen = rewards.load("choice_released")
+    assert chosen.score(f"<think>x</think>{answers}", letter).total == 1.0
+    assert chosen.score(f"<think>x</think>{answers}", "D").total == 0.0
+
+
+@pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("", None),

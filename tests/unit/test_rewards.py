@@ -49,7 +49,7 @@ def test_the_sets_that_ship() -> None:
 def test_every_set_that_ships_loads_and_names_itself_after_its_file(name: str) -> None:
     chosen = rewards.load(name)
     assert chosen.name == name
-    assert chosen.names and name in repr(chosen)
+    assert repr(chosen) == f"RewardSet({name}: {', '.join(chosen.names)} on 3x3)"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,16 @@ def test_a_set_without_components_or_with_more_than_a_set_is_refused() -> None:
         rewards.load(mapping() | {"components": {}})
     with pytest.raises(ConfigError, match="extra"):
         rewards.load(mapping() | {"extra": 1})
-    with pytest.raises(ConfigError, match="the whole file"):
+    with pytest.raises(ConfigError, match=r"^conf/rewards/x\.yaml: the whole file: Input"):
         rewards_config.check(None, "conf/rewards/x.yaml")
+
+
+def test_every_mistake_is_on_a_line_of_its_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        rewards.load({"name": 1, "components": {}})
+    lines = str(caught.value).split("\n")
+    assert [line.split(": ")[1] for line in lines] == ["name", "vocabulary", "components"]
+    assert all(line.startswith("rewards: ") and line.endswith(".") for line in lines)
 
 
 @pytest.mark.parametrize(

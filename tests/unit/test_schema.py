@@ -270,6 +270,8 @@ def test_strict_takes_a_label_and_nothing_else(text: str, answer: str) -> None:
         ("B. Hole", "B"),
         ("B) because of the dark spot", "B"),
         ("The answer is B.", "B"),
+        ("The answer is B.               \n\n              ", "B"),
+        ("B                                                  ", "B"),
         ("Answer: (C)", "C"),
         ("A scratch is visible. Therefore C", "C"),
         ("A scratch is visible", INVALID),
@@ -391,6 +393,10 @@ def test_the_mmad_helper_answers_yes_no_questions_by_letter() -> None:
     assert judge("B.", "mmad_compat") == "no"
     assert judge("yes it is", "mmad_compat") == "yes"
     assert judge("C", "mmad_compat") == INVALID
+
+
+def test_without_options_there_is_no_closest_one() -> None:
+    assert judge("x", "mmad_compat", options={}) == INVALID
 
 
 def test_an_unknown_evaluator_or_form_is_refused_with_the_known_ones() -> None:

@@ -53,13 +53,13 @@ def _structured(text: str) -> bool:
 
 
 def _last_choice(text: str, tag: str) -> str | None:
-    """The letter read from the last pair of tags, searched from left to right."""
+    """The letter read from the last pair of tags, searched from left to right; None for none."""
     opening, closing = f"<{tag}>", f"</{tag}>"
-    last, start = None, text.find(opening)
+    last, start = "", text.find(opening)
     while start >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
         last = text[start + len(opening) : end]
         start = text.find(opening, end + len(closing))
-    return None if last is None else read_choice(last.strip())
+    return read_choice(last.strip())
 
 
 def read_choice(text: str) -> str | None:
