@@ -64,7 +64,9 @@ class Backbone:
                 f"{path} holds no config.json, so it is not a Hugging Face checkpoint. "
                 "Give the folder that holds config.json and *.safetensors."
             )
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True
+        )
         return cls(model.to(device), AutoProcessor.from_pretrained(path))
 
     def save(self, path: Path) -> None:
@@ -72,22 +74,32 @@ class Backbone:
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
 
+    def limit_pixels(self, max_pixels: int) -> None:
+        """Let no picture through that is larger, where the processor limits sizes by area (the
+        Qwen families); the others resize every picture to a size of their own."""
+        if self._sizes_by_area:
+            self.processor.image_processor.size["longest_edge"] = max_pixels
+
+    @property
+    def _sizes_by_area(self) -> bool:
+        processor = self.processor.image_processor
+        return hasattr(processor, "merge_size") and "longest_edge" in (processor.size or {})
+
     def fit(self, image: Image) -> Image:
         """The picture at the size the model will see it, where the processor only rounds and limits
         sizes (the Qwen families); elsewhere the picture as it is, for the processor to resize.
 
         Sampler and trainer are given this picture, so neither can see another one.
         """
-        processor = self.processor.image_processor
-        size = getattr(processor, "size", None) or {}
-        if "longest_edge" not in size or not hasattr(processor, "merge_size"):
+        if not self._sizes_by_area:
             return image
+        processor = self.processor.image_processor
         height, width = smart_resize(
             image.height,
             image.width,
             factor=processor.patch_size * processor.merge_size,
-            min_pixels=size["shortest_edge"],
-            max_pixels=size["longest_edge"],
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
         )
         same = (width, height) == image.size
         return image if same else image.resize((width, height), Resampling.BICUBIC)

@@ -156,7 +156,9 @@ def _steps(path: Path) -> list[Mapping[str, Any]]:
 
 def _lines(path: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # not splitlines(): a model may say U+2028, which that takes for the end of a line
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[: None if lines[-1] else -1], start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

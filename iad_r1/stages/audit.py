@@ -117,7 +117,7 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
         for row in pandas.read_parquet(file).to_dict("records"):
             yield {str(column): value for column, value in row.items()}
         return
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line)

@@ -88,7 +88,16 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
 def open_backbone(
     config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
 ) -> Backbone:
-    """The weights to begin with: an earlier run's, a published model's, or newly built ones."""
+    """The weights to begin with, and how large a picture they are shown."""
+    backbone = load_weights(config, folder, dataset, start)
+    backbone.limit_pixels(config.backbone.max_pixels)
+    return backbone
+
+
+def load_weights(
+    config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
+) -> Backbone:
+    """An earlier run's weights, a published model's, or newly built ones."""
     dtype = getattr(torch, config.engine.precision)
     device = config.engine.device
     if device == "auto":

@@ -28,9 +28,15 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     if whole != text:
         path.write_text(whole, encoding="utf-8")
     try:
-        rows = [Prediction(**json.loads(line)) for line in whole.splitlines()]
-    except (ValueError, TypeError) as error:
+        # not splitlines(): a model may well say U+2028, which that takes for the end of a line
+        rows = [_read(line) for line in whole.split("\n")[:-1]]
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} is broken ({error}). Delete the file to answer its images again."
         ) from error
     return {row.id: row for row in rows}
+
+
+def _read(line: str) -> Prediction:
+    values = json.loads(line)
+    return Prediction(**{**values, "references": tuple(values["references"])})

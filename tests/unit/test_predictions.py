@@ -1,0 +1,73 @@
+"""Files of predictions survive whatever a model says, and a kill at any instant."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iad_r1.errors import DataError
+from iad_r1.report.run_data import _lines
+from iad_r1.stages.predictions import append, read_predictions
+from iad_r1.types import Prediction
+
+ONE = Prediction(
+    id="a",
+    dataset="synthetic",
+    split="seen",
+    product="bolt head",
+    shots=0,
+    gold_answer="yes",
+    gold_location="top left",
+    gold_type="scratch",
+    completion="<answer>Yes</answer>",
+    status="ok",
+    answer="yes",
+    location=None,
+    type=None,
+    location_correct=False,
+    type_correct=False,
+    p_yes=0.5,
+    n_tokens=4,
+    stop="stop",
+)
+said = st.text(st.characters(exclude_categories=("Cs",)))  # a decoder never gives lone surrogates
+
+
+@given(st.lists(said, min_size=1, max_size=4))
+def test_any_text_comes_back_as_it_was_said(texts):
+    rows = [replace(ONE, id=str(i), completion=text) for i, text in enumerate(texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions" / "sft.jsonl"
+        append(path, rows[:1])
+        append(path, rows[1:])
+        assert list(read_predictions(path).values()) == rows
+        assert len(_lines(path)) == len(rows)
+
+
+def test_a_line_separator_inside_a_completion_does_not_end_the_line(tmp_path):
+    row = replace(ONE, completion="a\u2028b\x85c\x0bd\x1ce")
+    append(tmp_path / "p" / "x.jsonl", [row])
+    assert read_predictions(tmp_path / "p" / "x.jsonl")["a"].completion == row.completion
+
+
+def test_what_a_kill_left_half_written_is_cut_off_and_asked_again(tmp_path):
+    path = tmp_path / "p" / "x.jsonl"
+    append(path, [ONE, replace(ONE, id="b")])
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        found = read_predictions(path)
+        assert set(found) == {"a", "b"} if whole[:end].count(b"\n") == 2 else set(found) <= {"a"}
+        assert path.read_bytes() in (b"", whole[: whole.index(b"\n") + 1])
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.jsonl is broken"):
+        read_predictions(path)
