@@ -162,16 +162,16 @@ def _plain(text: str) -> str:
     return text.strip().rstrip(".!").rstrip().casefold()
 
 
+_LETTERED = re.compile(r"\(?([A-Z])\)?(?:\s*[.:)](.*))?", re.DOTALL)
+
+
 def _is_option(text: str, letter: str, option: str) -> bool:
-    text = text.strip()
     if _plain(text) == _plain(option):
         return True
-    for opening, closing in (("", ""), ("(", ")"), ("", "."), ("", ":"), ("", ")")):
-        head = f"{opening}{letter}{closing}"
-        rest = text[len(head) :].lstrip(".: ") if text.startswith(head) else None
-        if rest == "" or (closing and rest is not None and _plain(rest) == _plain(option)):
-            return True
-    return False
+    match = _LETTERED.fullmatch(text.strip())
+    return (
+        match is not None and match[1] == letter and _plain(match[2] or "") in ("", _plain(option))
+    )
 
 
 # --- evaluators --------------------------------------------------------------------------------

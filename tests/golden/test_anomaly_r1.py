@@ -71,6 +71,38 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
+FAR = "x" * 25
+WEIGHED = [
+    "答案A, B of the others is",
+    "A or B 是 of the others",
+    f"A or {FAR} B" + FAR * 3,
+    f"A! {FAR}B {FAR}{FAR}",
+    f"A 对 {FAR} B. {FAR}{FAR}",
+    f"A {FAR} 选择B {FAR}{FAR}",
+    f"A, B {FAR} D {FAR}{FAR}",
+    f"B {FAR * 3} A",
+    f"B B B {FAR * 3} A",
+    f"B, B, {FAR * 3} A",
+    f"B. B. B. {FAR * 3} A!",
+    f"B 对{'x' * 17}A 对 {FAR * 3}",
+    f"B{'x' * 18} 对 A，{FAR * 3}",
+    *(f"{FAR}对{'x' * gap} A and B, {FAR * 4}" for gap in (17, 18, 19, 20)),
+    *(f"B, A {'x' * gap}对{FAR * 4}" for gap in (16, 17, 18, 19)),
+    "A. B。 C！ D，",
+    "A B",
+    "AB. C",
+    "A B! 是",
+    "0123456 A B x",
+    "A 23456 B",
+    *(f"A {word} {FAR} B, {FAR}{FAR}" for word in KEYWORDS),
+]
+
+
+@pytest.mark.parametrize("text", WEIGHED)
+def test_several_letters_are_weighed_by_the_written_out_rule(text: str) -> None:
+    assert read_choice(text) == written_out(text)
+
+
 @settings(max_examples=300, deadline=None)
 @given(LETTERS)
 def test_letters_are_read_by_the_written_out_rule(text: str) -> None:

@@ -188,3 +188,81 @@ LABEL_TEXTS = st.one_of(
 @given(LABEL_TEXTS, LABEL_TEXTS)
 def test_any_pair_of_labels_scores_as_the_written_out_rules_score_it(said: str, true: str) -> None:
     assert rewards.type_score(said, true, released=True) == NAIVE.type_score(said, true)
+
+
+# One row for each branch, for a checkout without the golden files.
+DEFECT = "<location>top left</location><type>scratch</type><answer>Yes</answer>"
+BRANCHES = [
+    # completion, solution, then the columns in order
+    (f"<think>a</think>{DEFECT}", DEFECT, (1.0, 2.0, 2.0, 2.0, 1.0, 0.0)),
+    (f"<think>a</think>{DEFECT}".replace("Yes", "No"), DEFECT, (1.0, 1.0, 1.0, 1.0, 0.0, 0.0)),
+    (DEFECT.replace("left", "right"), DEFECT, (0.0, 1.5, 1.0, 2.0, 1.0, 0.0)),
+    (DEFECT.replace("scratch", "hole"), DEFECT, (0.0, 1.5, 2.0, 1.0, 1.0, 0.0)),
+    ("<type>stain</type><answer>Yes</answer>", DEFECT, (0.0, 1.15, 0.0, 1.3, 1.0, 0.0)),
+    ("<location>top left</location><answer>yes </answer>", DEFECT, (0.0, 1.5, 2.0, 0.0, 1.0, 0.0)),
+    ("<think>a</think><answer>Yes</answer>", DEFECT, (0.0, 1.0, 0.0, 0.0, 1.0, 1.0)),
+    ("<think>a</think><answer>No</answer>", "no", (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    ("<think>a</think><answer>Yes</answer>", "No", (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)),
+    (f"<think>a</think>{DEFECT}", "NO", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
+    ("<think>a</think><answer>No</answer><type>", "No", (0.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    ("<think>a</think><answer>No</answer><location>", "No", (0.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    ("<think>a</think> <answer>No</answer>", "No", (0.0, 1.0, 1.0, 1.0, 1.0, 0.0)),
+    ("<think>a</think><answer>No", "No", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
+    ("</think><answer><think>a</answer>", "No", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
+    ("<think></think><answer>\nNo\n</answer>", "No", (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)),
+    (f"<think>a</think>{DEFECT}", "Yes", (1.0, 1.0, 0.0, 0.0, 1.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("completion", "solution", "expected"), BRANCHES)
+def test_every_branch_of_the_released_rewards(
+    completion: str, solution: str, expected: tuple[float, ...]
+) -> None:
+    ours = [released(column)(completion, solution) for column in COLUMNS]
+    assert ours == pytest.approx(expected)
+    assert ours == [getattr(NAIVE, column)(completion, solution) for column in COLUMNS]
+
+
+LABEL_BRANCHES = [
+    ("scratch", "scratch", 1.0),
+    ("SCRATCH!", " scratch", 1.0),
+    ("a scratch", "scratch", 0.85),
+    ("s", "scratch", 0.85),
+    ("", "scratch", 0.0),
+    ("scratch", "", 0.0),
+    (".", "scratch", 0.85),
+    ("linear scratch", "score mark", 0.85),
+    ("stain", "scratch", 0.3),
+    ("stain", "hole", 0.0),
+    ("surface anomaly", "scratch", 0.3),
+    ("scratch", "surface anomalies", 0.3),
+    ("surface anomaly", "hole", 0.0),
+    ("hole", "structural anomaly", 0.3),
+    ("surface anomaly", "surface anomaly", 1.0),
+    ("unknown", "scratch", 0.0),
+    ("unknown", "unknowm", 0.4 * 12 / 14),
+    ("scrach", "score mark", 0.6 + 0.25 * 12 / 13),
+    ("wear near edge", "abrasion", 0.6 + 0.25 * 4 / 14),
+    ("shape-deviation", "bending", 0.6 + 0.25 * 28 / 30),
+    ("through-hole", "opening", 0.85),
+    ("foreign  matter.", "debris", 0.85),
+    ("surface  scratch!", "score mark", 0.85),
+    ("xyz", "qwv", 0.0),
+]
+
+
+@pytest.mark.parametrize(("said", "true", "expected"), LABEL_BRANCHES)
+def test_every_branch_of_the_released_type_matcher(said: str, true: str, expected: float) -> None:
+    assert rewards.type_score(said, true, released=True) == pytest.approx(expected)
+    assert NAIVE.type_score(said, true) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("said", "true"), [(a, b) for a, b, _ in LABEL_BRANCHES])
+def test_the_released_type_matcher_treats_both_sides_alike(said: str, true: str) -> None:
+    either = (rewards.type_score(a, b, released=True) for a, b in ((said, true), (true, said)))
+    assert len(set(either)) == 1
+
+
+def test_long_labels_score_as_short_ones_do() -> None:
+    assert rewards.type_score("scratch " * 50, "scratch", released=True) == 0.85
+    assert rewards.type_score("x" * 300, "scratch", released=True) == 0.0

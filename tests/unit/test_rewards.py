@@ -352,6 +352,8 @@ def test_the_type_reward_needs_a_vocabulary() -> None:
         ("A scratch is visible. Therefore B", "(B)", 1.0, 1.0),
         ("no letter at all", "B: scratch", 0.8, 1.0),
         ("no letter at all", "C", 0.05, 0.0),
+        ("no letter at all", "B: B is right", 0.8, 1.0),
+        ("no letter at all", "B)", 0.8, 1.0),
         ("So C fits", "C", 0.1, 0.0),
         ("So C fits", "B", 0.0, 1.0),
         ("So B fits", "C", 0.0, 0.0),

@@ -8,7 +8,6 @@ from itertools import chain, pairwise
 from iad_r1.rewards.case import Case
 from iad_r1.schema import Status, parse
 
-_LETTERS = {letter: letter for letter in "ABCDE"}
 _ANSWER = re.compile(r"\(?([A-E])\)?(?:\s*[.:)](.*))?", re.DOTALL)
 _NAMED = re.compile(r"(?<![\w'\u2019-])([A-E])(?![\w'\u2019-])")
 _WORD = re.compile(r"\S+")
@@ -26,8 +25,9 @@ def score(case: Case) -> float:
 
 def answered(completion: str) -> str | None:
     """The letter of the answer tag, or None if the completion or its answer is malformed."""
-    parsed = parse(completion, options=_LETTERS)
-    if parsed.answer is None or parsed.status not in (Status.OK, Status.BAD_ANSWER):
+    parsed = parse(completion)
+    # A letter is no yes/no answer; nothing else may be wrong.
+    if parsed.answer is None or parsed.status is not Status.BAD_ANSWER:
         return None
     match = _ANSWER.fullmatch(parsed.answer)
     if match is None or set(letters(match[2] or "")) - {match[1]}:
