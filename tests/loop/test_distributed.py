@@ -14,15 +14,16 @@ from torch import nn
 from iad_r1 import distributed
 
 PROGRAM = """
-import sys
+import os, subprocess, sys
 from pathlib import Path
 import torch
 from torch import nn
 from iad_r1 import distributed as d
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
-d._start = lambda folder, number, count: __import__("subprocess").Popen(
-    [sys.executable, __file__, str(folder), mode], env={**__import__("os").environ, d.RANK: str(number)}
+again = [sys.executable, __file__, str(folder), mode]
+d._start = lambda folder, number, count: subprocess.Popen(
+    again, env={**os.environ, d.RANK: str(number)}
 )
 with d.ranks(3, folder):
     if mode == "die" and d.rank() == 2:
