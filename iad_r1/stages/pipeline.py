@@ -66,6 +66,8 @@ def take_steps(context: Context) -> None:
 
 def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Context:
     """Data first, then weights: what is wrong with a folder of images is said before any load."""
+    if distributed.is_main():
+        print("reading or drawing the pictures ...", flush=True)
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     if distributed.is_main():
         folder.update_manifest(

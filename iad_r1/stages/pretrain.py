@@ -7,6 +7,7 @@ none) covers it. The head is thrown away; the tower stays.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -25,7 +26,6 @@ from iad_r1.stages.context import Context
 from iad_r1.stages.sft import photometric
 
 BLOCKS = 4  # per side of one language-model token
-SIDE = 96  # pixels of the drawn pictures when the run's own data are photographs
 WHITENING_IMAGES = 1500
 
 
@@ -48,7 +48,7 @@ def train(context: Context) -> None:
     settings, seed = context.config.pretrain, context.config.seed
     assert settings is not None  # config.py: the step exists only with its settings
     tower = context.model.model.visual
-    side = context.config.data.image_size if context.config.data.name == "synthetic" else SIDE
+    side = math.isqrt(context.config.backbone.max_pixels) // tiny.CELL * tiny.CELL
     images, masks = pretraining_batch(
         np.random.default_rng([seed, 1]), settings.images, image_size=side
     )
