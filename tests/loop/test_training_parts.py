@@ -1,0 +1,129 @@
+"""The small parts every training stage stands on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from iad_r1.config import Length
+from iad_r1.errors import TrainingError
+from iad_r1.stages import optim, pretrain, rollout_log
+from iad_r1.types import Completion, Sample, Score, Solution, StopReason
+
+
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(1, 12), st.integers(0, 5))
+def test_every_item_comes_once_per_epoch_and_every_batch_is_full(items, size, steps, seed):
+    found = list(optim.batches(range(items), size, steps, seed))
+    assert [len(batch) for batch in found] == [size] * steps
+    flat = [item for batch in found for item in batch]
+    for epoch in range(len(flat) // items):
+        assert sorted(flat[epoch * items : (epoch + 1) * items]) == list(range(items))
+    assert found == list(optim.batches(range(items), size, steps, seed))
+
+
+def test_epochs_differ_in_order_and_an_empty_pool_is_refused():
+    first, second = optim.batches(range(50), 50, 2, seed=0)
+    assert first != second and sorted(first) == sorted(second)
+    with pytest.raises(TrainingError, match="empty"):
+        next(optim.batches([], 1, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "wanted"),
+    [(7, None, 7), (None, 2, 20), (7, 2, 7), (50, 2, 20), (None, 0.01, 1)],
+)
+def test_training_ends_at_whichever_limit_comes_first(steps, epochs, wanted):
+    assert optim.n_steps(Length(steps=steps, epochs=epochs), items=80, batch_size=8) == wanted
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = nn.Linear(2, 2)
+        self.language = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.language(self.visual(x))
+
+
+def test_the_tower_learns_at_its_own_rate_and_only_matrices_decay():
+    model = Model()
+    adam = optim.optimizer(model, learning_rate=1.0, weight_decay=0.5, vision_lr_scale=0.1)
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in adam.param_groups
+        for parameter in group["params"]
+    }
+    assert found[id(model.visual.weight)] == (0.1, 0.5)
+    assert found[id(model.visual.bias)] == (0.1, 0.0)
+    assert found[id(model.language.weight)] == (1.0, 0.5)
+    assert found[id(model.language.bias)] == (1.0, 0.0)
+    optim.train_only(model, vision=False)
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+
+
+def test_an_infinite_gradient_leaves_the_weights_as_they_were():
+    model = Model()
+    adam = optim.optimizer(model, learning_rate=1.0, weight_decay=0.0, vision_lr_scale=1.0)
+    schedule = optim.scheduler(adam, "cosine", 0, 10)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    with pytest.raises(TrainingError, match="sft step 3: the gradient norm is"):
+        optim.update(model, adam, schedule, 1.0, "sft step 3")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_block_has_the_class_of_the_defect_in_it_and_cells_are_row_major():
+    masks = np.zeros((1, 64, 96), dtype=np.uint8)
+    masks[0, 40, 70] = 5  # row 1 of 2, column 2 of 3; inside the cell: row 1 of 4, column 0 of 4
+    labels = pretrain.block_labels(masks, cell=32)
+    assert labels.shape == (1, 6, 16)
+    assert labels[0, 5, 4] == 5 and (labels != 0).sum() == 1
+
+
+def test_a_whitened_embedding_gives_every_direction_the_same_weight():
+    torch.manual_seed(0)
+    spread = torch.tensor([30.0, 5.0, 1.0, 0.5])
+    patches = torch.randn(20_000, 4) * spread
+    embed = nn.Linear(4, 3, bias=False)
+    pretrain.whiten(embed, patches, floor=0.0)
+    out = embed(patches)
+    torch.testing.assert_close(out.T @ out / len(out), torch.eye(3), atol=1e-3, rtol=0)
+
+
+def group(*texts: str, stop: StopReason = StopReason.STOP) -> list[Completion]:
+    return [
+        Completion(text, (1,) * (i + 1), (0.0,) * (i + 1), stop) for i, text in enumerate(texts)
+    ]
+
+
+def sample(answer) -> Sample:
+    return Sample("id", "d", "rl", "p", Path("unread.png"), Solution(answer))
+
+
+def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
+    batch = [sample("Yes"), sample("No")]
+    yes, no = "<answer>Yes</answer>", "<answer>No</answer>"
+    groups = [group(yes, no), group(no, "nonsense", stop=StopReason.LENGTH)]
+    scores = [
+        [Score(3.0, {"answer": 1.0}), Score(1.0, {"answer": 0.0})],
+        [Score(2.0, {"answer": 1.0}), Score(2.0, {"answer": 1.0})],
+    ]
+    found = rollout_log.reward_statistics(batch, groups, scores)
+    assert found["reward"] == 2.0 and found["reward_anomalous"] == 2.0
+    assert found["reward_answer"] == 0.75 and found["reward_answer_normal"] == 1.0
+    assert found["degenerate_groups"] == 0.5 and found["truncated"] == 0.5
+    assert (found["length_mean"], found["length_max"]) == (1.5, 2)
+    assert (found["yes_rate"], found["gold_yes_rate"]) == (0.25, 0.5)
+    assert found["invalid_rate"] == 0.25
+    rows = rollout_log.rollout_rows(batch, groups, scores, [[1.0, -1.0], [0.0, 0.0]])
+    assert len(rows) == 4 and Counter(row["advantage"] for row in rows)[0.0] == 2
+    assert rows[0]["reward_answer"] == 1.0 and rows[3]["completion"] == "nonsense"
