@@ -37,10 +37,8 @@ def assert_same(weights, others, atol=2e-6):
 
 
 def test_packed_and_unpacked_training_move_the_weights_alike(make_context, rewarded):
-    runs = [
-        trained(make_context(f"grpo.packing={way}", "grpo.steps=1")) for way in ("group", "off")
-    ]
-    assert_same(*runs)
+    packed = trained(make_context("grpo.packing=group", "grpo.steps=1"))
+    assert_same(packed, trained(make_context("grpo.packing=off", "grpo.steps=1")))
 
 
 def test_micro_batches_do_not_change_the_step(make_context, rewarded):

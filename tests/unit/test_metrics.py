@@ -395,6 +395,13 @@ def test_the_pooled_interval_covers_the_spread_between_seeds(same_images):
     assert np.ptp(pooled["ci95"]) > 1.5 * np.ptp(alone["ci95"])
 
 
+def test_pictures_drawn_anew_for_each_seed_are_not_the_same_images_for_being_numbered_alike():
+    pairs = seeds_of(2, 60, 0.3, same_images=True)
+    before, after = ([replace(row, gold_location="top left") for row in side] for side in pairs[1])
+    found = metrics.pooled_paired_difference([pairs[0], (before, after)], "miss_rate", 0, 100)
+    assert found["design"] == "nested"
+
+
 def test_one_seed_pooled_is_the_paired_difference():
     pair = seeds_of(1, 200, 0.3, True)
     pooled = metrics.pooled_paired_difference(pair, "miss_rate", 0, 4000)
