@@ -112,6 +112,8 @@ def load(
         config = check(rewards, "rewards")
     types = vocabulary(config.vocabulary) if config.vocabulary is not None else None
     components = [_component(name, part) for name, part in config.components.items()]
+    for component in components:
+        _check_fits(component, as_grid(grid), types)
     credit = grid.neighbour_credit if isinstance(grid, GridConfig) else 0.0
     return RewardSet(config.name, components, as_grid(grid), credit, types)
 
@@ -127,3 +129,18 @@ def _component(name: str, config: ComponentConfig) -> Component:
             "iad_r1/rewards/components with a function score(case), or <your.module>:<function>."
         ) from None
     return Component(name, found, config.weight, config.gate, dict(config.settings))
+
+
+def _check_fits(component: Component, grid: Grid, types: Vocabulary | None) -> None:
+    """What a function says it needs (`only_grid`, `needs_vocabulary`), against what the set has."""
+    only = getattr(component.function, "only_grid", None)
+    if only is not None and grid != as_grid(only):
+        raise ConfigError(
+            f"rewards.components.{component.name} ({component.function.__name__}) knows only a "
+            f"{only} grid, not {grid}. Use grid={only}, or another reward set."
+        )
+    if getattr(component.function, "needs_vocabulary", False) and types is None:
+        raise ConfigError(
+            f"rewards.components.{component.name} needs a vocabulary. "
+            "Try rewards.vocabulary=default."
+        )

@@ -337,8 +337,22 @@ def test_a_group_is_scored_one_by_one() -> None:
 
 
 def test_the_type_reward_needs_a_vocabulary() -> None:
-    with pytest.raises(ConfigError, match="needs a vocabulary"):
-        rewards.load(mapping(function="type")).score(DEFECT, YES)
+    with pytest.raises(ConfigError, match=r"components\.answer needs a vocabulary"):
+        rewards.load(mapping(function="type"))
+    assert rewards.load(mapping(function="type") | {"vocabulary": "default"}).score(DEFECT, YES)
+
+
+@pytest.mark.parametrize(
+    "name", ["sc_grpo_released", "sc_grpo_released_without_type", "anomaly_r1_released"]
+)
+def test_a_released_set_is_refused_on_a_grid_it_does_not_know_before_it_scores(name: str) -> None:
+    assert rewards.load(name, "3x3").names
+    if name == "anomaly_r1_released":  # knows no places
+        assert rewards.load(name, "5x5").names
+    else:
+        with pytest.raises(ConfigError, match=r"components\.accuracy .* only a 3x3 grid, not 5x5"):
+            rewards.load(name, "5x5")
+    assert rewards.load("sc_grpo_released_without_location", "5x5").names
 
 
 # --- AnomalyR1, strict ------------------------------------------------------------------------

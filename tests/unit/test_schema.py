@@ -351,6 +351,33 @@ def test_what_the_scripts_cannot_read_becomes_the_letter_e() -> None:
     assert judge("c!", "iadr1_compat", options={"A": "b.", "B": "c"}, form="free") == "B"
 
 
+@pytest.mark.parametrize(
+    ("text", "form", "letter"),
+    [
+        ("<answer>hole</answer>", "tagged", "B"),
+        ("<answer>hole.</answer>", "tagged", "A"),
+        ("<answer>hole!</answer>", "tagged", "A"),
+        ("Hole.", "free", "B"),
+        ("Hole!", "free", "B"),
+        ("Hole.!", "free", "A"),
+        ("Hole.", "free_lower", "B"),
+        ("Hole!", "free_lower", "A"),
+        ("Hole!", "free_stripped", "B"),
+        ("HOLE?", "free", "E"),
+        ("HOLE?", "free_lower", "A"),
+        ("HOLE?", "free_stripped", "A"),
+        (" .LE. ", "free_stripped", "E"),
+        (".LE.", "free_stripped", "A"),
+        (".LE.", "free_lower", "E"),
+    ],
+)
+def test_a_whole_option_counts_before_a_part_of_an_earlier_one(
+    text: str, form, letter: str
+) -> None:
+    options = {"A": "ole", "B": "hole."}
+    assert judge(text, "iadr1_compat", options=options, form=form) == letter
+
+
 # The two looks of the released scripts, written out.
 def released_look(said: str, again: str, exact: set[str]) -> str:
     for answer in ("yes", "no"):

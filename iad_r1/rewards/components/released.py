@@ -68,6 +68,10 @@ def answer_only(case: Case) -> float:
     return _right_answer(case)
 
 
+for _places in (accuracy, accuracy_without_type):
+    vars(_places)["only_grid"] = "3x3"  # checked by `load`, before a completion is scored
+
+
 def _label(case: Case) -> str:
     """The true label, "yes" or "no". The released code scores anything else as nothing at all."""
     answer = first_line_tag(case.gold, "answer")
