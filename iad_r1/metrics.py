@@ -414,11 +414,11 @@ def pooled_paired_difference(
 def _same_images(
     pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
 ) -> bool:
-    def key(rows: Sequence[Prediction]) -> set[tuple[str, str, bool, bool]]:
-        return {
-            (row.id, row.gold_answer, row.location_correct is None, row.type_correct is None)
-            for row in rows
-        }
+    """Whether every seed was tested on one and the same set. Ids alone do not tell: pictures that
+    are drawn anew for each seed may be numbered alike, but they do not show the same defects."""
+
+    def key(rows: Sequence[Prediction]) -> set[tuple[str, str, str | None, str | None]]:
+        return {(row.id, row.gold_answer, row.gold_location, row.gold_type) for row in rows}
 
     first = key(pairs[0][0])
     return all(key(before) == first for before, _ in pairs[1:])
