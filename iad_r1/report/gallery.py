@@ -9,10 +9,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iad_r1 import data
 from iad_r1.errors import DataError
 from iad_r1.types import Sample
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 LIST = "gallery.jsonl"
@@ -87,12 +90,12 @@ def _store(folder: Path, sample: Sample) -> dict[str, Any]:
     """Write the picture and its mask under a name that does not tell the label."""
     name = hashlib.sha256(sample.id.encode()).hexdigest()[:16]
     image = FOLDER / f"{name}.jpg"
-    picture = _shrunk(_open(sample.image).convert("RGB"))
+    picture = _shrunk(data.open_image(sample))
     picture.save(folder / image, format="JPEG", quality=JPEG_QUALITY)
-    mask = None
-    if sample.mask is not None:
+    mask, defective = None, data.open_mask(sample)
+    if defective is not None:
         mask = FOLDER / f"{name}.mask.png"
-        _mask(_open(sample.mask), picture.size).save(folder / mask)
+        _mask(defective, picture.size).save(folder / mask)
     return {
         "id": sample.id,
         "product": sample.product,
@@ -102,23 +105,14 @@ def _store(folder: Path, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _mask(mask: Image, size: tuple[int, int]) -> Image:
-    """Defective (any non-zero value) as white. A pixel is white if any part of it is defective,
-    so a thin defect does not vanish when the picture shrinks."""
-    import numpy as np
+def _mask(defective: NDArray[np.bool_], size: tuple[int, int]) -> Image:
+    """Defective as white. A pixel is white if any part of it is defective, so a thin defect does
+    not vanish when the picture shrinks."""
     from PIL import Image as images
 
-    values = np.asarray(mask.convert(mask.mode[:-1]) if mask.mode in ("RGBA", "LA") else mask)
-    defective = values.any(axis=-1) if values.ndim == 3 else values != 0
-    binary = images.fromarray(np.where(defective, 255, 0).astype(np.uint8))
+    binary = images.fromarray(defective.astype("uint8") * 255)
     smooth = binary.resize(size, images.Resampling.BOX)
     return smooth.point([0] + [255] * 255)
-
-
-def _open(picture: Path | Image) -> Image:
-    from PIL import Image as images
-
-    return images.open(picture) if isinstance(picture, Path) else picture
 
 
 def _shrunk(picture: Image) -> Image:

@@ -127,6 +127,26 @@ def test_pictures_may_be_files(tmp_path):
     assert Image.open(tmp_path / "run" / row["image"]).mode == "RGB"
 
 
+def test_a_photograph_taken_sideways_is_shown_upright_with_its_mask(tmp_path):
+    """As the model sees it and as its place was named: the grid lies on the upright picture."""
+    image, mask = tmp_path / "a.jpg", tmp_path / "m.png"
+    stored = Image.new("RGB", (40, 20), "black")
+    stored.paste("white", (0, 0, 20, 20))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees clockwise: its left is shown on top
+    stored.save(image, exif=turned)
+    drawn = Image.new("L", (40, 20))
+    drawn.paste(255, (0, 0, 20, 20))
+    drawn.save(mask)
+    gallery.save(tmp_path / "run", [Sample("a", "made", "seen", "cube", image, Solution("Yes"),
+                                           mask)], 1)  # fmt: skip
+    row = gallery.read(tmp_path / "run")[0]
+    shown, marked = (Image.open(tmp_path / "run" / row[key]) for key in ("image", "mask"))
+    assert shown.size == marked.size == (20, 40)
+    bright = np.asarray(shown.convert("L")) > 128
+    assert (bright == (np.asarray(marked) > 0)).mean() > 0.95 and bright[0, 10]
+
+
 def test_no_gallery_is_no_pictures_and_a_broken_one_is_named(tmp_path: Path):
     assert gallery.read(tmp_path) == []
     (tmp_path / "gallery.jsonl").write_text(json.dumps({"id": "a"}) + "\n")
