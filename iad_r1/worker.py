@@ -59,7 +59,8 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return _ended(folder, "refused", REFUSED)
     except (KeyboardInterrupt, _Terminated) as stop:
-        print(f"\nstopped. What was written stays in {folder.path}", file=sys.stderr)
+        if _is_main():  # the other ranks are stopped by this one, which need not be said again
+            print(f"\nstopped. What was written stays in {folder.path}", file=sys.stderr)
         code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
         return _ended(folder, "stopped", code, keep_error=False)
     except Exception:  # nobody foresaw it: shown in full, and kept
