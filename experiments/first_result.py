@@ -28,7 +28,6 @@ from iad_r1.stages.predictions import read_predictions  # noqa: E402
 RESULTS = Path(__file__).with_suffix("")
 METRICS = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 SPLITS = ("seen", "new")
-AFTER_SFT = ["stage.steps=[grpo,evaluate]"]
 ARMS = {
     "SC-GRPO, full reward": "full",
     "SC-GRPO, answer only": "answer_only",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from iad_r1.data import duplicates, folders, images
 from iad_r1.data.config import PhotosConfig
@@ -108,7 +109,7 @@ def _location(row: Row, mask: Path, grid: Grid, rule: Rule) -> str | None:
 # --- splitting ---------------------------------------------------------------------------------
 
 
-def _leaks(photos: Sequence[Photo], alike) -> set[int]:
+def _leaks(photos: Sequence[Photo], alike: sparse.csr_array) -> set[int]:
     """Training pictures that are near-duplicates of a test picture."""
     train = np.flatnonzero([photo.row.split == "train" for photo in photos])
     test = np.flatnonzero([photo.row.split == "test" for photo in photos])
