@@ -108,5 +108,5 @@ def test_a_set_of_photographs_goes_through_the_same_pipeline(iad, shared):
         f"data.root={shared / 'data' / 'real' / 'ballscrew'}",
         "evaluate.limit=16",
     )
-    assert {row["dataset"] for row in run.summary["results"]} == {"photos"}
+    assert {row["dataset"] for row in run.summary["results"]} == {"ballscrew"}
     assert {row["split"] for row in run.summary["results"]} == {"seen"}
