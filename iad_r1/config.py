@@ -42,6 +42,8 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
+TINY_CELL = 32  # pixels; as backbones.tiny.CELL, which cannot be imported without torch
+
 Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit"]
 
 
@@ -297,7 +299,14 @@ def _lower(text: str) -> str:
 def contradictions(config: Config) -> Iterator[str]:
     """One sentence for each pair of settings that cannot go together: what, why, what to type."""
     steps = config.steps()
+    if not steps:
+        yield (
+            f"stage={config.stage.name} has nothing to do: only backbone=tiny is pre-trained, and "
+            "only without init. Choose another stage, e.g. stage=sft."
+        )
     yield from _training_length(config, steps)
+    yield from _ranks(config, steps)
+    yield from _drawn_pictures(config, steps)
     if "pretrain" in steps and config.pretrain is None:
         yield (
             f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
@@ -326,6 +335,42 @@ def _training_length(config: Config, steps: list[Step]) -> Iterator[str]:
                 f"{key}.steps and {key}.epochs are both null, so training would never end. "
                 f"Set one, e.g. {key}.epochs=1."
             )
+
+
+def _ranks(config: Config, steps: list[Step]) -> Iterator[str]:
+    ranks = config.engine.ranks
+    if ranks > 1 and config.engine.device == "cuda":
+        yield (
+            f"engine.ranks={ranks} engine.device=cuda: ranks would crowd one GPU. Use "
+            "engine.ranks=1, or engine.device=cpu."
+        )
+    batches: dict[str, int] = {}
+    if "pretrain" in steps and config.pretrain is not None:
+        batches["pretrain.batch_size"] = config.pretrain.batch_size
+    if "sft" in steps:
+        phases = enumerate(config.sft.phases)
+        batches |= {f"sft.phases.{i}.batch_size": phase.batch_size for i, phase in phases}
+    if "grpo" in steps:
+        batches["grpo.prompts_per_step"] = config.grpo.prompts_per_step
+    for key, size in batches.items():
+        if size < ranks:
+            yield (
+                f"{key}={size} with engine.ranks={ranks}: some ranks would have nothing to do. "
+                f"Use {key}={ranks} or more, or engine.ranks={size}."
+            )
+
+
+def _drawn_pictures(config: Config, steps: list[Step]) -> Iterator[str]:
+    """Pre-training labels the pictures block by block as they are drawn, so none may be resized."""
+    if "pretrain" not in steps or config.data.name != "synthetic":
+        return
+    side, limit = config.data.image_size, config.backbone.max_pixels
+    if side % TINY_CELL or side * side > limit:
+        yield (
+            f"data.image_size={side} backbone.max_pixels={limit}: the tiny model would see the "
+            f"pictures resized, and its pre-training needs them as drawn. Use a multiple of "
+            f"{TINY_CELL}, and backbone.max_pixels={side * side} or more."
+        )
 
 
 def _grpo_rules(config: Config) -> Iterator[str]:
