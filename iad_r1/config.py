@@ -42,8 +42,6 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
-TINY_CELL = 32  # pixels; as backbones.tiny.CELL, which cannot be imported without torch
-
 Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit"]
 
 
@@ -306,7 +304,6 @@ def contradictions(config: Config) -> Iterator[str]:
         )
     yield from _training_length(config, steps)
     yield from _ranks(config, steps)
-    yield from _drawn_pictures(config, steps)
     if "pretrain" in steps and config.pretrain is None:
         yield (
             f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
@@ -358,19 +355,6 @@ def _ranks(config: Config, steps: list[Step]) -> Iterator[str]:
                 f"{key}={size} with engine.ranks={ranks}: some ranks would have nothing to do. "
                 f"Use {key}={ranks} or more, or engine.ranks={size}."
             )
-
-
-def _drawn_pictures(config: Config, steps: list[Step]) -> Iterator[str]:
-    """Pre-training labels the pictures block by block as they are drawn, so none may be resized."""
-    if "pretrain" not in steps or config.data.name != "synthetic":
-        return
-    side, limit = config.data.image_size, config.backbone.max_pixels
-    if side % TINY_CELL or side * side > limit:
-        yield (
-            f"data.image_size={side} backbone.max_pixels={limit}: the tiny model would see the "
-            f"pictures resized, and its pre-training needs them as drawn. Use a multiple of "
-            f"{TINY_CELL}, and backbone.max_pixels={side * side} or more."
-        )
 
 
 def _grpo_rules(config: Config) -> Iterator[str]:

@@ -238,8 +238,6 @@ def test_a_missing_setting_is_named():
         (["grpo.prompts_per_step=1"], ["grpo.prompts_per_step=1 with engine.ranks=2"]),
         (["pretrain.batch_size=2", "engine.ranks=3"], ["pretrain.batch_size=3 or more"]),
         (["engine.device=cuda"], ["engine.ranks=2 engine.device=cuda", "engine.ranks=1"]),
-        (["data.image_size=100"], ["data.image_size=100", "a multiple of 32"]),
-        (["data.image_size=128"], ["data.image_size=128", "backbone.max_pixels=16384 or more"]),
         (["tuning.name=foo"], ["tuning.name=foo", "'full', 'lora'"]),
         (["recipe=paper"], ["backbone.sft_learning_rate", "another recipe"]),
         (["evaluate.prompt=sc_grpo", "evaluate.shots=[0,2]"], ["shots=2", "0 to 1"]),
@@ -289,21 +287,12 @@ def test_every_mistake_is_reported_at_once():
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["data.image_size=64"],
-        ["data.image_size=128", "backbone.max_pixels=16384"],
-        ["data.image_size=100", "backbone=qwen25vl_3b"],
         ["engine.device=cuda", "engine.ranks=1", "sft.phases.0.batch_size=1"],
         ["stage=evaluate", "init=earlier", "grpo.prompts_per_step=1"],
     ],
 )
 def test_what_can_go_together_is_let_through(overrides):
     assert compose.compose(overrides).seed == 0
-
-
-def test_the_size_of_a_token_is_the_tiny_models():
-    from iad_r1.backbones import tiny
-
-    assert tiny.CELL == config.TINY_CELL
 
 
 def test_contradictions_are_reported_together():
