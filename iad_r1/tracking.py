@@ -115,11 +115,9 @@ class Tracker:
         """Send to wandb; on failure say so once and go on without it."""
         if self._run is None:
             return
-        import wandb
-
         try:
             send(self._run)
-        except (wandb.Error, OSError) as error:
+        except Exception as error:  # of whatever kind: the record is elsewhere and goes on
             self._run = None
             _say(f"wandb stopped ({_one_line(error)}); {self._folder / 'metrics.jsonl'} goes on.")
 
@@ -214,21 +212,21 @@ def _start_wandb(settings: TrackingConfig, folder: Path, config: Mapping[str, An
     """The wandb run, or None when disabled or not to be had."""
     if settings.mode == "disabled":
         return None
-    import wandb
-
-    # Silent from here on, or its login step prints lines of its own.
-    base_url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    mode = resolve_mode(settings.mode, os.environ, base_url)
-    if mode == "disabled":
-        return None
-    if mode == "online":
-        try:
-            return _init(settings, folder, config, "online")
-        except (wandb.Error, OSError) as error:
-            _say(f"wandb could not go online ({_one_line(error)}); this run is kept offline.")
     try:
+        import wandb
+
+        # Silent from here on, or its login step prints lines of its own.
+        base_url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+        mode = resolve_mode(settings.mode, os.environ, base_url)
+        if mode == "disabled":
+            return None
+        if mode == "online":
+            try:
+                return _init(settings, folder, config, "online")
+            except (wandb.Error, OSError) as error:
+                _say(f"wandb could not go online ({_one_line(error)}); this run is kept offline.")
         return _init(settings, folder, config, "offline")
-    except (wandb.Error, OSError) as error:
+    except Exception as error:  # of whatever kind, e.g. a WANDB_... variable it does not accept
         _say(f"wandb could not start ({_one_line(error)}); metrics.jsonl is still written.")
         return None
 

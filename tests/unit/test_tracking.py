@@ -189,19 +189,32 @@ def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(tmp_path, 
     assert b"sft/loss" in wandb_bytes(tmp_path, b"sft/loss") and len(lines(tmp_path)) == 1
 
 
+def test_an_environment_that_wandb_refuses_costs_one_sentence(tmp_path):
+    environ = {**os.environ, "WANDB_BASE_URL": "not a url", "PYTHONPATH": str(REPO)}
+    environ.pop("WANDB_MODE", None)
+    run = subprocess.run(
+        [sys.executable, "-c", ONLINE_SCRIPT, str(tmp_path), "auto"],
+        env=environ, cwd=REPO, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "" and len(run.stderr.splitlines()) == 1
+    assert "wandb could not start" in run.stderr and len(lines(tmp_path)) == 1
+
+
 def test_a_failing_run_is_recorded_as_failed_and_its_error_is_not_swallowed(tmp_path):
     with pytest.raises(ZeroDivisionError), Tracker(tracking_settings(), tmp_path, {}) as tracker:
         tracker.log("sft", 0, {"loss": 1 / 0})
     assert lines(tmp_path) == [] and wandb_bytes(tmp_path, b"")
 
 
-def test_wandb_dying_mid_run_does_not_stop_the_record(tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, TypeError])
+def test_wandb_dying_mid_run_does_not_stop_the_record(tmp_path, capfd, monkeypatch, error):
     with Tracker(tracking_settings(), tmp_path, {}) as tracker:
         run = tracker._run
         assert run is not None
 
         def broken(*_: object, **__: object) -> None:
-            raise OSError("the service is gone")
+            raise error("the service is gone")
 
         monkeypatch.setattr(run, "log", broken)
         tracker.log("sft", 0, {"loss": 1.0})
