@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,16 +52,17 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_the_target_tokens(conte
 
 def test_an_untrained_span_gets_no_loss_and_a_place_counts_as_often_as_asked(make_context):
     context = make_context("sft.phases.0.location_weight=3.0")
-    text = "<think>At the top left it differs.</think><location>top left</location>"
-    encode = context.backbone.encode_target
-    start = text.index("<location>") + len("<location>")
-    context.config.sft.model_copy()  # the settings are frozen; the target is what varies
-    sft_target = Target(text, ((start, start + len("top left")),))
-    encoded = encode(sft_target.text, sft_target.untrained)
-    silent = [t for t, trained in zip(encoded.tokens, encoded.trained, strict=True) if not trained]
-    assert context.backbone.decode(silent) == "top left"
-    spans = sft.location_spans(sft_target)
-    assert [text[a:b] for a, b in spans] == ["top left", "top left"]
+    decode = context.backbone.decode
+    sample = next(s for s in context.dataset.sft if s.solution.location)
+    place = sample.solution.location
+    encoded, weights = phase_of(context).target(sample, 0)
+    heavy = [t for t, weight in zip(encoded.tokens, weights, strict=True) if weight == 3.0]
+    assert set(weights) == {1.0, 3.0}
+    assert decode(heavy).replace(" ", "") == 2 * place.replace(" ", "")  # in the text and the tag
+    unplaced = replace(sample, solution=replace(sample.solution, location=None))
+    encoded, weights = phase_of(context).target(unplaced, 0)
+    silent = [t for t, weight in zip(encoded.tokens, weights, strict=True) if weight == 0.0]
+    assert f"<location>{decode(silent)}</location>" in decode(encoded.tokens)
 
 
 def test_a_normal_image_names_no_place(context):
