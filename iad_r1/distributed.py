@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 T = TypeVar("T")
 RANK, WORLD = "IAD_R1_RANK", "IAD_R1_WORLD"
+LAST_WORDS = 5.0  # seconds a failing rank has to print its error
 PATIENCE = timedelta(minutes=30)  # a rank may wait this long for the slowest; a dead one is noticed
 
 
@@ -60,9 +62,9 @@ def ranks(count: int, folder: Path) -> Iterator[None]:
     try:
         yield
         dist.barrier()
-    except BaseException:
-        for process in others:
-            process.terminate()
+    except BaseException as error:
+        # A lost connection means that another rank failed: let it say why before it is stopped.
+        _stop(others, LAST_WORDS if isinstance(error, RuntimeError) else 0.0)
         raise
     finally:
         dist.destroy_process_group()
@@ -70,6 +72,16 @@ def ranks(count: int, folder: Path) -> Iterator[None]:
             process.wait()
         if mine == 0:
             meeting.unlink(missing_ok=True)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
+    """End the processes, those that end by themselves within `patience` seconds undisturbed."""
+    deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
 
 
 def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
