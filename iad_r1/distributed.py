@@ -20,6 +20,9 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]  documented
+
+from iad_r1.errors import IadError, TrainingError
 
 T = TypeVar("T")
 RANK, WORLD = "IAD_R1_RANK", "IAD_R1_WORLD"
@@ -56,22 +59,43 @@ def ranks(count: int, folder: Path) -> Iterator[None]:
     if mine == 0:
         meeting.unlink(missing_ok=True)
     others = [_start(folder, number, count) for number in range(1, count)] if mine == 0 else []
-    dist.init_process_group(
-        "gloo", init_method=meeting.as_uri(), rank=mine, world_size=count, timeout=PATIENCE
-    )
     try:
+        store = _meet(meeting, mine, count, others)
+        dist.init_process_group("gloo", store=store, rank=mine, world_size=count, timeout=PATIENCE)
         yield
         dist.barrier()
     except BaseException as error:
         # A lost connection means that another rank failed: let it say why before it is stopped.
-        _stop(others, LAST_WORDS if isinstance(error, RuntimeError) else 0.0)
+        lost = isinstance(error, RuntimeError) and not isinstance(error, IadError)
+        _stop(others, LAST_WORDS if lost else 0.0)
+        failed = [n for n, process in enumerate(others, 1) if (process.poll() or 0) > 0]
+        if lost and failed:
+            names = ", ".join(map(str, failed))
+            raise TrainingError(
+                f"failed with rank {names}; the first error stands above"
+            ) from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         for process in others:
             process.wait()
         if mine == 0:
             meeting.unlink(missing_ok=True)
+
+
+def _meet(
+    meeting: Path, mine: int, count: int, others: Sequence[subprocess.Popen[bytes]]
+) -> FileStore:
+    """Wait until every rank is here. TrainingError if one ends before it is."""
+    store = FileStore(str(meeting), count)
+    store.set(f"here/{mine}", "yes")
+    while not store.check([f"here/{number}" for number in range(count)]):
+        for number, process in enumerate(others, 1):
+            if process.poll() is not None:
+                raise TrainingError(f"rank {number} ended at its start; its error stands above.")
+        time.sleep(0.05)
+    return store
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
@@ -133,10 +157,18 @@ def total(value: float) -> float:
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Replace every gradient by its sum over ranks; a rank without one contributes zeros."""
+    """Replace every gradient by its sum over ranks; a rank without one contributes zeros.
+
+    A parameter that no rank has a gradient for keeps none, so the optimiser leaves it alone.
+    """
     if world() == 1:
         return
     learning = [p for p in model.parameters() if p.requires_grad]
+    found = torch.tensor([float(p.grad is not None) for p in learning])
+    dist.all_reduce(found)
+    learning = [p for p, count in zip(learning, found.tolist(), strict=True) if count]
+    if not learning:
+        return
     for parameter in learning:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

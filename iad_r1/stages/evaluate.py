@@ -15,7 +15,7 @@ from iad_r1.rewards import Vocabulary, vocabulary
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
-from iad_r1.stages.predictions import append, read_predictions
+from iad_r1.stages.predictions import append, read_predictions, repair
 from iad_r1.stages.prompting import Prompter, shown
 from iad_r1.types import Completion, Prediction, Sample, StopReason
 
@@ -39,6 +39,9 @@ def run(context: Context) -> list[dict[str, Any]]:
     with context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in jobs)) as bar:
         for split, shots, samples in jobs:
             path = context.folder.predictions(context.stage, split, shots)
+            if distributed.is_main():
+                repair(path)
+            distributed.barrier()  # nobody reads before the file is whole
             done = read_predictions(path)
             todo = [sample for sample in samples if sample.id not in done]
             bar.advance(len(samples) - len(todo))

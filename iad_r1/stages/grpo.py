@@ -50,7 +50,9 @@ def train(context: Context) -> None:
             clock.lap("score")
             rollout = policy.keep(prompts, share(groups), share(advantage))
             clock.lap("reference")
-            learned = [policy.update(rollout, step) for _ in range(grpo.updates_per_batch)][-1]
+            learned: dict[str, float] = {}  # of the last update; the sampler's gap of the first
+            for _ in range(grpo.updates_per_batch):
+                learned |= policy.update(rollout, step)
             clock.lap("update")
             values = {**reward_statistics(batch, groups, scores), **learned, **clock.seconds}
             context.log("grpo", step, values)
@@ -146,7 +148,7 @@ class Policy:
             advantage = [advantage[i] for i in live]
         flat = [completion for group in groups for completion in group]
         width = max((len(completion.tokens) for completion in flat), default=0)
-        sampler, counted = torch.zeros(2, len(flat), width)
+        sampler, counted = torch.zeros(2, len(flat), width, device=self.model.device)
         for row, completion in enumerate(flat):
             sampler[row, : len(completion.tokens)] = torch.tensor(completion.logprobs)
             counted[row, : len(completion.tokens)] = self.counts(completion)
@@ -155,7 +157,9 @@ class Policy:
             prompts=prompts,
             completions=completions,
             rows=torch.arange(len(flat)).split([len(group) for group in groups]),
-            advantage=torch.tensor([a for group in advantage for a in group]),
+            advantage=torch.tensor(
+                [a for group in advantage for a in group], device=self.model.device
+            ),
             counted=counted.bool(),
             sampler=sampler,
             trainer=torch.zeros_like(sampler),
@@ -245,7 +249,7 @@ class Policy:
             kl_kind=self.grpo.kl_kind,
             aggregation=self.grpo.aggregation,
             n_sequences=int(n_sequences),
-            n_tokens=int(n_tokens),
+            n_tokens=max(int(n_tokens), 1),  # 0 if every completion was cut off and masked
             max_tokens=self.config.rollout.max_tokens,
             entropy=policy.entropy,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -35,7 +36,9 @@ def adapter(context: Context, step: str) -> Iterator[None]:
         target_modules=linear_layers(base, vision=tuning.targets == "all"),
         init_lora_weights=True,
     )
-    context.backbone.model = get_peft_model(base, settings)
+    with torch.random.fork_rng():  # every rank must draw the same adapter
+        torch.manual_seed(context.config.seed)
+        context.backbone.model = get_peft_model(base, settings)
     yield
     if distributed.is_main():
         context.backbone.model.save_pretrained(context.folder.checkpoint(f"{step}-adapter"))

@@ -16,7 +16,7 @@ from iad_r1.errors import TrainingError
 
 T = TypeVar("T")
 
-VISION_PARTS = ("visual.", "vision_tower.")
+VISION_PARTS = ("visual.", "vision_tower.", "multi_modal_projector.", "image_newline")
 
 
 def is_vision(name: str) -> bool:

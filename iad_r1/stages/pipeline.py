@@ -13,6 +13,7 @@ from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.config import Config
 from iad_r1.data import targets
+from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.report import gallery, terminal
 from iad_r1.run_folder import RunFolder, Start, find_start
@@ -77,6 +78,14 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
                 "counts": dict(dataset.counts),
             }
         )
+        leaks = dataset.counts.get("leaks", 0)
+        if leaks:
+            print(
+                f"{leaks} training pictures are near-duplicates of test pictures: results on them "
+                "flatter (data.drop_leaks=true leaves them out)",
+                flush=True,
+            )
+    check_references(config, dataset)
     start = find_start(config.init) if config.init is not None else None
     backbone = open_backbone(config, folder, dataset, start)
     stage = start.stage if start else "base"
@@ -85,6 +94,19 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
         shown = chain.from_iterable(evaluate.splits(context).values())
         gallery.save(folder.path, list(shown), GALLERY)
     return context
+
+
+def check_references(config: Config, dataset: Dataset) -> None:
+    """DataError if some picture has fewer references than the most that will be shown."""
+    shots = max(config.evaluate.shots) if "evaluate" in config.steps() else 0
+    parts = (*dataset.validation.values(), *dataset.test.values())
+    short = [s for part in parts for s in part if len(s.references) < shots]
+    if short:
+        most = min(len(sample.references) for sample in short)
+        raise DataError(
+            f"evaluate.shots asks for {shots} reference pictures, but {len(short)} pictures, such "
+            f"as {short[0].id}, have fewer. Use at most evaluate.shots=[{most}]."
+        )
 
 
 def open_backbone(
@@ -102,8 +124,9 @@ def load_weights(
     """An earlier run's weights, a published model's, or newly built ones."""
     dtype = getattr(torch, config.engine.precision)
     device = config.engine.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":  # ranks share a CPU; one GPU takes one process
+        single = config.engine.ranks == 1
+        device = "cuda" if single and torch.cuda.is_available() else "cpu"
     if start is not None:
         return Backbone.load(start.path, dtype, device)
     if config.backbone.source == "hub":
@@ -133,11 +156,26 @@ def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
 def train(context: Context, step: str) -> None:
     """One training stage, its checkpoint, and the time it took."""
     with context.timed(step), lora.adapter(context, step):
+        check_ranks(context, step)
         TRAIN[step](context)
+        check_ranks(context, step)
     context.stage = step
     context.backbone.model.eval()
     if distributed.is_main():
         context.backbone.save(context.folder.checkpoint(step))
+
+
+def check_ranks(context: Context, step: str) -> None:
+    """MismatchError unless every rank holds the same weights, bit for bit."""
+    with torch.no_grad():
+        mine = sum(p.double().abs().sum().item() for p in context.model.parameters())
+    sums = distributed.everyone(mine)
+    if len(set(sums)) > 1:
+        raise MismatchError(
+            f"{step}: the ranks hold different weights (sums of their sizes: {sums}), so their "
+            "gradients would belong to different models. Run again with engine.ranks=1, and "
+            "report this: it is a fault of ours."
+        )
 
 
 def judge(context: Context, evaluated: list[str]) -> None:

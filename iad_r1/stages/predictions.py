@@ -20,13 +20,10 @@ def append(path: Path, answers: Sequence[Prediction]) -> None:
 
 
 def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Predictions by image id; a half-written last line, as a kill leaves it, is cut off."""
+    """Predictions by image id; a half-written last line, as a kill leaves it, does not count."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
+    whole = _whole_lines(path)
     try:
         # not splitlines(): a model may well say U+2028, which that takes for the end of a line
         rows = [_read(line) for line in whole.split("\n")[:-1]]
@@ -35,6 +32,17 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
             f"{path} is broken ({error}). Delete the file to answer its images again."
         ) from error
     return {row.id: row for row in rows}
+
+
+def repair(path: Path) -> None:
+    """Cut off a half-written last line, so that the next one can be appended."""
+    if path.is_file() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
+        path.write_text(whole, encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1]
 
 
 def _read(line: str) -> Prediction:

@@ -52,13 +52,14 @@ def train(context: Context) -> None:
     images, masks = pretraining_batch(
         np.random.default_rng([seed, 1]), settings.images, image_size=side
     )
-    labels = torch.from_numpy(block_labels(masks, tiny.CELL).astype(np.int64))
+    device = context.model.device
+    labels = torch.from_numpy(block_labels(masks, tiny.CELL).astype(np.int64)).to(device)
     processor = context.backbone.processor.image_processor
     whiten(tower.patch_embed.proj, _pixels(processor, images[:WHITENING_IMAGES]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = nn.Linear(tower.config.out_hidden_size, BLOCKS * BLOCKS * (len(DEFECT_TYPES) + 1))
-    both = nn.ModuleDict({"visual": tower, "head": head})
+    both = nn.ModuleDict({"visual": tower, "head": head.to(device)})
     adam = optim.optimizer(
         both,
         learning_rate=settings.learning_rate,
@@ -67,14 +68,14 @@ def train(context: Context) -> None:
     )
     steps = settings.steps
     schedule = optim.scheduler(adam, settings.schedule, settings.warmup_steps, steps)
-    weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES))
+    weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES), device=device)
     both.train()
     with context.progress("vision tower", steps) as bar:
         order = optim.batches(range(len(images)), settings.batch_size, steps, seed)
         for step, batch in enumerate(order):
             mine = distributed.share(batch)
             pictures = [augmented(images[i], f"{seed}/{step}/{i}") for i in mine]
-            encoded = processor(images=pictures, return_tensors="pt")
+            encoded = processor(images=pictures, return_tensors="pt").to(device)
             features = tower(encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
             scores = head(features.pooler_output).view(-1, len(weight))
             wanted = labels[mine].flatten()

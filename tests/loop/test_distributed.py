@@ -25,6 +25,8 @@ again = [sys.executable, __file__, str(folder), mode]
 d._start = lambda folder, number, count: subprocess.Popen(
     again, env={**os.environ, d.RANK: str(number)}
 )
+if mode == "absent" and os.environ.get(d.RANK) == "1":
+    raise SystemExit("rank 1 never came")
 with d.ranks(3, folder):
     if mode == "die" and d.rank() == 2:
         raise SystemExit("rank 2 gives up")
@@ -40,6 +42,8 @@ with d.ranks(3, folder):
         model.bias.grad = torch.ones(1)
     d.sum_gradients(model)
     assert model.weight.grad.tolist() == [[4.0, 4.0]] and model.bias.grad.tolist() == [2.0]
+    d.sum_gradients(idle := nn.Linear(1, 1))
+    assert idle.weight.grad is None, "what nobody learned from stays out of the update"
     if d.is_main():
         (folder / "done").write_text("ok")
 """
@@ -71,7 +75,14 @@ def test_a_rank_that_dies_ends_the_others_and_says_why(tmp_path):
     done = program(tmp_path, "die")
     assert done.returncode != 0
     assert "rank 2 gives up" in done.stderr
+    assert "failed with rank" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "done").exists()
+
+
+def test_a_rank_that_never_comes_is_not_waited_for(tmp_path):
+    done = program(tmp_path, "absent")
+    assert done.returncode != 0 and "rank 1 never came" in done.stderr
+    assert "rank 1 ended at its start" in done.stderr
 
 
 @pytest.mark.parametrize("items", [[], [1], list(range(5))])
