@@ -62,18 +62,27 @@ class Length(Section):
     epochs: Above0 | None
 
 
-class Pretrain(Section):
+class Optimiser(Section):
+    """AdamW, its schedule, and how often the stage is saved."""
+
+    learning_rate: Above0
+    adam_betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ]
+    schedule: Schedule
+    warmup_steps: Count0
+    weight_decay: AtLeast0
+    max_grad_norm: Above0
+    save_every: Count
+
+
+class Pretrain(Optimiser):
     """Supervised pre-training of the tiny vision tower on drawn defects and their masks."""
 
     images: Count
     normal_weight: Above0
     steps: Count
     batch_size: Count
-    learning_rate: Above0
-    schedule: Schedule
-    warmup_steps: Count0
-    weight_decay: AtLeast0
-    max_grad_norm: Above0
 
 
 class SftPhase(Length):
@@ -87,33 +96,23 @@ class SftPhase(Length):
     augment: bool
 
 
-class Sft(Section):
+class Sft(Optimiser):
     """PA-SFT: supervised fine-tuning on answers that perceive before they judge."""
 
     prompt: str
     target: Literal["chain_of_thought", "direct"]
     samples: Literal["sft", "rl"]
     one_shot_share: Share
-    learning_rate: Above0
-    schedule: Schedule
-    warmup_steps: Count0
-    weight_decay: AtLeast0
-    max_grad_norm: Above0
     phases: Annotated[list[SftPhase], Field(min_length=1)]
 
 
-class Grpo(Length):
+class Grpo(Optimiser, Length):
     """SC-GRPO: group relative policy optimisation with a structured reward."""
 
     prompt: str
     from_base: bool
     prompts_per_step: Count
     group_size: Annotated[int, Field(ge=2)]
-    learning_rate: Above0
-    schedule: Schedule
-    warmup_steps: Count0
-    weight_decay: AtLeast0
-    max_grad_norm: Above0
     vision_lr_scale: AtLeast0
     clip_low: Annotated[float, Field(gt=0, lt=1)]
     clip_high: Above0
@@ -208,12 +207,20 @@ class Engine(Section):
     precision: Literal["float32", "bfloat16"]
 
 
+class Checkpoint(Section):
+    """Which checkpoints of a stage in training are kept. The end of a stage always is."""
+
+    keep: Count
+    best: bool
+
+
 class Config(Section):
     """One run, complete: `config.json` in its run folder."""
 
     name: Annotated[str, Field(pattern=r"^[\w.=,+-]+$")]
     seed: Count0
     init: str | None
+    resume: str | None
     dry_run: bool
     stage: Stage
     backbone: Backbone
@@ -223,6 +230,7 @@ class Config(Section):
     tuning: Tuning
     rollout: Rollout
     engine: Engine
+    checkpoint: Checkpoint
     tracking: TrackingConfig
     pretrain: Pretrain | None
     sft: Sft

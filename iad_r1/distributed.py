@@ -22,6 +22,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]  documented
 
+from iad_r1 import checkpoint
 from iad_r1.errors import IadError, TrainingError
 
 T = TypeVar("T")
@@ -122,6 +123,20 @@ def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:
         dist.barrier()
+
+
+@contextlib.contextmanager
+def written_together(path: Path) -> Iterator[Path]:
+    """`checkpoint.write_folder` for all ranks: each writes its own files into the one folder."""
+    if is_main():
+        with checkpoint.write_folder(path) as partial:
+            everyone(partial)
+            yield partial
+            barrier()
+    else:
+        yield everyone(None)[0]  # type: ignore[misc]  # rank 0 gives its path
+        barrier()
+    barrier()
 
 
 def share(items: Sequence[T]) -> list[T]:

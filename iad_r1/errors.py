@@ -23,3 +23,7 @@ class MismatchError(IadError, RuntimeError):
 
 class TrainingError(IadError, RuntimeError):
     """Training reached a state it must not continue from, such as a NaN loss."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived, and what can be saved is. Not an Exception: only the worker catches it."""

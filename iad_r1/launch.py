@@ -27,7 +27,7 @@ from iad_r1 import compose, plan
 from iad_r1.config import Config
 from iad_r1.errors import IadError
 from iad_r1.options import CONF
-from iad_r1.run_folder import REPOSITORY, RunFolder, write_json
+from iad_r1.run_folder import REPOSITORY, RunFolder, find_resumable, write_json
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -85,10 +85,20 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     start = plan.check_inputs(config)
     _print_plan(config, outputs)
     offline = plan.check_weights(config, start, outputs)
-    folder = RunFolder.create(outputs, config.name)
-    folder.write_json("config.json", config.model_dump(mode="json"))
-    print(f"  {'run':<9} {folder.path}\n", flush=True)
+    folder, news = open_folder(config, outputs)
+    print(f"  {'run':<9} {folder.path}{news}\n", flush=True)
     return folder, carry_out(folder, offline)
+
+
+def open_folder(config: Config, outputs: Path) -> tuple[RunFolder, str]:
+    """The folder of the run, new or taken up again, and what there is to say of it."""
+    values = config.model_dump(mode="json")
+    found = find_resumable(outputs, values) if config.resume is not None else None
+    folder = found or RunFolder.create(outputs, config.name)
+    folder.write_json("config.json", values)
+    if found:
+        return folder, "  (goes on)"
+    return folder, "  (new: no unfinished run of these settings)" if config.resume else ""
 
 
 def _rehearse(config: Config, outputs: Path) -> None:
@@ -131,8 +141,8 @@ def carry_out(folder: RunFolder, offline: bool) -> int:
         last_resort.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if signals:
-        raise SystemExit(128 + signals[0])
+    if signals:  # a run that was asked to end and saved itself is no failure
+        raise SystemExit(0 if code == 0 else 128 + signals[0])
     return 128 - code if code < 0 else code
 
 

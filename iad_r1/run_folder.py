@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -105,6 +107,27 @@ class RunFolder:
         spent[phase] = spent.get(phase, 0.0) + seconds
         self.update_summary(seconds=spent)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process works on this run. The lock goes with the process, however it
+        ends. ConfigError if another one holds it."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another process is working on {self.path}. Wait for it or stop it first."
+                ) from None
+            yield
+
+    def is_running(self) -> bool:
+        """Whether some process works on this run now."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
     def update_manifest(self, **values: Any) -> dict[str, Any]:
         """Set top-level keys of `manifest.json`, e.g. `data={...fingerprint...}`."""
         return self.update_json("manifest.json", **values)
@@ -184,6 +207,63 @@ def find_start(init: Path | str) -> Start:
 def _holds_model(folder: Path) -> bool:
     """Whether a checkpoint is complete: an adapter or a model in Hugging Face layout."""
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+# Settings that may differ from those a run was started with when it goes on.
+FREE_ON_RESUME = ("resume", "dry_run", "tracking", "engine.threads")
+
+
+def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The run that `resume` stands for: the folder it names, or for `auto` the newest unfinished
+    run of the same name and settings, None if there is none.
+
+    `config` is the configuration as plain values. ConfigError if the named folder is no run, is
+    being worked on, or was started with other settings.
+    """
+    if config["resume"] != "auto":
+        run = RunFolder.open(config["resume"])
+        changed = _differences(run.read_json("config.json"), config)
+        if changed:
+            raise ConfigError(
+                f"resume={config['resume']}: that run was started with other settings: "
+                f"{'; '.join(changed)}. Give the same ones, or start a new run with "
+                f"init={config['resume']}."
+            )
+        if run.is_running():
+            raise ConfigError(f"another process is working on {run.path}; it needs no resume.")
+        return run
+    runs = [RunFolder(p) for p in (outputs / config["name"]).glob("*") if _may_go_on(p)]
+    same = [run for run in runs if not _differences(run.read_json("config.json"), config)]
+    return max(same, key=lambda run: run.path.name, default=None)
+
+
+def _may_go_on(path: Path) -> bool:
+    if not (path / "config.json").is_file():
+        return False
+    run = RunFolder(path)
+    return run.read_json("manifest.json").get("status") != "finished" and not run.is_running()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old, now new` for every setting that differs and matters to the numbers."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{key}={json.dumps(before.get(key))}, now {json.dumps(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _is_free(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def recent_runs(outputs: Path, stages: Iterable[str] = TRAINED, limit: int = 3) -> list[Path]:

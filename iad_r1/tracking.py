@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from iad_r1.errors import MismatchError
+from iad_r1.run_folder import write_text
 from iad_r1.tracking_config import Mode, TrackingConfig
 
 if TYPE_CHECKING:
@@ -99,17 +100,39 @@ class Tracker:
         if results:
             self._mirror(lambda run: run.log({"evaluation/results": _table(results)}))
 
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop the lines and rollouts of `stage` from `step` on; wandb keeps what it was sent."""
+        path = self._folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not _is_later(json.loads(line), stage, step)]
+        if len(kept) < len(lines):
+            self._close_lines()
+            write_text(path, "".join(kept))
+            self._lines = path.open("a", encoding="utf-8")
+        for table in (self._folder / "rollouts").glob(f"{stage}-*.parquet"):
+            if int(table.stem.rpartition("-")[2]) >= step:
+                table.unlink()
+
+    def flush(self) -> None:
+        """Have the disk hold every line so far."""
+        if self._lines is not None:
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put the run's headline numbers into wandb's summary and close."""
         self._mirror(lambda run: run.summary.update(dict(_flat(summary))))
         self._close(exit_code=0)
 
     def _close(self, exit_code: int) -> None:
+        self._close_lines()
+        self._mirror(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _close_lines(self) -> None:
         if self._lines is not None:
             self._lines.close()
             self._lines = None
-        self._mirror(lambda run: run.finish(exit_code=exit_code))
-        self._run = None
 
     def _mirror(self, send: Callable[[Run], Any]) -> None:
         """Send to wandb; on failure say so once and go on without it."""
@@ -139,6 +162,10 @@ class Tracker:
 
 
 # ------------------------------------------------------------------------------- values
+
+
+def _is_later(line: Mapping[str, Any], stage: str, step: int) -> bool:
+    return line["stage"] == stage and line["step"] >= step
 
 
 def _number(name: str, value: Any) -> float:

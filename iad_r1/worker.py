@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from types import FrameType
 
 from iad_r1.config import Config, read
-from iad_r1.errors import IadError
+from iad_r1.errors import IadError, Terminated
 from iad_r1.run_folder import REPOSITORY, RunFolder, manifest, write_text
 
 # The module whose `run(config, folder)` does what `stage=<name>` asks for.
@@ -28,7 +29,7 @@ STAGES = {
     "report": "iad_r1.stages.report",
     "audit": "iad_r1.stages.audit",
 }
-REFUSED, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(arguments: list[str]) -> int:
@@ -51,17 +52,22 @@ def main(arguments: list[str]) -> int:
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
     try:
-        if _is_main():
-            folder.update_manifest(**manifest(REPOSITORY), status="running")
-        _prepare_libraries(config)
-        importlib.import_module(STAGES[config.stage.name]).run(config, folder)
+        with folder.locked() if _is_main() else nullcontext():
+            if _is_main():
+                folder.update_manifest(**manifest(REPOSITORY), status="running")
+            _prepare_libraries(config)
+            importlib.import_module(STAGES[config.stage.name]).run(config, folder)
     except IadError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return _ended(folder, "refused", REFUSED)
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         if _is_main():  # the other ranks are stopped by this one, which need not be said again
-            print(f"\nstopped. What was written stays in {folder.path}", file=sys.stderr)
-        code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+            print(
+                f"\nstopped. What was written stays in {folder.path}; the same command with "
+                "resume=auto goes on from there.",
+                file=sys.stderr,
+            )
+        code = 0 if isinstance(stop, Terminated) else INTERRUPTED
         return _ended(folder, "stopped", code, keep_error=False)
     except Exception:  # nobody foresaw it: shown in full, and kept
         traceback.print_exc()
@@ -91,12 +97,8 @@ def _prepare_libraries(config: Config) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads beside those
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception: nothing but this module may catch it."""
-
-
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+    raise Terminated
 
 
 def _end_with_parent() -> None:
@@ -107,7 +109,7 @@ def _end_with_parent() -> None:
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):  # it ended before the line above
-        raise _Terminated
+        raise Terminated
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
+from iad_r1 import checkpoint
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.types import Conversation
 
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
 hf_logging.disable_progress_bar()  # loading and saving take a moment; the stages show their own
 
 Inputs = Mapping[str, torch.Tensor]  # one prompt as the processor returns it, batch size 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, as every part of the system reads it.
+
+    Attributes:
+        text: with the model's chat template, each picture as its one unexpanded placeholder; what
+            an engine with a processor of its own (vLLM) is given.
+        images: the very pictures that `inputs` were made of.
+        inputs: tensors of the processor, batch of 1, image tokens expanded.
+        name: whose prompt it is, for messages.
+    """
+
+    text: str
+    images: tuple[Image, ...]
+    inputs: Inputs
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,9 +90,23 @@ class Backbone:
         return cls(model.to(device), AutoProcessor.from_pretrained(path))
 
     def save(self, path: Path) -> None:
-        """Write weights and processor in Hugging Face layout."""
-        self.model.save_pretrained(path)
-        self.processor.save_pretrained(path)
+        """Write weights and processor in Hugging Face layout; the folder is whole or not there."""
+        with checkpoint.write_folder(path) as partial:
+            self.write(partial)
+
+    def write(self, folder: Path) -> None:
+        """Write into a folder that exists; of a model with an adapter, the adapter alone."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def read(self, folder: Path) -> None:
+        """Take over the weights that `write` left, bit for bit, in place."""
+        if isinstance(self.model, PeftModel):
+            adapter = load_peft_weights(str(folder), device=str(self.model.device))
+            set_peft_model_state_dict(self.model, adapter)
+            return
+        saved = Backbone.load(folder, self.model.dtype, str(self.model.device))
+        self.model.load_state_dict(saved.model.state_dict())
 
     def limit_pixels(self, max_pixels: int) -> None:
         """Let no picture through that is larger, where the processor limits sizes by area (the
@@ -104,7 +138,7 @@ class Backbone:
         same = (width, height) == image.size
         return image if same else image.resize((width, height), Resampling.BICUBIC)
 
-    def encode(self, conversation: Conversation, images: Sequence[Image]) -> Inputs:
+    def encode(self, conversation: Conversation, images: Sequence[Image], name: str = "") -> Prompt:
         """The prompt as the model reads it: image tokens expanded, pictures as pixel tensors."""
         if conversation.images != len(images):
             raise MismatchError(
@@ -114,7 +148,8 @@ class Backbone:
         text = self.processor.apply_chat_template(
             _messages(conversation), add_generation_prompt=True, tokenize=False
         )
-        return dict(self.processor(text=[text], images=list(images) or None, return_tensors="pt"))
+        inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
+        return Prompt(text, tuple(images), dict(inputs), name)
 
     def encode_target(self, text: str, untrained: Sequence[tuple[int, int]] = ()) -> EncodedTarget:
         """Tokens of `text` and the end of turn; tokens touching an untrained span are not trained.

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
@@ -21,12 +20,14 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from iad_r1 import checkpoint
+from iad_r1.backbones.tokenizer import Dialect, train_tokenizer
+
 PATCH = 8
 MERGE = 4
 CELL = PATCH * MERGE  # pixels on a side that become one token of the language model
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-TAGS = [f"<{slash}{tag}>" for tag in ("think", "location", "type", "answer") for slash in ("", "/")]
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -36,30 +37,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text can be written, the corpus' words are mostly one token each."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=CONTROL + VISION,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    # One token each but not "special": decoding keeps the tags, as it does for real models.
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        additional_special_tokens=["<|im_start|>", *VISION],
-        chat_template=CHAT_TEMPLATE,
-    )
+DIALECT = Dialect(CONTROL + VISION, ("<|im_end|>",), "<|endoftext|>", CHAT_TEMPLATE)
 
 
 def config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
@@ -144,7 +122,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
         max_pixels: largest image, in pixels after resizing, the processor lets through.
         seed: of the initial weights.
     """
-    tokenizer = train_tokenizer(corpus, vocab_size)
+    tokenizer = train_tokenizer(DIALECT, corpus, vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config(tokenizer))
@@ -153,6 +131,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    model.save_pretrained(path)
-    processor(tokenizer, max_pixels).save_pretrained(path)
+    with checkpoint.write_folder(path) as partial:
+        model.save_pretrained(partial)
+        processor(tokenizer, max_pixels).save_pretrained(partial)
     return path

@@ -37,6 +37,10 @@ class Bar(Protocol):
         """`steps` more are done; `scalars` are the latest values worth a look."""
         ...
 
+    def skip(self, steps: int) -> None:
+        """`steps` were done by an earlier process; they say nothing about the speed."""
+        ...
+
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Bar]:
@@ -72,11 +76,14 @@ class _Live:
             self._shown.update(self._task, scalars=escape(_scalars(scalars)))
         self._shown.advance(self._task, steps)
 
+    def skip(self, steps: int) -> None:
+        self._shown.reset(self._task, completed=steps)
+
 
 class _Lines:
     def __init__(self, console: Console, description: str, total: int) -> None:
         self._console, self._description, self._total = console, description, total
-        self._done = self._said = 0
+        self._done = self._said = self._skipped = 0
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: int = 1, **scalars: float) -> None:
@@ -87,9 +94,12 @@ class _Lines:
         if due or (self._done >= self._total and self._said < self._done):
             self._say(now, scalars)
 
+    def skip(self, steps: int) -> None:
+        self._done = self._said = self._skipped = steps
+
     def _say(self, now: float, scalars: Mapping[str, float]) -> None:
         elapsed = now - self._start
-        left = elapsed / self._done * max(self._total - self._done, 0)
+        left = elapsed / (self._done - self._skipped) * max(self._total - self._done, 0)
         text = (
             f"{self._description} {self._done}/{self._total}  "
             f"{wording.duration(elapsed)}, {wording.duration(left)} left  {_scalars(scalars)}"

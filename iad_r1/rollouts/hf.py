@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from iad_r1.backbones.backbone import Backbone, Inputs
+from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
 from iad_r1.packing import next_positions
 from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.types import Completion, StopReason
@@ -35,19 +35,26 @@ class HfEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Inputs], sampling: Sampling, seeds: Sequence[Seed]
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
         """G completions for each prompt, in the order of the prompts (see `Engine`)."""
         was_training = self.backbone.model.training
         self.backbone.model.eval()
+        inputs = [prompt.inputs for prompt in prompts]
         results: list[list[Completion]] = [[] for _ in prompts]
-        for batch in self._batches(prompts, sampling.group_size):
+        for batch in self._batches(inputs, sampling.group_size):
             luck = torch.cat([_uniforms(seeds[i], sampling) for i in batch])
-            drawn = self._decode([prompts[i] for i in batch], sampling, luck)
+            drawn = self._decode([inputs[i] for i in batch], sampling, luck)
             for row, completion in enumerate(drawn):
                 results[batch[row // sampling.group_size]].append(completion)
         self.backbone.model.train(was_training)
         return results
+
+    def sync(self) -> None:
+        """Nothing to do: the weights are the trainer's own."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def _batches(self, prompts: Sequence[Inputs], group_size: int) -> Iterator[list[int]]:
         by_shape: dict[tuple, list[int]] = defaultdict(list)

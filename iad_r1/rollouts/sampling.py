@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from iad_r1.backbones.backbone import Prompt
 from iad_r1.types import Completion
 
 Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
@@ -37,10 +38,18 @@ class Engine(Protocol):
     """What training, evaluation and prediction ask of a rollout engine."""
 
     def generate(
-        self, prompts: Sequence, sampling: Sampling, seeds: Sequence[Seed]
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
         """G completions for each prompt, in the order of the prompts.
 
         The same weights, prompt and seed give the same completions, whatever else is asked.
         """
+        ...
+
+    def sync(self) -> None:
+        """Take over the weights as they are now; every rank calls it at the same place."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes; the engine is not used again."""
         ...

@@ -74,6 +74,7 @@ def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Au
         limits=stage.limits,
         vocabulary=rewards.vocabulary(types) if types is not None else None,
         examples=stage.examples,
+        evaluator=stage.evaluator,
     )
     show(result, console or Console(), f"{config.rewards.name} on {source}", loose.name)
     target = folder.path / "audit.json"

@@ -46,6 +46,16 @@ class Context:
         if self.tracker is not None:
             self.tracker.rollouts(stage, step, rows)
 
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what was logged of a stage from `step` on: those steps are taken again."""
+        if self.tracker is not None:
+            self.tracker.rewind(stage, step)
+
+    def flush(self) -> None:
+        """Have the disk hold what was logged so far."""
+        if self.tracker is not None:
+            self.tracker.flush()
+
     def progress(self, name: str, total: int) -> AbstractContextManager[terminal.Bar]:
         """A progress bar, on rank 0."""
         return terminal.progress(name, total) if distributed.is_main() else nullcontext(_Silent())
@@ -61,4 +71,7 @@ class Context:
 
 class _Silent:
     def advance(self, steps: int = 1, **scalars: float) -> None:
+        """Nothing to see on this rank."""
+
+    def skip(self, steps: int) -> None:
         """Nothing to see on this rank."""

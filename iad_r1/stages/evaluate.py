@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from iad_r1 import distributed, grid, metrics, schema
+from iad_r1.backbones.backbone import Prompt
 from iad_r1.config import Config
 from iad_r1.packing import completion_logprobs
 from iad_r1.rewards import Vocabulary, vocabulary
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
 from iad_r1.stages.predictions import append, read_predictions, repair
@@ -90,7 +91,7 @@ class _Asking:
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
         self.prompter = Prompter(context.backbone, self.config.evaluate.prompt)
-        self.engine = HfEngine(context.backbone, self.config.evaluate.batch_size)
+        self.engine = open_engine(self.config, context.backbone, self.config.evaluate.batch_size)
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
@@ -112,7 +113,7 @@ class _Asking:
             )
 
     @torch.no_grad()
-    def p_yes(self, prompts: Sequence, drawn: Sequence[Completion]) -> list[float | None]:
+    def p_yes(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> list[float | None]:
         """P("Yes") against P("No") where the answer is written, given all the model said before;
         None for a completion that opens no answer.
 
@@ -129,7 +130,7 @@ class _Asking:
             for text in before
         ]
         found = completion_logprobs(
-            self.context.model, [prompts[i] for i in rows], pairs, entropy=False
+            self.context.model, [prompts[i].inputs for i in rows], pairs, entropy=False
         )
         totals = (found.logprob * found.mask).sum(1).view(-1, 2)
         shares: list[float | None] = [None] * len(drawn)

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from iad_r1 import distributed, rewards
 from iad_r1.advantages import advantages, is_degenerate
-from iad_r1.backbones.backbone import Inputs
+from iad_r1.backbones.backbone import Inputs, Prompt
 from iad_r1.distributed import gather, share
 from iad_r1.errors import MismatchError
 from iad_r1.losses import LossStats, policy_loss
 from iad_r1.packing import Logprobs, adapter_off, completion_logprobs, micro_batches
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
+from iad_r1.stages.learner import Learner
 from iad_r1.stages.prompting import Prompter
 from iad_r1.stages.rollout_log import reward_statistics, rollout_rows
+from iad_r1.stages.saving import Saver
 from iad_r1.types import Completion, Sample, Score, StopReason
 
 SHOWN = ("reward", "kl", "length_mean")  # beside the progress bar
@@ -39,9 +41,10 @@ def train(context: Context) -> None:
     steps = optim.n_steps(grpo, len(samples), grpo.prompts_per_step)
     policy = Policy(context, steps)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
+    saver = Saver(context, "grpo", policy.learner, 0, steps)
     with context.progress("SC-GRPO", steps) as bar:
-        for step, batch in enumerate(batches):
-            clock = _Clock()
+        for step in saver.steps(bar):
+            clock, batch = _Clock(), batches[step]
             prompts = [policy.prompter.encode(sample) for sample in share(batch)]
             groups = gather(policy.sample(prompts, step))
             clock.lap("sample")
@@ -59,7 +62,10 @@ def train(context: Context) -> None:
             if step % grpo.rollouts_every == 0 or step + 1 == steps:
                 rows = rollout_rows(batch, groups, scores, advantage)
                 context.log_rollouts("grpo", step, rows)
-            bar.advance(1, **{name: values[name] for name in SHOWN if name in values})
+            shown = {name: values[name] for name in SHOWN if name in values}
+            bar.advance(1, **shown)
+            saver.done(step, values)
+    policy.engine.close()
     optim.train_only(context.model, vision=True)
 
 
@@ -91,27 +97,21 @@ class Policy:
         self.model, self.backbone, self.config = context.model, context.backbone, config
         self.prompter = Prompter(context.backbone, self.grpo.prompt)
         self.rewards = rewards.load(config.rewards, config.grid)
-        self.engine = HfEngine(context.backbone, config.rollout.batch_size)
+        self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
         optim.train_only(self.model, vision=self.grpo.vision_lr_scale > 0)
-        self.adam = optim.optimizer(
-            self.model,
-            learning_rate=self.grpo.learning_rate,
-            weight_decay=self.grpo.weight_decay,
-            vision_lr_scale=self.grpo.vision_lr_scale,
-        )
-        self.schedule = optim.scheduler(
-            self.adam,
-            self.grpo.schedule,
-            self.grpo.warmup_steps,
-            steps * self.grpo.updates_per_batch,
-        )
         # full tuning: a frozen copy; LoRA: the policy itself, its adapter off; beta = 0: none
         self.reference: nn.Module | None = None
         if self.grpo.kl_coef > 0:
             lora = config.tuning.name == "lora"
             self.reference = self.model if lora else copy.deepcopy(self.model).requires_grad_(False)
+        self.learner = Learner(
+            self.model,
+            self.grpo,
+            steps * self.grpo.updates_per_batch,
+            vision_lr_scale=self.grpo.vision_lr_scale,
+        )
 
-    def sample(self, prompts: Sequence[Inputs], step: int) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
         """G completions of each of this rank's prompts, from the weights as they are now.
 
         Every prompt has random numbers of its own, so what is drawn depends neither on the other
@@ -120,6 +120,7 @@ class Policy:
         rollout, seed = self.config.rollout, self.config.seed
         sampling = Sampling(self.grpo.group_size, rollout.max_tokens, rollout.temperature)
         numbers = share(range(self.grpo.prompts_per_step))
+        self.engine.sync()
         return self.engine.generate(prompts, sampling, [(seed, step, n) for n in numbers])
 
     def score(
@@ -133,7 +134,7 @@ class Policy:
 
     def keep(
         self,
-        prompts: Sequence[Inputs],
+        prompts: Sequence[Prompt],
         groups: Sequence[Sequence[Completion]],
         advantage: Sequence[Sequence[float]],
     ) -> Rollout:
@@ -153,8 +154,9 @@ class Policy:
             sampler[row, : len(completion.tokens)] = torch.tensor(completion.logprobs)
             counted[row, : len(completion.tokens)] = self.counts(completion)
         completions = [[completion.tokens for completion in group] for group in groups]
+        inputs = [prompt.inputs for prompt in prompts]
         return Rollout(
-            prompts=prompts,
+            prompts=inputs,
             completions=completions,
             rows=torch.arange(len(flat)).split([len(group) for group in groups]),
             advantage=torch.tensor(
@@ -163,7 +165,7 @@ class Policy:
             counted=counted.bool(),
             sampler=sampler,
             trainer=torch.zeros_like(sampler),
-            reference=self.reference_logprobs(prompts, completions),
+            reference=self.reference_logprobs(inputs, completions),
         )
 
     def counts(self, completion: Completion) -> bool:
@@ -212,11 +214,7 @@ class Policy:
         if rollout.old is None:
             values["sampler_gap"] = self.check_sampler(rollout, where)
             rollout.old = rollout.trainer.clone()
-        values["learning_rate"] = optim.lr(self.adam)
-        values["grad_norm"] = optim.update(
-            self.model, self.adam, self.schedule, self.grpo.max_grad_norm, where
-        )
-        return values
+        return values | self.learner.update(where)
 
     def backward(
         self,
@@ -253,8 +251,7 @@ class Policy:
             max_tokens=self.config.rollout.max_tokens,
             entropy=policy.entropy,
         )
-        optim.check_finite(loss, where)
-        loss.backward()
+        self.learner.backward(loss, where)
         return loss.item(), stats
 
     def _micro_batches(self, rollout: Rollout) -> list[list[int]]:

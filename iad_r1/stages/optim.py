@@ -25,7 +25,12 @@ def is_vision(name: str) -> bool:
 
 
 def optimizer(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, vision_lr_scale: float
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: Sequence[float],
+    weight_decay: float,
+    vision_lr_scale: float,
 ) -> torch.optim.AdamW:
     """AdamW over what requires a gradient; the vision tower at `learning_rate * vision_lr_scale`.
 
@@ -44,7 +49,7 @@ def optimizer(
             }
             for (vision, decayed), parameters in groups.items()
         ],
-        betas=(0.9, 0.98),
+        betas=(betas[0], betas[1]),
     )
 
 
@@ -112,14 +117,13 @@ def update(
     return float(norm)
 
 
-def batches(items: Sequence[T], size: int, steps: int, seed: int) -> Iterator[list[T]]:
+def batches(items: Sequence[T], size: int, steps: int, seed: int) -> list[list[T]]:
     """`steps` batches; every item once per epoch, each epoch in its own order.
 
     A batch may span two epochs, so every batch is full and no item is dropped.
     """
     stream = _epochs(items, seed)
-    for _ in range(steps):
-        yield [next(stream) for _ in range(size)]
+    return [[next(stream) for _ in range(size)] for _ in range(steps)]
 
 
 def _epochs(items: Sequence[T], seed: int) -> Iterator[T]:

@@ -55,14 +55,25 @@ def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
 
 
 def take_steps(context: Context) -> None:
-    """The stages of the run; weights that were judged already are not judged again."""
-    evaluated: list[str] = []
-    for step in context.config.steps():
+    """The stages of the run that are still to be taken; weights that were judged already are not
+    judged again, in this process or an earlier one."""
+    evaluated = list(
+        dict.fromkeys(row["stage"] for row in context.folder.summary().get("results", []))
+    )
+    distributed.barrier()  # nobody adds results before everybody has read them
+    for step in context.config.steps()[taken(context.config, context.folder) :]:
         if step in TRAIN:
             train(context, step)
         elif step == "evaluate" and context.stage not in evaluated:
             evaluated.append(context.stage)
             judge(context, evaluated)
+
+
+def taken(config: Config, folder: RunFolder) -> int:
+    """How many steps of the run earlier processes have ended: all up to the last trained one."""
+    steps = config.steps()
+    ended = [n for n, s in enumerate(steps, 1) if s in TRAIN and folder.checkpoint(s).is_dir()]
+    return max(ended, default=0)
 
 
 def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Context:
@@ -71,6 +82,7 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
         print("reading or drawing the pictures ...", flush=True)
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     if distributed.is_main():
+        check_same_data(folder, dataset)
         folder.update_manifest(
             data={
                 "name": dataset.name,
@@ -86,7 +98,9 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
                 flush=True,
             )
     check_references(config, dataset)
-    start = find_start(config.init) if config.init is not None else None
+    start = find_start(folder.path) if taken(config, folder) else None
+    if start is None and config.init is not None:
+        start = find_start(config.init)
     backbone = open_backbone(config, folder, dataset, start)
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
@@ -94,6 +108,17 @@ def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Cont
         shown = chain.from_iterable(evaluate.splits(context).values())
         gallery.save(folder.path, list(shown), GALLERY)
     return context
+
+
+def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
+    """MismatchError if the run began with other pictures than it would go on with."""
+    before = folder.read_json("manifest.json").get("data", {}).get("fingerprint")
+    if before not in (None, dataset.fingerprint):
+        raise MismatchError(
+            f"the run in {folder.path} began with other data: fingerprint {before}, now "
+            f"{dataset.fingerprint}. Give it the same pictures, labels and masks, or start a new "
+            "run (without resume)."
+        )
 
 
 def check_references(config: Config, dataset: Dataset) -> None:
@@ -132,7 +157,7 @@ def load_weights(
     if config.backbone.source == "hub":
         return Backbone.load(weights.fetch(config.backbone), dtype, device)
     path = folder.checkpoint("base")
-    if distributed.is_main():
+    if distributed.is_main() and not path.is_dir():
         tiny.build(
             path,
             corpus(config, dataset),
@@ -184,6 +209,7 @@ def judge(context: Context, evaluated: list[str]) -> None:
         rows = evaluate.run(context)
     if context.tracker is None:
         return
-    results = [*context.folder.summary().get("results", []), *rows]
+    earlier = context.folder.summary().get("results", [])
+    results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
     context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
     context.tracker.evaluation(results)

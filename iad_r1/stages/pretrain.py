@@ -23,6 +23,8 @@ from iad_r1.data.defects import DEFECT_TYPES
 from iad_r1.data.synthetic import pretraining_batch
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
+from iad_r1.stages.learner import Learner
+from iad_r1.stages.saving import Saver
 from iad_r1.stages.sft import photometric
 
 BLOCKS = 4  # per side of one language-model token
@@ -60,20 +62,15 @@ def train(context: Context) -> None:
         torch.manual_seed(seed)
         head = nn.Linear(tower.config.out_hidden_size, BLOCKS * BLOCKS * (len(DEFECT_TYPES) + 1))
     both = nn.ModuleDict({"visual": tower, "head": head.to(device)})
-    adam = optim.optimizer(
-        both,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        vision_lr_scale=1.0,
-    )
     steps = settings.steps
-    schedule = optim.scheduler(adam, settings.schedule, settings.warmup_steps, steps)
+    learner = Learner(both, settings, steps)
+    saver = Saver(context, "pretrain", learner, 0, steps, extra={"head": head})
     weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES), device=device)
     both.train()
     with context.progress("vision tower", steps) as bar:
         order = optim.batches(range(len(images)), settings.batch_size, steps, seed)
-        for step, batch in enumerate(order):
-            mine = distributed.share(batch)
+        for step in saver.steps(bar):
+            mine = distributed.share(order[step])
             pictures = [augmented(images[i], f"{seed}/{step}/{i}") for i in mine]
             encoded = processor(images=pictures, return_tensors="pt").to(device)
             features = tower(encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
@@ -81,12 +78,12 @@ def train(context: Context) -> None:
             wanted = labels[mine].flatten()
             loss = F.cross_entropy(scores, wanted, weight=weight, reduction="sum")
             loss = loss / distributed.total(weight[wanted].sum().item())
-            optim.check_finite(loss, f"pretrain step {step}")
-            loss.backward()
-            norm = optim.update(both, adam, schedule, settings.max_grad_norm, f"pretrain {step}")
-            values = {"loss": distributed.total(loss.item()), "grad_norm": norm}
+            learner.backward(loss, f"pretrain step {step}")
+            values = {"loss": distributed.total(loss.item())}
+            values |= learner.update(f"pretrain step {step}")
             context.log("pretrain", step, values)
             bar.advance(loss=values["loss"])
+            saver.done(step, values)
 
 
 def augmented(image: np.ndarray, stream: str) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from iad_r1 import data, prompts
-from iad_r1.backbones.backbone import Backbone, Inputs
+from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.types import Conversation, Sample
 
 Augment = Callable[[Image.Image], Image.Image]
@@ -29,12 +29,12 @@ class Prompter:
         """The words of the prompt, with one `{image}` for each picture."""
         return prompts.conversation(self.template, shots=shots)
 
-    def encode(self, sample: Sample, shots: int = 0, augment: Augment | None = None) -> Inputs:
-        """Tensors of the prompt with the first `shots` references of the sample, query last."""
+    def encode(self, sample: Sample, shots: int = 0, augment: Augment | None = None) -> Prompt:
+        """The prompt with the first `shots` references of the sample, query last."""
         pictures = [self.backbone.fit(data.open_image(s)) for s in shown(sample, shots)]
         if augment:
             pictures = [augment(picture) for picture in pictures]
-        return self.backbone.encode(self.conversation(sample, shots), pictures)
+        return self.backbone.encode(self.conversation(sample, shots), pictures, sample.id)
 
 
 def shown(sample: Sample, shots: int) -> Sequence[Sample]:

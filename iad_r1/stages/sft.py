@@ -13,14 +13,16 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from iad_r1 import distributed
-from iad_r1.backbones.backbone import EncodedTarget
+from iad_r1.backbones.backbone import EncodedTarget, Prompt
 from iad_r1.config import SftPhase
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.grid import as_grid
 from iad_r1.packing import completion_logprobs, vision_features
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
+from iad_r1.stages.learner import Learner
 from iad_r1.stages.prompting import Augment, Prompter
+from iad_r1.stages.saving import Saver
 from iad_r1.types import Sample
 
 TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
@@ -42,6 +44,7 @@ class _Phase:
         self.samples = getattr(context.dataset, self.sft.samples)
         self.prompter = Prompter(context.backbone, self.sft.prompt)
         self.seed = context.config.seed * 1000 + index
+        self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
         self.features: dict[
             tuple[str, int], Tensor | None
         ] = {}  # of images, while the tower is frozen
@@ -51,26 +54,25 @@ class _Phase:
         phase, model = self.phase, self.context.model
         steps = optim.n_steps(phase, len(self.samples), phase.batch_size)
         optim.train_only(model, vision=not phase.freeze_vision)
-        adam = optim.optimizer(
+        learner = Learner(
             model,
-            learning_rate=self.sft.learning_rate * phase.lr_scale,
-            weight_decay=self.sft.weight_decay,
+            self.sft,
+            steps,
+            lr_scale=phase.lr_scale,
             vision_lr_scale=phase.vision_lr_scale,
         )
-        schedule = optim.scheduler(adam, self.sft.schedule, self.sft.warmup_steps, steps)
+        batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
+        saver = Saver(self.context, "sft", learner, first_step, first_step + steps, leg=self.index)
         model.train()
-        name = f"PA-SFT {self.index + 1}/{len(self.sft.phases)}"
-        with self.context.progress(name, steps) as bar:
-            batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
-            for step, batch in enumerate(batches, first_step):
-                loss = self.loss(batch, step)
-                optim.check_finite(loss, f"sft step {step}")
-                loss.backward()
-                norm = optim.update(model, adam, schedule, self.sft.max_grad_norm, f"sft {step}")
-                values = {"loss": distributed.total(loss.item()), "grad_norm": norm}
-                values["learning_rate"] = optim.lr(adam)
+        with self.context.progress(self.name, steps) as bar:
+            for step in saver.steps(bar):
+                loss = self.loss(batches[step - first_step], step)
+                learner.backward(loss, f"sft step {step}")
+                values = {"loss": distributed.total(loss.item())}
+                values |= learner.update(f"sft step {step}")
                 self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
+                saver.done(step, values)
         optim.train_only(model, vision=True)
         return first_step + steps
 
@@ -89,7 +91,7 @@ class _Phase:
         targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
         result = completion_logprobs(
             self.context.model,
-            prompts,
+            [prompt.inputs for prompt in prompts],
             [[target.tokens] for target, _ in targets],
             vision=self.vision(batch, shots, prompts) if self.phase.freeze_vision else None,
             entropy=False,
@@ -124,11 +126,15 @@ class _Phase:
         return random.Random(f"{self.seed}/{sample.id}/{step}")
 
     @torch.no_grad()
-    def vision(self, batch: list[Sample], shots: list[int], prompts: list) -> list[Tensor | None]:
+    def vision(
+        self, batch: list[Sample], shots: list[int], prompts: list[Prompt]
+    ) -> list[Tensor | None]:
+        """Features of each prompt's pictures, computed once and by themselves, so that they do not
+        depend on the company in which they were first asked for."""
         keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in self.features]
-        found = vision_features(self.context.model, [prompts[i] for i in missing])
-        self.features.update({keys[i]: f for i, f in zip(missing, found, strict=True)})
+        for key, prompt in zip(keys, prompts, strict=True):
+            if key not in self.features:
+                self.features[key] = vision_features(self.context.model, [prompt.inputs])[0]
         return [self.features[key] for key in keys]
 
 

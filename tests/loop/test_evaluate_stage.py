@@ -81,13 +81,13 @@ def test_p_yes_is_the_share_of_yes_where_the_answer_is_written(context):
     words = [backbone.encode_target(text + word).tokens[:-1] for word in ("Yes", "No")]
     totals = []
     for tokens in words:  # the plain forward, token by token
-        ids = torch.cat([prompt["input_ids"], torch.tensor([tokens])], 1)
+        ids = torch.cat([prompt.inputs["input_ids"], torch.tensor([tokens])], 1)
         types = torch.zeros_like(ids)
-        types[:, : prompt["input_ids"].shape[1]] = prompt["mm_token_type_ids"]
-        inputs = {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        types[:, : prompt.inputs["input_ids"].shape[1]] = prompt.inputs["mm_token_type_ids"]
+        inputs = {**prompt.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             logits = context.model(**{**inputs, "mm_token_type_ids": types}).logits[0]
-        start = prompt["input_ids"].shape[1] - 1
+        start = prompt.inputs["input_ids"].shape[1] - 1
         logprobs = torch.log_softmax(logits[start:-1], -1)
         totals.append(logprobs.gather(1, torch.tensor(tokens)[:, None]).sum().item())
     wanted = 1 / (1 + math.exp(totals[1] - totals[0]))

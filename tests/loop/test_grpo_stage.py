@@ -144,7 +144,7 @@ def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewar
     with lora.adapter(context, "grpo"):
         policy = grpo.Policy(context, steps=1)
         assert policy.reference is context.model
-        prompt = policy.prompter.encode(sample)
+        prompt = policy.prompter.encode(sample).inputs
         tokens = [[tuple(range(20, 28))]]
         untouched = policy.reference_logprobs([prompt], tokens)
         grpo.train(context)

@@ -58,7 +58,7 @@ def test_sampler_and_trainer_agree_on_every_token(backbones, family, temperature
     with torch.no_grad():
         trainer = completion_logprobs(
             backbone.model,
-            asked,
+            [prompt.inputs for prompt in asked],
             [[completion.tokens for completion in group] for group in groups],
             temperature=temperature,
             suppressed=backbone.placeholders,
@@ -75,11 +75,11 @@ def test_greedy_is_what_transformers_generate_says(backbones):
     drawn = HfEngine(backbone, batch_size=64).generate(asked, Sampling(1, 10, 0.0), seeds(asked, 0))
     for prompt, group in zip(asked, drawn, strict=True):
         expected = backbone.model.generate(
-            **prompt,
+            **prompt.inputs,
             max_new_tokens=10,
             do_sample=False,
             suppress_tokens=list(backbone.placeholders),
-        )[0, prompt["input_ids"].shape[1] :]
+        )[0, prompt.inputs["input_ids"].shape[1] :]
         assert list(group[0].tokens) == expected.tolist()
 
 

@@ -38,12 +38,13 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_the_target_tokens(conte
         for sample in batch:  # one at a time, through the model's own forward
             target = context.backbone.encode_target(chain_of_thought(sample, 0).text).tokens
             prompt = prompter.encode(sample)
-            ids = torch.cat([prompt["input_ids"], torch.tensor([target])], 1)
-            inputs = {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            ids = torch.cat([prompt.inputs["input_ids"], torch.tensor([target])], 1)
+            inputs = {**prompt.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
             types = torch.zeros_like(ids)
-            types[:, : prompt["mm_token_type_ids"].shape[1]] = prompt["mm_token_type_ids"]
+            known = prompt.inputs["mm_token_type_ids"]
+            types[:, : known.shape[1]] = known
             logits = context.model(**{**inputs, "mm_token_type_ids": types}).logits[0]
-            start = prompt["input_ids"].shape[1] - 1
+            start = known.shape[1] - 1
             logprobs = torch.log_softmax(logits[start:-1], -1)
             total -= logprobs.gather(1, torch.tensor(target)[:, None]).sum().item()
             count += len(target)

@@ -20,19 +20,19 @@ from iad_r1.types import Completion, Sample, Score, Solution, StopReason
 
 @given(st.integers(1, 20), st.integers(1, 7), st.integers(1, 12), st.integers(0, 5))
 def test_every_item_comes_once_per_epoch_and_every_batch_is_full(items, size, steps, seed):
-    found = list(optim.batches(range(items), size, steps, seed))
+    found = optim.batches(range(items), size, steps, seed)
     assert [len(batch) for batch in found] == [size] * steps
     flat = [item for batch in found for item in batch]
     for epoch in range(len(flat) // items):
         assert sorted(flat[epoch * items : (epoch + 1) * items]) == list(range(items))
-    assert found == list(optim.batches(range(items), size, steps, seed))
+    assert found == optim.batches(range(items), size, steps, seed)
 
 
 def test_epochs_differ_in_order_and_an_empty_pool_is_refused():
     first, second = optim.batches(range(50), 50, 2, seed=0)
     assert first != second and sorted(first) == sorted(second)
     with pytest.raises(TrainingError, match="empty"):
-        next(optim.batches([], 1, 1, 0))
+        optim.batches([], 1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,19 @@ class Model(nn.Module):
         return self.language(self.visual(x))
 
 
+def optimizer(model, *, weight_decay, vision_lr_scale):
+    return optim.optimizer(
+        model,
+        learning_rate=1.0,
+        betas=(0.9, 0.999),
+        weight_decay=weight_decay,
+        vision_lr_scale=vision_lr_scale,
+    )
+
+
 def test_the_tower_learns_at_its_own_rate_and_only_matrices_decay():
     model = Model()
-    adam = optim.optimizer(model, learning_rate=1.0, weight_decay=0.5, vision_lr_scale=0.1)
+    adam = optimizer(model, weight_decay=0.5, vision_lr_scale=0.1)
     found = {
         id(parameter): (group["lr"], group["weight_decay"])
         for group in adam.param_groups
@@ -71,7 +81,7 @@ def test_the_tower_learns_at_its_own_rate_and_only_matrices_decay():
 
 def test_an_infinite_gradient_leaves_the_weights_as_they_were():
     model = Model()
-    adam = optim.optimizer(model, learning_rate=1.0, weight_decay=0.0, vision_lr_scale=1.0)
+    adam = optimizer(model, weight_decay=0.0, vision_lr_scale=1.0)
     schedule = optim.scheduler(adam, "cosine", 0, 10)
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
