@@ -58,6 +58,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava": Family(("pixel_values",)),
     "llava_next": Family(("pixel_values", "image_sizes")),
     "llava_onevision": Family(("pixel_values", "image_sizes", "batch_num_images")),
+    "internvl": Family(("pixel_values",)),
 }
 
 

@@ -1,8 +1,9 @@
-"""Tiny random twins of the five supported architectures, in the hub's own layout.
+"""Tiny random twins of every backbone, in the hub's own layout.
 
-A twin has the class, processor, chat template and file layout of the real checkpoint, but two
-layers and about half a million weights. Code that works on a twin works on the real one, so tests
-and `weights=tiny` need no download. A twin knows nothing: its weights are random.
+A twin has the classes, processor, control tokens, chat template and file layout of the real
+checkpoint, but two layers and about half a million weights. Code that works on a twin works on the
+real one, so tests and `weights=tiny` need no download. A twin knows nothing: its weights are
+random, and its vocabulary has some 520 tokens, so token ids are not the real ones.
 """
 
 from __future__ import annotations
@@ -14,18 +15,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     GenerationConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
+    GotOcr2ImageProcessorPil,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
@@ -33,22 +32,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
 
+from iad_r1.backbones.tokenizer import Dialect, train_tokenizer
 from iad_r1.errors import ConfigError
 
 HIDDEN = 128
 LAYERS = 2
 VOCABULARY = 512
-IMAGE_SIDE = 56  # pixels a fixed-size vision tower reads (LLaVA families): 4 x 4 patches
+IMAGE_SIDE = 56  # pixels a fixed-size vision tower reads (LLaVA, InternVL): 4 x 4 patches
 PATCH = 14
 QWEN_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
@@ -63,61 +59,198 @@ CORPUS = (
     "<location>center</location><type>broken edge</type><answer>Yes</answer><answer>No</answer>",
     "Is there any anomaly in the image? Answer with Yes or No inside the answer tags.",
 )
-TAGS = [f"<{slash}{tag}>" for tag in ("think", "location", "type", "answer") for slash in ("", "/")]
-
-QWEN_CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-QWEN_VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
-def _chat_template(before: str, image: str, after: str, answer: str) -> str:
-    """Text and pictures in reading order, which is how all five real templates render them."""
+# --------------------------------------------------------------------------- how they are spoken to
+# The templates render what the published ones do: the LLaVA families all pictures of a turn before
+# its words, Qwen and InternVL in reading order; Qwen adds a system turn where none is given.
+
+
+def _turns(before: str, image: str, text: str, after: str, answer: str) -> str:
+    """Pictures first, then text; a turn's content must be a list of parts."""
     return (
-        "{% for message in messages %}" + before + "{% if message['content'] is string %}"
+        "{% for message in messages %}" + before + _parts("image", image) + _parts("text", text)
+        + after + "{% endfor %}{% if add_generation_prompt %}" + answer + "{% endif %}"
+    )  # fmt: skip
+
+
+def _parts(kind: str, shown: str) -> str:
+    loop = "{% for part in message['content'] | selectattr('type', 'equalto', '" + kind + "') %}"
+    return loop + shown + "{% endfor %}"
+
+
+def _in_order(image: str, first: str = "") -> str:
+    """ChatML with text and pictures in reading order; `first` before a first turn of the user's."""
+    return (
+        "{% for message in messages %}"
+        "{% if loop.first and message['role'] != 'system' %}" + first + "{% endif %}"
+        "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
         "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}" + after + "{% endfor %}"
-        "{% if add_generation_prompt %}" + answer + "{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
 
-CHATML_TURN = ("<|im_start|>{{ message['role'] }}\n", "<|im_end|>\n", "<|im_start|>assistant\n")
-QWEN_TEMPLATE = _chat_template(
-    CHATML_TURN[0], "<|vision_start|><|image_pad|><|vision_end|>", *CHATML_TURN[1:]
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+QWEN = Dialect(
+    special=CHATML + QWEN_VISION,
+    ends=("<|im_end|>", "<|endoftext|>"),
+    pad="<|endoftext|>",
+    template=_in_order("<|vision_start|><|image_pad|><|vision_end|>", SYSTEM),
 )
-ONEVISION_TEMPLATE = _chat_template(CHATML_TURN[0], "<image>\n", *CHATML_TURN[1:])
-VICUNA_TEMPLATE = _chat_template("{{ message['role'] | upper }}: ", "<image>\n", " ", "ASSISTANT:")
-LLAMA3_TEMPLATE = _chat_template(
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n",
-    "<image>\n",
-    "<|eot_id|>",
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+VICUNA = Dialect(
+    special=("<unk>", "<s>", "</s>", "<image>", "<pad>"),
+    ends=("</s>",),
+    pad="<pad>",
+    template=_turns(
+        "{% if message['role'] != 'system' %}{{ message['role'] | upper }}: {% endif %}",
+        "<image>\n",
+        "{{ part['text'] }} ",
+        "",
+        "ASSISTANT:",
+    ),
+    begin="<s>",
+)
+MISTRAL = Dialect(
+    special=("<unk>", "<s>", "</s>", "<image>", "<pad>"),
+    ends=("</s>",),
+    pad="<pad>",
+    template=(
+        "{% for message in messages %}{% if message['role'] == 'system' %}"
+        "<<SYS>>\n{{ message['content'][0]['text'] }}\n<</SYS>>\n\n"
+        "{% elif message['role'] == 'user' %}[INST] "
+        + _parts("image", "<image>\n") + _parts("text", "{{ part['text'] }}") +
+        " [/INST]{% else %} {{ message['content'][0]['text'] }}</s> {% endif %}{% endfor %}"
+    ),
+    begin="<s>",
+)  # fmt: skip
+YI = Dialect(
+    special=("<unk>", "<|startoftext|>", "<|endoftext|>", *CHATML[1:], "<image>", "<pad>"),
+    ends=("<|im_end|>",),
+    pad="<pad>",
+    template=_turns(
+        "<|im_start|>{{ message['role'] }}\n",
+        "<image>\n",
+        "{{ part['text'] }}",
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+    ),
+)
+ONEVISION = Dialect(
+    special=(*CHATML, "<image>", "<video>"),
+    ends=("<|im_end|>",),
+    pad="<|endoftext|>",
+    template=_turns(
+        "<|im_start|>{{ message['role'] }} ",
+        "<image>",
+        "{{ '\n' + part['text'] }}",
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+    ),
+)
+INTERNVL = Dialect(
+    special=(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    ends=("<|im_end|>", "<|endoftext|>"),
+    pad="<|endoftext|>",
+    template=_in_order("<IMG_CONTEXT>\n"),
+    named={
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
 )
 
 
-def build_twin(model_type: str, path: Path, seed: int = 0) -> Path:
-    """Write the twin of `model_type` (a key of `TWINS`) to `path` and return `path`.
+# --------------------------------------------------------------------------- building
 
-    The same seed writes the same weights. ConfigError if the architecture is not known.
+
+@dataclass(frozen=True)
+class Twin:
+    """What the twin of one checkpoint shares with it.
+
+    Attributes:
+        model_type: of the checkpoint's `config.json`.
+        text: `model_type` of its language model.
+        tied: whether the output layer is the embedding.
+        key_heads: of 4 attention heads.
     """
-    if model_type not in TWINS:
-        raise ConfigError(f"no tiny twin of {model_type!r}; there are {', '.join(TWINS)}.")
-    twin = TWINS[model_type]
-    tokenizer = _tokenizer(twin)
+
+    model_type: str
+    text: str
+    dialect: Dialect
+    tied: bool
+    key_heads: int = 2
+
+
+BACKBONES: Mapping[str, Twin] = {
+    "qwen2vl_2b": Twin("qwen2_vl", "qwen2_vl_text", QWEN, tied=True),
+    "qwen25vl_3b": Twin("qwen2_5_vl", "qwen2_5_vl_text", QWEN, tied=True),
+    "qwen25vl_7b": Twin("qwen2_5_vl", "qwen2_5_vl_text", QWEN, tied=False),
+    "qwen25vl_72b": Twin("qwen2_5_vl", "qwen2_5_vl_text", QWEN, tied=False),
+    "llava15_7b": Twin("llava", "llama", VICUNA, tied=False, key_heads=4),
+    "llava15_13b": Twin("llava", "llama", VICUNA, tied=False, key_heads=4),
+    "llava16_8b": Twin("llava_next", "mistral", MISTRAL, tied=False),
+    "llava16_34b": Twin("llava_next", "llama", YI, tied=False),
+    "llava_ov_05b": Twin("llava_onevision", "qwen2", ONEVISION, tied=True),
+    "llava_ov_7b": Twin("llava_onevision", "qwen2", ONEVISION, tied=False),
+    "internvl25_4b": Twin("internvl", "qwen2", INTERNVL, tied=False),
+}
+"""By the name of a backbone in `conf/backbone/`."""
+
+TWINS: Mapping[str, Twin] = {
+    "qwen2_vl": BACKBONES["qwen2vl_2b"],
+    "qwen2_5_vl": BACKBONES["qwen25vl_3b"],
+    "llava": BACKBONES["llava15_7b"],
+    "llava_next": BACKBONES["llava16_8b"],
+    "llava_onevision": BACKBONES["llava_ov_05b"],
+    "internvl": BACKBONES["internvl25_4b"],
+}
+"""One for each architecture, by `model_type`."""
+
+
+def build_twin(name: str, path: Path, seed: int = 0) -> Path:
+    """Write the twin of a backbone, or of an architecture (`TWINS`), to `path`; returns `path`.
+
+    The same seed writes the same weights. ConfigError if the name is neither.
+    """
+    twin = BACKBONES.get(name) or TWINS.get(name)
+    if twin is None:
+        raise ConfigError(
+            f"no tiny twin of {name!r}; there are {', '.join((*BACKBONES, *TWINS))}. A new one is "
+            "added in iad_r1/backbones/twins.py."
+        )
+    tokenizer = train_tokenizer(twin.dialect, CORPUS, VOCABULARY)
+    config = AutoConfig.for_model(twin.model_type, **_CONFIGS[twin.model_type](twin, tokenizer))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = twin.model(tokenizer)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    )
+        model = AutoModelForImageTextToText.from_config(config)
+    model.generation_config = _generation(twin.dialect, tokenizer)
     model.save_pretrained(path)
-    _name_vision_tower_as_the_hub_does(Path(path) / "model.safetensors")
-    twin.processor(tokenizer).save_pretrained(path)
+    _name_vision_tower_as_the_hub_does(Path(path) / "model.safetensors", model)
+    _PROCESSORS[twin.model_type](tokenizer).save_pretrained(path)
     return Path(path)
 
 
-def _name_vision_tower_as_the_hub_does(weights: Path) -> None:
+def _generation(dialect: Dialect, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    ends = [tokenizer.get_vocab()[token] for token in dialect.ends]
+    return GenerationConfig(
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        do_sample=False,
+    )
+
+
+def _name_vision_tower_as_the_hub_does(weights: Path, model: PreTrainedModel) -> None:
     """`vision_tower.embeddings` -> `vision_tower.vision_model.embeddings`, as in every LLaVA
-    checkpoint on the hub; vLLM reads only that. transformers reads both."""
+    checkpoint on the hub; vLLM reads only that. transformers reads both, and a model that was read
+    from the hub's names is saved with them."""
+    if not model.config.model_type.startswith("llava"):
+        return
     old, new = "vision_tower.", "vision_tower.vision_model."
     tensors = load_file(weights)
     renamed = {
@@ -127,91 +260,56 @@ def _name_vision_tower_as_the_hub_does(weights: Path) -> None:
     save_file(renamed, weights, metadata={"format": "pt"})
 
 
-@dataclass(frozen=True)
-class _Twin:
-    special: tuple[str, ...]  # control and placeholder tokens
-    end: str  # ends an answer
-    pad: str
-    template: str
-    model: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
-    processor: Callable[[PreTrainedTokenizerFast], ProcessorMixin]
-
-
-def _tokenizer(twin: _Twin) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of about 520 tokens: any text can be written."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(twin.special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=twin.end,
-        pad_token=twin.pad,
-        padding_side="left",
-        additional_special_tokens=[t for t in twin.special if t not in (twin.end, twin.pad)],
-        chat_template=twin.template,
-    )
-
-
-def _text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
-    """The language model: grouped-query attention (4 heads on 2 key heads), as the real ones."""
-    return {
+def _text(twin: Twin, tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+    """The language model."""
+    settings = {
+        "model_type": twin.text,
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
         "intermediate_size": 2 * HIDDEN,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": twin.key_heads,
         "max_position_embeddings": 4096,
-        "bos_token_id": None,
+        "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": twin.tied,
         **more,
     }
+    return {**settings, "sliding_window": None} if twin.text == "mistral" else settings
 
 
 # --------------------------------------------------------------------------- Qwen2-VL, Qwen2.5-VL
 
-
-def _qwen_config(tokenizer: PreTrainedTokenizerFast, vision: Mapping[str, Any]) -> dict[str, Any]:
-    token = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
-    return {
-        "vision_config": {"patch_size": PATCH, "spatial_merge_size": 2, **vision},
-        "text_config": _text(tokenizer, rope_parameters=rope),
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-        "vision_end_token_id": token("<|vision_end|>"),
-        "tie_word_embeddings": True,
-    }
+QWEN2_VISION = {"depth": LAYERS, "embed_dim": 64, "hidden_size": HIDDEN, "num_heads": 2,
+                "mlp_ratio": 2}  # fmt: skip
+QWEN25_VISION = {
+    "depth": LAYERS,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "window_size": 56,  # smaller than the images, so windowed attention is exercised
+    "fullatt_block_indexes": [1],
+}
 
 
-def _qwen2_vl(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    vision = {"depth": LAYERS, "embed_dim": 64, "hidden_size": HIDDEN, "num_heads": 2}
-    return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(**_qwen_config(tokenizer, {**vision, "mlp_ratio": 2}))
-    )
+def _qwen_config(vision: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    def build(twin: Twin, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        token = tokenizer.convert_tokens_to_ids
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+        return {
+            "vision_config": {"patch_size": PATCH, "spatial_merge_size": 2, **vision},
+            "text_config": _text(twin, tokenizer, rope_parameters=rope),
+            "image_token_id": token("<|image_pad|>"),
+            "video_token_id": token("<|video_pad|>"),
+            "vision_start_token_id": token("<|vision_start|>"),
+            "vision_end_token_id": token("<|vision_end|>"),
+            "tie_word_embeddings": twin.tied,
+        }
 
-
-def _qwen2_5_vl(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    vision = {
-        "depth": LAYERS,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 2,
-        "out_hidden_size": HIDDEN,
-        "window_size": 56,  # smaller than the images, so windowed attention is exercised
-        "fullatt_block_indexes": [1],
-    }
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_qwen_config(tokenizer, vision)))
+    return build
 
 
 def _qwen_processor(kind: Any) -> Callable[[PreTrainedTokenizerFast], ProcessorMixin]:
@@ -239,42 +337,23 @@ def _tower(kind: str) -> dict[str, Any]:
     }
 
 
-def _llava_config(tokenizer: PreTrainedTokenizerFast, tower: str, text: str) -> dict[str, Any]:
+def _llava_config(tower: str, **more: Any) -> Callable[..., dict[str, Any]]:
     clip = tower == "clip_vision_model"
-    return {
-        "vision_config": _tower(tower),
-        "text_config": _text(tokenizer, model_type=text),
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "vision_feature_layer": -2 if clip else -1,
-        "vision_feature_select_strategy": "default" if clip else "full",
-        "tie_word_embeddings": not clip,
-    }
 
+    def build(twin: Twin, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        video = {"video_token_index": tokenizer.convert_tokens_to_ids("<video>")}
+        return {
+            "vision_config": _tower(tower),
+            "text_config": _text(twin, tokenizer),
+            "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+            "vision_feature_layer": -2 if clip else -1,
+            "vision_feature_select_strategy": "default" if clip else "full",
+            "tie_word_embeddings": twin.tied,
+            **({} if clip else video),
+            **more,
+        }
 
-def _llava(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    config = _llava_config(tokenizer, "clip_vision_model", "llama")
-    return LlavaForConditionalGeneration(
-        LlavaConfig(**config, image_seq_length=(IMAGE_SIDE // PATCH) ** 2)
-    )
-
-
-def _llava_next(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    config = _llava_config(tokenizer, "clip_vision_model", "llama")
-    return LlavaNextForConditionalGeneration(
-        LlavaNextConfig(**config, image_grid_pinpoints=PINPOINTS)
-    )
-
-
-def _llava_onevision(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    config = _llava_config(tokenizer, "siglip_vision_model", "qwen2")
-    config["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
-    return LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
-            **config,
-            image_grid_pinpoints=PINPOINTS,
-            vision_aspect_ratio="anyres_max_9",
-        )
-    )
+    return build
 
 
 _CLIP_PROCESSING = {"patch_size": PATCH, "vision_feature_select_strategy": "default"}
@@ -316,25 +395,59 @@ def _llava_onevision_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorM
         video_processor=LlavaOnevisionVideoProcessor(size=dict(_SQUARE)),
         num_image_tokens=(IMAGE_SIDE // PATCH) ** 2,
         vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
         chat_template=tokenizer.chat_template,
     )
 
 
-_QWEN = (tuple(QWEN_CONTROL + QWEN_VISION), "<|im_end|>", "<|endoftext|>", QWEN_TEMPLATE)
-_VICUNA = (("<s>", "</s>", "<pad>", "<image>"), "</s>", "<pad>", VICUNA_TEMPLATE)
-_LLAMA3 = (
-    ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>",
-     "<image>"),
-    "<|eot_id|>", "<pad>", LLAMA3_TEMPLATE,
-)  # fmt: skip
-_ONEVISION = (
-    (*QWEN_CONTROL, "<image>", "<video>"), "<|im_end|>", "<|endoftext|>", ONEVISION_TEMPLATE
-)  # fmt: skip
+# --------------------------------------------------------------------------- InternVL
 
-TWINS: Mapping[str, _Twin] = {
-    "qwen2_vl": _Twin(*_QWEN, _qwen2_vl, _qwen_processor(Qwen2VLProcessor)),
-    "qwen2_5_vl": _Twin(*_QWEN, _qwen2_5_vl, _qwen_processor(Qwen2_5_VLProcessor)),
-    "llava": _Twin(*_VICUNA, _llava, _llava_processor),
-    "llava_next": _Twin(*_LLAMA3, _llava_next, _llava_next_processor),
-    "llava_onevision": _Twin(*_ONEVISION, _llava_onevision, _llava_onevision_processor),
+
+def _internvl_config(twin: Twin, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vision_config": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 2,
+            "attention_bias": True,
+            "image_size": [IMAGE_SIDE, IMAGE_SIDE],
+            "patch_size": [PATCH, PATCH],
+        },
+        "text_config": _text(twin, tokenizer),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        "image_seq_length": (IMAGE_SIDE // PATCH // 2) ** 2,
+        "tie_word_embeddings": twin.tied,
+    }
+
+
+def _internvl_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessorPil(
+            size=dict(_SQUARE), crop_to_patches=True, max_patches=4
+        ),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=dict(_SQUARE)),
+        image_seq_length=(IMAGE_SIDE // PATCH // 2) ** 2,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+_CONFIGS: Mapping[str, Callable[[Twin, PreTrainedTokenizerFast], dict[str, Any]]] = {
+    "qwen2_vl": _qwen_config(QWEN2_VISION),
+    "qwen2_5_vl": _qwen_config(QWEN25_VISION),
+    "llava": _llava_config("clip_vision_model", image_seq_length=(IMAGE_SIDE // PATCH) ** 2),
+    "llava_next": _llava_config("clip_vision_model", image_grid_pinpoints=PINPOINTS),
+    "llava_onevision": _llava_config(
+        "siglip_vision_model", image_grid_pinpoints=PINPOINTS, vision_aspect_ratio="anyres_max_9"
+    ),
+    "internvl": _internvl_config,
+}
+_PROCESSORS: Mapping[str, Callable[[PreTrainedTokenizerFast], ProcessorMixin]] = {
+    "qwen2_vl": _qwen_processor(Qwen2VLProcessor),
+    "qwen2_5_vl": _qwen_processor(Qwen2_5_VLProcessor),
+    "llava": _llava_processor,
+    "llava_next": _llava_next_processor,
+    "llava_onevision": _llava_onevision_processor,
+    "internvl": _internvl_processor,
 }

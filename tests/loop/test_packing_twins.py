@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from iad_r1.backbones.twins import TAGS, TWINS, build_twin
+from iad_r1.backbones.tokenizer import TAGS
+from iad_r1.backbones.twins import TWINS, build_twin
 from iad_r1.errors import ConfigError
 from iad_r1.packing import FAMILIES
 
@@ -22,6 +23,7 @@ HUB_NAMES = {
     "llava": ("vision_tower.vision_model.embeddings", "language_model.model.embed_tokens.weight"),
     "llava_next": ("vision_tower.vision_model.embeddings", "image_newline"),
     "llava_onevision": ("vision_tower.vision_model.embeddings", "image_newline"),
+    "internvl": ("vision_tower.encoder.layer.0", "language_model.model.embed_tokens.weight"),
 }
 
 
@@ -73,7 +75,8 @@ def test_it_answers_a_chat_with_a_picture_in_groups(family: str) -> None:
     processor, model = cases.processor(family), cases.model(family)
     inputs = cases.prompt(family)
     banned = processor.tokenizer.convert_tokens_to_ids(
-        [t for t in ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>")
+        [t for t in ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
+                     "<IMG_CONTEXT>")
          if t in processor.tokenizer.get_vocab()]
     )  # fmt: skip
     torch.manual_seed(0)
