@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 KlKind = Literal["k1", "k2", "k3"]
 Aggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
+ImportanceLevel = Literal["off", "token", "sequence"]
+ImportanceMode = Literal["truncate", "mask"]
 Head = Callable[[Tensor], Tensor]
 
 
@@ -230,29 +232,76 @@ def _stats(
     )
 
 
+@dataclass(frozen=True)
+class ImportanceStats:
+    """The raw mismatch of sampler and trainer, before any cap; `+` joins parts without bias.
+
+    `gap_*`: |trainer - sampler| of the `tokens`, nats. `ratio_*`: the `weights` raw ratios, one per
+    token or per sequence, of which `capped` were above the cap.
+    """
+
+    tokens: int
+    gap_sum: float
+    gap_max: float
+    weights: int
+    ratio_sum: float
+    ratio_min: float
+    ratio_max: float
+    capped: int
+
+    def __add__(self, other: ImportanceStats) -> ImportanceStats:
+        return ImportanceStats(
+            tokens=self.tokens + other.tokens,
+            gap_sum=self.gap_sum + other.gap_sum,
+            gap_max=max(self.gap_max, other.gap_max),
+            weights=self.weights + other.weights,
+            ratio_sum=self.ratio_sum + other.ratio_sum,
+            ratio_min=min(self.ratio_min, other.ratio_min),
+            ratio_max=max(self.ratio_max, other.ratio_max),
+            capped=self.capped + other.capped,
+        )
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged each step; empty if no token counted."""
+        if not self.tokens:
+            return {}
+        return {
+            "sampler_gap_mean": self.gap_sum / self.tokens,
+            "sampler_gap_max": self.gap_max,
+            "importance_min": self.ratio_min,
+            "importance_mean": self.ratio_sum / self.weights,
+            "importance_max": self.ratio_max,
+            "importance_capped": self.capped / self.weights,
+        }
+
+
 def importance_weights(
     trainer_logp: Tensor,
     sampler_logp: Tensor,
     mask: Tensor,
     *,
-    level: Literal["token", "sequence"] = "token",
-    mode: Literal["truncate", "mask", "off"] = "truncate",
+    level: ImportanceLevel = "token",
+    mode: ImportanceMode = "truncate",
     cap: float = 2.0,
-) -> tuple[Tensor, dict[str, float]]:
-    """Correction for a sampler whose numbers differ from the trainer's (e.g. vLLM), no gradient.
+) -> tuple[Tensor, ImportanceStats]:
+    """Correction for completions that another policy drew than the one that is trained: vLLM's
+    kernels, or a sampler cut off by top-p or top-k. No gradient.
 
     Per token, or per sequence with the log-ratios summed: rho = exp(trainer - sampler).
-    truncate: min(rho, cap); mask: rho where rho <= cap, else 0 (the token or sequence is
-    dropped); off: 1.
+    truncate: min(rho, cap) (IMPALA; "TIS"); mask: rho where rho <= cap, else 0: the token or
+    sequence is dropped from the policy term, and still counts where the loss is averaged.
+    level off: every weight is 1, and the statistics are those of tokens.
 
-    trainer_logp, sampler_logp, mask [B, T] -> weights [B, T] (token) or [B, 1] (sequence), and
-    the statistics of the *raw* ratio, before any cap, with `..._fraction_capped` beside them.
+    trainer_logp, sampler_logp, mask [B, T] -> weights [B, T] (off, token) or [B, 1] (sequence), and
+    the statistics of the *raw* ratio.
     """
     delta = (trainer_logp - sampler_logp).detach().float().masked_fill(~mask, 0.0)
-    raw = torch.exp(delta if level == "token" else delta.sum(-1, keepdim=True))
-    valid = mask if level == "token" else mask.any(-1, keepdim=True)
-    stats = _importance_stats(delta, mask, raw[valid], cap)
-    if mode == "off":
+    whole = level == "sequence"
+    raw = torch.exp(delta.sum(-1, keepdim=True) if whole else delta)
+    stats = _importance_stats(
+        delta[mask].abs(), raw[mask.any(-1, keepdim=True) if whole else mask], cap
+    )
+    if level == "off":
         return torch.ones_like(raw), stats
     if mode == "truncate":
         return raw.clamp(max=cap), stats
@@ -261,15 +310,17 @@ def importance_weights(
     raise ValueError(f"unknown importance mode {mode!r}")
 
 
-def _importance_stats(delta: Tensor, mask: Tensor, raw: Tensor, cap: float) -> dict[str, float]:
-    if raw.numel() == 0:
-        return {}
-    gap = delta[mask].abs()
-    return {
-        "sampler_gap_mean": gap.mean().item(),
-        "sampler_gap_max": gap.max().item(),
-        "importance_min": raw.min().item(),
-        "importance_mean": raw.mean().item(),
-        "importance_max": raw.max().item(),
-        "importance_fraction_capped": (raw > cap).float().mean().item(),
-    }
+def _importance_stats(gap: Tensor, raw: Tensor, cap: float) -> ImportanceStats:
+    """From the gaps of the tokens that count [n] and the ratios that weigh them [m]."""
+    if not len(gap):
+        return ImportanceStats(0, 0.0, 0.0, 0, 0.0, float("inf"), 0.0, 0)
+    return ImportanceStats(
+        tokens=len(gap),
+        gap_sum=gap.sum().item(),
+        gap_max=gap.max().item(),
+        weights=len(raw),
+        ratio_sum=raw.sum().item(),
+        ratio_min=raw.min().item(),
+        ratio_max=raw.max().item(),
+        capped=int((raw > cap).sum()),
+    )

@@ -314,25 +314,59 @@ def test_token_weights_are_truncated_or_dropped_above_the_cap():
     dropped, _ = importance_weights(trainer, sampler, mask, mode="mask", cap=2.0)
     torch.testing.assert_close(dropped, torch.where(raw <= 2.0, raw, 0.0))
     assert not cut.requires_grad
-    assert stats["importance_max"] == pytest.approx(e(1.5))  # raw, before the cap
-    assert stats["importance_fraction_capped"] == pytest.approx(1 / 5)
-    assert stats["sampler_gap_max"] == pytest.approx(1.5)
-    assert stats["sampler_gap_mean"] == pytest.approx((0 + 1.5 + 1 + 0.5 + 0.5) / 5)
+    assert stats.scalars() == pytest.approx(
+        {
+            "importance_min": e(-1.0),
+            "importance_mean": (1 + e(1.5) + e(-1.0) + 2 * e(0.5)) / 5,
+            "importance_max": e(1.5),  # raw, before the cap
+            "importance_capped": 1 / 5,
+            "sampler_gap_max": 1.5,
+            "sampler_gap_mean": (0 + 1.5 + 1 + 0.5 + 0.5) / 5,
+        }
+    )
 
 
 def test_sequence_weights_use_the_whole_sequence():
     trainer, sampler, mask = sampler_gap()
     weights, stats = importance_weights(trainer, sampler, mask, level="sequence", cap=2.0)
     torch.testing.assert_close(weights, torch.tensor([[math.exp(0.5)], [2.0]]))
-    assert stats["importance_max"] == pytest.approx(math.e)
+    scalars = stats.scalars()
+    assert scalars["importance_max"] == pytest.approx(math.e)
+    assert scalars["importance_mean"] == pytest.approx((math.e + math.exp(0.5)) / 2)
+    assert scalars["importance_capped"] == 1 / 2
+    assert scalars["sampler_gap_mean"] == pytest.approx(3.5 / 5)  # still of tokens
     dropped, _ = importance_weights(trainer, sampler, mask, level="sequence", mode="mask", cap=2.0)
     torch.testing.assert_close(dropped, torch.tensor([[math.exp(0.5)], [0.0]]))
 
 
 def test_off_still_reports_the_raw_mismatch():
     trainer, sampler, mask = sampler_gap()
-    weights, stats = importance_weights(trainer, sampler, mask, mode="off", cap=2.0)
-    assert (weights == 1).all() and stats["importance_max"] > 2
+    weights, stats = importance_weights(trainer, sampler, mask, level="off", cap=2.0)
+    assert weights.shape == mask.shape and (weights == 1).all()
+    assert stats.scalars()["importance_max"] > 2
+
+
+def test_a_weight_of_exactly_the_cap_is_kept():
+    one = torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1).bool()
+    weights, stats = importance_weights(*one, mode="mask", cap=1.0)
+    assert weights.item() == 1.0 and stats.scalars()["importance_capped"] == 0.0
+
+
+@pytest.mark.parametrize("level", ["off", "token", "sequence"])
+def test_importance_statistics_of_parts_join_to_those_of_the_whole(level):
+    data = batch(6, 5)
+    data["mask"][2] = False  # a sequence that does not count has no ratio
+    args = data["logp"], data["old_logp"], data["mask"]
+    _, whole = importance_weights(*args, level=level, cap=1.1)
+    parts = [
+        importance_weights(*(a[rows] for a in args), level=level, cap=1.1)[1]
+        for rows in (slice(0, 2), slice(2, 3), slice(3, 6))
+    ]
+    assert parts[1].scalars() == {}
+    assert (parts[0] + parts[1] + parts[2]).scalars() == pytest.approx(whole.scalars())
+    with pytest.raises(ValueError, match="importance mode 'cut'"):
+        mode: Any = "cut"
+        importance_weights(*args, mode=mode)
 
 
 def test_equal_engines_weigh_exactly_one_and_weights_scale_the_policy_term_only():
