@@ -1,0 +1,209 @@
+"""A run that is killed or asked to stop, and goes on, ends where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iad_r1 import checkpoint, compose, launch, worker
+from iad_r1.run_folder import RunFolder
+
+KILLS = 20
+SHORT = [
+    "data.sizes.sft=96",
+    "data.sizes.rl=32",
+    "data.sizes.validation=4",
+    "data.sizes.test=8",
+    "pretrain.images=64",
+    "pretrain.steps=4",
+    "pretrain.save_every=2",
+    "sft.phases.0.steps=24",
+    "sft.phases.0.batch_size=8",
+    "sft.phases.1.steps=12",
+    "sft.phases.1.batch_size=8",
+    "sft.save_every=3",
+    "grpo.steps=16",
+    "grpo.prompts_per_step=4",
+    "grpo.group_size=4",
+    "grpo.save_every=2",
+    "grpo.rollouts_every=1",
+    "rollout.max_tokens=24",
+    "evaluate.max_tokens=24",
+    "evaluate.batch_size=4",
+    "engine.ranks=1",
+    "tracking=none",
+]
+TIMED = ("seconds", "tokens_per_second", "peak_memory")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(sys.platform != "linux", reason="forks a process with torch in it"),
+]
+
+
+def begin(outputs: Path, name: str, *overrides: str) -> RunFolder:
+    """The folder that run.py would make for these settings, or take up again."""
+    config = compose.compose([*SHORT, f"name={name}", "resume=auto", *overrides])
+    return launch.open_folder(config, outputs)[0]
+
+
+def work(folder: RunFolder) -> int:
+    """A process that does the work of the run, as `python -m iad_r1.worker` would; a fork, which
+    spares the seconds of importing. Returns its number."""
+    child = os.fork()
+    if child == 0:
+        with (folder.path.parent / "log.txt").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            torch.set_num_threads(1)
+            os._exit(worker.main([str(folder.path)]))
+    return child
+
+
+def ended(child: int) -> int | None:
+    """The exit code of a process that has ended, else None."""
+    number, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if number else None
+
+
+def finish(folder: RunFolder) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(work(folder), 0)[1])
+    assert code == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
+
+
+def lines(folder: RunFolder) -> list[dict]:
+    """The metrics, without a half-written last line."""
+    path = folder.path / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def kill_somewhere(folder: RunFolder, luck: random.Random) -> bool:
+    """SIGKILL at a random instant after the next step of PA-SFT or SC-GRPO was logged, in the
+    middle of a step, a checkpoint or an evaluation; False if the run ended before."""
+    child, before = work(folder), None
+    while (code := ended(child)) is None:
+        now = [row for row in lines(folder) if row["stage"] in ("sft", "grpo")]
+        before = len(now) if before is None or len(now) < before else before
+        if len(now) > before:
+            time.sleep(luck.uniform(0, 0.8))
+            if (code := ended(child)) is None:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return True
+            break
+        time.sleep(0.005)
+    assert code == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
+    return False
+
+
+def results(folder: RunFolder) -> Iterator[tuple[str, object]]:
+    """Everything a run leaves that must not depend on how often it was killed."""
+    for row in lines(folder):
+        kept = {k: v for k, v in row.items() if not k.startswith(TIMED)}
+        yield f"{row['stage']} step {row['step']}", kept
+    for file in sorted((folder.path / "predictions").iterdir()):
+        yield file.name, file.read_text(encoding="utf-8")
+    for file in sorted((folder.path / "rollouts").glob("*.parquet")):
+        yield file.name, pandas.read_parquet(file).to_json()
+    summary = folder.summary()
+    yield "results", summary["results"]
+    yield "comparisons", summary["comparisons"]
+
+
+def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
+    for (name, value), (wanted_name, wanted) in zip(results(folder), results(other), strict=True):
+        assert name == wanted_name
+        assert value == wanted, name
+    for stage in ("pretrain", "sft", "grpo"):
+        weights, wanted = (
+            load_file(run.checkpoint(stage) / "model.safetensors") for run in (folder, other)
+        )
+        assert weights.keys() == wanted.keys()
+        assert all(torch.equal(weights[key], wanted[key]) for key in wanted), stage
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp_path, tuning):
+    """Ten kills for each way of tuning, twenty in all."""
+    undisturbed = begin(tmp_path, "undisturbed", f"tuning={tuning}")
+    finish(undisturbed)
+    luck, kills, rounds = random.Random(tuning), 0, 0
+    while kills < KILLS // 2:
+        rounds += 1
+        name = f"killed-{rounds}"
+        while True:
+            folder = begin(tmp_path, name, f"tuning={tuning}")
+            if not kill_somewhere(folder, luck):
+                break
+            kills += 1
+            if kills >= KILLS // 2:
+                finish(begin(tmp_path, name, f"tuning={tuning}"))
+                break
+        assert [folder.path] == [p for p in (tmp_path / name).iterdir() if p.is_dir()]
+        assert_same_run(folder, undisturbed)
+
+
+def test_only_the_newest_and_the_best_checkpoint_are_kept_and_half_written_ones_go(tmp_path):
+    folder = begin(tmp_path, "kept", "checkpoint.keep=2", "checkpoint.best=false")
+    torn = folder.path / "checkpoints" / f"{checkpoint.PARTIAL}grpo-step-000004"
+    torn.mkdir(parents=True)
+    finish(folder)
+    kept = [c.step for c in checkpoint.unfinished(folder.path / "checkpoints", "grpo")]
+    assert kept == [14, 16]
+    assert not torn.exists()
+
+
+def run(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    repository = Path(launch.__file__).parent.parent
+    command = [sys.executable, str(repository / "run.py"), *SHORT, "name=run", *overrides]
+    return subprocess.Popen(
+        command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_path):
+    process = run(tmp_path, "grpo.save_every=1000", "sft.save_every=1000")
+    deadline, folder = time.monotonic() + 300, None
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [p for p in (tmp_path / "outputs").glob("run/*") if p.is_dir()]
+        if found and any(r["stage"] == "grpo" for r in lines(RunFolder(found[0]))):
+            folder = RunFolder(found[0])
+            break
+        time.sleep(0.02)
+    assert folder is not None, process.communicate()[0][-3000:]
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert "resume=auto" in said
+    assert folder.read_json("manifest.json")["status"] == "stopped"
+    (saved,) = checkpoint.unfinished(folder.path / "checkpoints", "grpo")
+    before = [row["step"] for row in lines(folder) if row["stage"] == "grpo"]
+    assert saved.step == before[-1] + 1
+    again = run(tmp_path, "grpo.save_every=1000", "sft.save_every=1000", "resume=auto")
+    said = again.communicate(timeout=600)[0]
+    assert again.returncode == 0, said
+    assert f"grpo goes on after step {saved.step}" in said
+    assert [row["step"] for row in lines(folder) if row["stage"] == "grpo"] == list(range(16))
+    assert folder.read_json("manifest.json")["status"] == "finished"
+
+
+def test_a_run_goes_on_only_with_the_settings_it_was_started_with(tmp_path):
+    folder = begin(tmp_path, "settings")
+    finish(folder)
+    wrong = run(tmp_path, f"resume={folder.path}", "name=settings", "grpo.kl_coef=0.5")
+    said = wrong.communicate(timeout=120)[0]
+    assert wrong.returncode == 2
+    assert "grpo.kl_coef=" in said and "now 0.5" in said and "init=" in said
