@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 
 from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
 from iad_r1.packing import next_positions
@@ -82,7 +82,7 @@ class HfEngine:
         alive = torch.arange(len(logits), device=model.device)
         luck = luck.to(model.device)
         for step in range(sampling.max_tokens):
-            token, logprob = self._draw(logits, sampling.temperature, luck[alive, step])
+            token, logprob = self._draw(logits, sampling, luck[alive, step])
             drawn.add(alive.cpu(), step, token.cpu(), logprob.cpu())
             keep = (token != end).nonzero()[:, 0]
             if not len(keep) or step + 1 == sampling.max_tokens:
@@ -99,16 +99,16 @@ class HfEngine:
         return drawn.completions(self.backbone)
 
     def _draw(
-        self, logits: torch.Tensor, temperature: float, luck: torch.Tensor
+        self, logits: torch.Tensor, sampling: Sampling, luck: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One token per row and its log-prob: the most likely, or the one at quantile `luck`."""
         logits = logits.float()
         logits[:, list(self.backbone.placeholders)] = -torch.inf
-        if temperature == 0:
+        if sampling.temperature == 0:
             logprobs = torch.log_softmax(logits, -1)
             token = logprobs.argmax(-1)
         else:
-            logprobs = torch.log_softmax(logits / temperature, -1)
+            logprobs = torch.log_softmax(cut_off(logits / sampling.temperature, sampling), -1)
             below = logprobs.double().exp().cumsum(-1)
             # scaled by the total, so that rounding cannot push a draw past the last token
             token = torch.searchsorted(below, (luck * below[:, -1])[:, None], right=True)[:, 0]
@@ -118,6 +118,16 @@ class HfEngine:
         """[R, 1], or [3, R, 1] for models with time/height/width positions."""
         rope = self.backbone.model.config.get_text_config().rope_parameters
         return position.expand(3, 1, -1).mT if "mrope_section" in rope else position[:, None]
+
+
+def cut_off(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """[R, V] logits with those that top-k, then top-p leave out at minus infinity."""
+    unread = torch.empty(0, dtype=torch.long)  # the rules look at the logits alone
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(unread, logits)
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(unread, logits)
+    return logits
 
 
 @dataclass

@@ -20,11 +20,17 @@ class Sampling:
         group_size: completions per prompt (G).
         max_tokens: completion limit, the end-of-turn token included.
         temperature: 0 is greedy; then `group_size` must be 1.
+        top_p: draw from the fewest tokens that hold this much probability; 1 is off.
+        top_k: draw from the k likeliest tokens, before top_p; 0 is off.
+
+    The log-probs of a completion are those of what was drawn from, cut off by top_p and top_k.
     """
 
     group_size: int
     max_tokens: int
     temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.group_size != 1:

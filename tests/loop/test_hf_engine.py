@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -157,3 +159,33 @@ def test_a_completion_ends_with_its_end_of_turn_or_at_the_limit(backbones):
 def test_a_greedy_group_of_several_is_refused():
     with pytest.raises(ValueError, match="same completion"):
         Sampling(group_size=2, max_tokens=4, temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "kept"),
+    [
+        (1.0, 2, (12, 13)),
+        (0.6, 0, (12, 13)),
+        (0.5, 3, (12, 13)),
+        (0.3, 0, (13,)),
+        (0.95, 3, (11, 12, 13)),
+    ],
+)
+def test_cut_off_sampling_says_the_log_probs_of_what_it_draws_from(backbones, top_p, top_k, kept):
+    """Top-k first, then top-p of what is left; the kept tokens share out the whole probability."""
+    backbone = backbones("qwen2_5_vl")
+    bias = torch.full((backbone.model.lm_head.out_features,), -torch.inf)
+    true = dict(zip(range(10, 14), (0.1, 0.2, 0.3, 0.4), strict=True))
+    for token, probability in true.items():
+        bias[token] = math.log(probability)
+    hook = backbone.model.lm_head.register_forward_hook(lambda _m, _i, logits: 0 * logits + bias)
+    try:
+        sampling = Sampling(200, 1, 1.0, top_p=top_p, top_k=top_k)
+        group = HfEngine(backbone, 512).generate(prompts(backbone)[:1], sampling, [(1,)])[0]
+    finally:
+        hook.remove()
+    assert {completion.tokens[0] for completion in group} == set(kept)
+    mass = sum(true[token] for token in kept)
+    for completion in group:
+        expected = math.log(true[completion.tokens[0]] / mass)
+        assert completion.logprobs[0] == pytest.approx(expected, abs=1e-5)
