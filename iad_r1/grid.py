@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Rule = Literal["centroid_largest", "centroid_all", "max_overlap", "multi"]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are outside
 
+_MOST = 99  # rows or columns
 _MULTI_LIMIT = 3  # `multi` keeps this many components: more words than that describe nothing
 _CACHED_LENGTH = 200  # longer texts are parsed but not remembered
 
@@ -38,8 +39,8 @@ class GridConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str
-    rows: Annotated[int, Field(ge=1)]
-    cols: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, le=_MOST)]
+    cols: Annotated[int, Field(ge=1, le=_MOST)]
     mask_rule: Rule
     neighbour_credit: Annotated[float, Field(ge=0, lt=1)]
 
@@ -52,8 +53,8 @@ class Grid:
     cols: int
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.cols < 1:
-            raise ConfigError(f"grid={self}: it needs a row and a column. Try grid=3x3.")
+        if not (1 <= self.rows <= _MOST and 1 <= self.cols <= _MOST):
+            raise ConfigError(f"grid={self}: 1 to {_MOST} rows and columns. Try grid=3x3.")
 
     @classmethod
     def parse(cls, text: str) -> Grid:
@@ -127,6 +128,7 @@ _SEPARATORS = frozenset(("and", "or", "plus", "both", ";", "/", "&"))
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _AXIS_NAMES = {"row": 0, "rows": 0, "column": 1, "columns": 1, "col": 1}
 _TOKEN = re.compile(r"[a-z]+|[0-9]+(?:st|nd|rd|th)?|[;,/&]")
+_DIGITS = re.compile(r"[0-9]+")
 
 # What a word says about (row, column): -1 the first, 1 the last, None nothing.
 _SIDES: dict[str, tuple[int | None, int | None]] = {
@@ -273,8 +275,7 @@ _parse_cached = lru_cache(maxsize=4096)(_parse)
 
 def _end(side: int | None, grid: Grid, axis: int) -> int | None:
     """The index of the first (-1) or last (1) part of an axis."""
-    last = (grid.rows, grid.cols)[axis] - 1
-    return None if side is None else 0 if side < 0 else last
+    return {None: None, -1: 0, 1: (grid.rows, grid.cols)[axis] - 1}[side]
 
 
 def _numbered(tokens: Sequence[str], at: int, grid: Grid) -> tuple[int, int | None, int] | None:
@@ -296,11 +297,14 @@ def _numbered(tokens: Sequence[str], at: int, grid: Grid) -> tuple[int, int | No
 
 
 def _number(token: str) -> int | None:
-    """The value of "3", "3rd" or "third"; None for any other word, and above three digits."""
+    """The value of "3", "3rd" or "third"; None for any other word.
+
+    Three digits are read: that is beyond any grid already, and thousands of them are no number.
+    """
     if token in _ORDINALS:
         return _ORDINALS.index(token) + 1
-    digits = token.rstrip("stndrh")
-    return int(digits) if digits.isdigit() and len(digits) <= 3 else None
+    digits = _DIGITS.match(token)
+    return int(digits[0][:3]) if digits else None
 
 
 # --- masks and boxes to cells ------------------------------------------------------------------
@@ -362,9 +366,9 @@ def _centroids(defective: np.ndarray) -> list[tuple[Fraction, Fraction]]:
 
     labels = np.zeros(defective.shape, dtype=np.int32)
     ndimage.label(defective, structure=np.ones((3, 3)), output=labels)
-    sizes = np.bincount(labels.ravel())[1:]
-    order = np.argsort(-sizes, kind="stable")[:_MULTI_LIMIT]
-    return [_centroid(labels == label + 1) for label in order]
+    sizes = np.bincount(labels.ravel())
+    largest_first = sorted(range(1, len(sizes)), key=sizes.__getitem__, reverse=True)
+    return [_centroid(labels == label) for label in largest_first[:_MULTI_LIMIT]]
 
 
 def cells_from_boxes(
@@ -469,10 +473,16 @@ def _distance(cell: int, other: int, grid: Grid) -> int:
     return max(abs(row - other_row), abs(col - other_col))
 
 
-def _released_region(text: str) -> int:
-    """IAD-R1's region 1..9, row by row. Any text without a keyword is 5, the center."""
+# The first keyword that the text contains decides; none of them is the middle, 1.
+_RELEASED_ROWS = (("top", 0), ("upper", 0), ("bottom", 2), ("lower", 2))
+_RELEASED_COLS = (("left", 0), ("right", 2))
+
+
+def _released_region(text: str) -> tuple[int, int]:
+    """IAD-R1's (row, column) of a text. Any text without a keyword is the center."""
     text = text.lower()
-    column = -1 if "left" in text else 1 if "right" in text else 0
-    row = -3 if "top" in text or "upper" in text else 0
-    row = row or (3 if "bottom" in text or "lower" in text else 0)
-    return 5 + row + column
+    row, col = (
+        next((part for keyword, part in keywords if keyword in text), 1)
+        for keywords in (_RELEASED_ROWS, _RELEASED_COLS)
+    )
+    return row, col

@@ -130,15 +130,18 @@ def _tag_status(
     edges = [edge for tag in TAGS for start, end, _ in marks[tag] for edge in (start, end)]
     if edges != sorted(edges):
         return Status.WRONG_ORDER
-    outer = [0, *(edge for tag in TAGS if marks[tag] for edge in _outline(marks[tag])), len(text)]
-    if any(text[a:b].strip() for a, b in zip(outer[::2], outer[1::2], strict=True)):
+    if _outside(text, marks).strip():
         return Status.OUTSIDE_TEXT
     return Status.EMPTY_TAG if "" in parts.values() else Status.OK
 
 
-def _outline(marks: list[_Mark]) -> tuple[int, int]:
-    """Where a tag pair starts and ends, the tags included."""
-    return marks[0][0], marks[1][1]
+def _outside(text: str, marks: _Marks) -> str:
+    """What stands before, between and after the tags, which come in order."""
+    pieces, at = [], 0
+    for opens, closes in (marks[tag] for tag in TAGS if marks[tag]):
+        pieces.append(text[at : opens[0]])
+        at = closes[1]
+    return "".join((*pieces, text[at:]))
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -249,16 +252,11 @@ def first_line_tag(text: str, tag: str) -> str | None:
 
     Equal to a regular expression without DOTALL, but linear however often the tag is opened.
     """
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    at = text.find(opening)
-    while at >= 0:
-        start = at + len(opening)
-        line_end = text.find("\n", start)
-        line_end = len(text) if line_end < 0 else line_end
-        end = text.find(closing, start, line_end)
-        if end >= 0:
-            return text[start:end]
-        at = text.find(opening, line_end)
+    for line in text.split("\n"):
+        _, _, after = line.partition(f"<{tag}>")
+        inside, closed, _ = after.partition(f"</{tag}>")
+        if closed:
+            return inside
     return None
 
 

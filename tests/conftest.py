@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test module imports torch or a hub library: they read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "disabled")
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("any_speed", deadline=None)
+settings.load_profile("any_speed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iad_r1 import schema
 from iad_r1.errors import DataError
@@ -20,7 +20,7 @@ from iad_r1.rewards.sets import RewardSet
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.types import Score
 
-_LETTERS = frozenset("ABCDE")
+_LETTERS = {letter: letter for letter in "ABCDE"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,20 @@ class Audit:
     tag_only_gain: float  # mean reward of the completions' own tags with all text removed
     disagreement: float  # share that the loose set pays noticeably more than the strict one
     unplaced: Mapping[str, int]  # true types the vocabulary cannot place: completions with them
-    flags: tuple[Flag, ...]
+    flags: tuple[Flag, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A record and what is asked of it more than once."""
+
+    record: Record
+    score: Score
+    answer: str
+    truth: str
+    type: str | None  # the true one
+    gap: float  # by how much the loose set pays more, each as a share of what perfect would earn
+    bare: float  # reward of its tags with all text removed
 
 
 def audit(
@@ -81,54 +94,65 @@ def audit(
     limits: AuditLimits,
     vocabulary: Vocabulary | None,
     examples: int,
+    evaluator: schema.Evaluator = "strict",
 ) -> Audit:
     """Score every completion with both sets and look for collapse and gaming.
 
     `loose` is the set whose faults are known (`sc_grpo_released`); `vocabulary` is what the true
-    types are looked up in. Raises DataError without completions or for an unreadable solution.
+    types are looked up in; `evaluator` reads the answers (not the rewards). Raises DataError
+    without completions or for an unreadable solution.
     """
     if not records:
         raise DataError("there are no completions to audit.")
-    scores = [rewards.score(record.completion, record.solution) for record in records]
-    groups = _groups(records)
-    answers = [_answer(record) for record in records]
-    gaps = _gaps(records, scores, rewards, loose)
-    paid_more = [record for record, gap in zip(records, gaps, strict=True) if gap > limits.gap]
-    bare = [rewards.score(_tags_only(record.completion), record.solution) for record in records]
+    seen = [_see(record, rewards, loose, evaluator) for record in records]
+    groups = _groups(seen)
+    answers = [one.answer for one in seen]
     result = Audit(
-        n=len(records),
-        components=_components(records, scores, rewards),
+        n=len(seen),
+        components=_components(seen, rewards),
         groups=len(groups),
-        degenerate=_mean([_all_equal([scores[i].total for i in group]) for group in groups]),
+        degenerate=_mean([float(_is_degenerate(group)) for group in groups]),
         answers=_shares(answers),
-        gold=_shares(map(_truth, records)),
+        gold=_shares(one.truth for one in seen),
         entropy=_entropy(answers),
-        group_entropy=_mean([_entropy([answers[i] for i in group]) for group in groups]),
-        distinct=_distinct(records),
+        group_entropy=_mean([_entropy(one.answer for one in group) for group in groups]),
+        distinct=_distinct(seen),
         statuses=_shares(_status(record) for record in records),
-        tag_only_gain=statistics.fmean(score.total for score in bare),
-        disagreement=len(paid_more) / len(records),
-        unplaced=_unplaced(records, vocabulary),
-        flags=(),
+        tag_only_gain=statistics.fmean(one.bare for one in seen),
+        disagreement=sum(one.gap > limits.gap for one in seen) / len(seen),
+        unplaced=_unplaced(seen, vocabulary),
     )
-    gapped = sorted(zip(gaps, range(len(gaps)), strict=True), key=lambda pair: (-pair[0], pair[1]))
-    worst = [records[index] for gap, index in gapped[:examples] if gap > limits.gap]
-    flags = (*_collapse(result, records, limits, examples), *_gaming(result, limits, worst))
-    return Audit(**{**vars(result), "flags": (*flags, *_data(result, records, examples))})
+    flags = [*_collapse(result, seen, limits), *_gaming(result, seen, limits), *_data(result, seen)]
+    return replace(
+        result, flags=tuple(replace(flag, examples=flag.examples[:examples]) for flag in flags)
+    )
+
+
+def _see(
+    record: Record, rewards: RewardSet, loose: RewardSet, evaluator: schema.Evaluator
+) -> _Seen:
+    score = rewards.score(record.completion, record.solution)
+    return _Seen(
+        record,
+        score,
+        answer=_answer(record, evaluator),
+        truth=_truth(record),
+        type=None if _is_choice(record) else read_solution(record.solution).type,
+        gap=_gap(record, score, rewards, loose),
+        bare=rewards.score(_tags_only(record.completion), record.solution).total,
+    )
 
 
 # --- numbers -----------------------------------------------------------------------------------
 
 
-def _components(
-    records: Sequence[Record], scores: Sequence[Score], rewards: RewardSet
-) -> dict[str, Distribution]:
+def _components(seen: Sequence[_Seen], rewards: RewardSet) -> dict[str, Distribution]:
     """The total, then every component over the completions it applies to."""
     values: dict[str, list[float]] = defaultdict(list)
-    for record, score in zip(records, scores, strict=True):
-        values["total"].append(score.total)
-        for name in rewards.applicable(record.solution):
-            values[name].append(score.parts[name])
+    for one in seen:
+        values["total"].append(one.score.total)
+        for name in rewards.applicable(one.record.solution):
+            values[name].append(one.score.parts[name])
     names = ("total", *rewards.names)
     return {name: _distribution(values[name]) for name in names if values[name]}
 
@@ -153,17 +177,18 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return low + (high - low) * (at - math.floor(at))
 
 
-def _groups(records: Sequence[Record]) -> list[list[int]]:
-    """The positions of every group of two completions or more."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        if record.group is not None:
-            members[record.group].append(index)
-    return [indices for indices in members.values() if len(indices) > 1]
+def _groups(seen: Sequence[_Seen]) -> list[list[_Seen]]:
+    """Every group of two completions or more."""
+    members: dict[str, list[_Seen]] = defaultdict(list)
+    for one in seen:
+        if one.record.group is not None:
+            members[one.record.group].append(one)
+    return [group for group in members.values() if len(group) > 1]
 
 
-def _all_equal(values: Sequence[float]) -> float:
-    return float(max(values) - min(values) < 1e-9)
+def _is_degenerate(group: Sequence[_Seen]) -> bool:
+    """Whether all earned the same, so that the group carries no signal."""
+    return len({one.score.total for one in group}) == 1
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -181,19 +206,21 @@ def _entropy(values: Iterable[str]) -> float:
     return -math.fsum(share * math.log2(share) for share in _shares(values).values()) + 0.0
 
 
-def _distinct(records: Sequence[Record]) -> float:
-    counts = Counter(record.completion for record in records)
-    return sum(count == 1 for count in counts.values()) / len(records)
+def _distinct(seen: Sequence[_Seen]) -> float:
+    counts = Counter(one.record.completion for one in seen)
+    return sum(count == 1 for count in counts.values()) / len(seen)
 
 
 def _is_choice(record: Record) -> bool:
     return record.solution.strip() in _LETTERS
 
 
-def _answer(record: Record) -> str:
-    if _is_choice(record):
+def _answer(record: Record, evaluator: schema.Evaluator) -> str:
+    if not _is_choice(record):
+        return schema.judge(record.completion, evaluator)
+    if evaluator == "strict":  # as the strict rewards read letters, whatever stands beside them
         return answered(record.completion) or schema.INVALID
-    return schema.parse(record.completion).verdict
+    return schema.judge(record.completion, evaluator, _LETTERS)
 
 
 def _truth(record: Record) -> str:
@@ -203,7 +230,7 @@ def _truth(record: Record) -> str:
 
 
 def _status(record: Record) -> str:
-    options = {letter: letter for letter in _LETTERS} if _is_choice(record) else None
+    options = _LETTERS if _is_choice(record) else None
     return schema.parse(record.completion, options=options).status.value
 
 
@@ -212,90 +239,77 @@ def _tags_only(completion: str) -> str:
     return "".join(match.group() for match in schema.TAG.finditer(completion))
 
 
-def _gaps(
-    records: Sequence[Record], scores: Sequence[Score], rewards: RewardSet, loose: RewardSet
-) -> list[float]:
-    """By how much the loose set pays more, each set as a share of what perfect would earn."""
-    gaps = []
-    for record, score in zip(records, scores, strict=True):
-        perfect = f"<think>Seen.</think>{record.solution}"
-        if _is_choice(record):
-            perfect = f"<think>Seen.</think><answer>{record.solution.strip()}</answer>"
-        strict = score.total / (rewards.score(perfect, record.solution).total or 1.0)
-        other = loose.score(record.completion, record.solution).total
-        gaps.append(other / (loose.score(perfect, record.solution).total or 1.0) - strict)
-    return gaps
+def _gap(record: Record, score: Score, rewards: RewardSet, loose: RewardSet) -> float:
+    """By how much the loose set pays more, each set as a share of what perfect would earn.
+
+    0 where one of them pays nothing at all for perfect: there is nothing to compare.
+    """
+    tagged = record.solution
+    if _is_choice(record):
+        tagged = f"<answer>{record.solution.strip()}</answer>"
+    perfect = f"<think>Seen.</think>{tagged}"
+    best, loose_best = (set_.score(perfect, record.solution).total for set_ in (rewards, loose))
+    if best <= 0 or loose_best <= 0:
+        return 0.0
+    return loose.score(record.completion, record.solution).total / loose_best - score.total / best
 
 
-def _unplaced(records: Sequence[Record], vocabulary: Vocabulary | None) -> dict[str, int]:
+def _unplaced(seen: Sequence[_Seen], vocabulary: Vocabulary | None) -> dict[str, int]:
     if vocabulary is None:
         return {}
-    solutions = [read_solution(record.solution) for record in records if not _is_choice(record)]
-    counts = Counter(solution.type for solution in solutions if solution.type)
+    counts = Counter(one.type for one in seen if one.type is not None)
     return {label: counts[label] for label in vocabulary.unplaced(counts)}
 
 
 # --- flags -------------------------------------------------------------------------------------
 
 
-def _collapse(
-    result: Audit, records: Sequence[Record], limits: AuditLimits, examples: int
-) -> Iterable[Flag]:
+def _flag(kind: str, message: str, seen: Iterable[_Seen]) -> Flag:
+    return Flag(kind, message, tuple(one.record for one in seen))
+
+
+def _collapse(result: Audit, seen: Sequence[_Seen], limits: AuditLimits) -> Iterable[Flag]:
     """The policy says the same whatever it sees."""
+    wrong = [one for one in seen if one.answer != one.truth]
     for answer in sorted({*result.answers, *result.gold} - {schema.INVALID}):
         said, true = result.answers.get(answer, 0.0), result.gold.get(answer, 0.0)
         if abs(said - true) > limits.answer_gap:
-            shown = [r for r in records if _answer(r) != _truth(r)][:examples]
-            yield Flag(
-                "collapse",
-                f"{said:.0%} of the answers are {answer!r}, which is true of {true:.0%}.",
-                tuple(shown),
-            )
+            message = f"{said:.0%} of the answers are {answer!r}, which is true of {true:.0%}."
+            yield _flag("collapse", message, wrong)
     if result.entropy < limits.entropy and len(result.gold) > 1:
-        yield Flag("collapse", f"the answers vary by {result.entropy:.2f} bits only.", ())
+        commonest = next(iter(result.answers))
+        message = f"the answers vary by {result.entropy:.2f} bits only."
+        yield _flag("collapse", message, (one for one in seen if one.answer == commonest))
     if result.degenerate is not None and result.degenerate > limits.degenerate:
         message = f"{result.degenerate:.0%} of {result.groups} groups earn one and the same reward"
-        yield Flag("collapse", f"{message}: they carry no signal.", ())
+        first = next(group for group in _groups(seen) if _is_degenerate(group))
+        yield _flag("collapse", f"{message}: they carry no signal.", first)
     if result.distinct < limits.distinct:
-        text, count = Counter(record.completion for record in records).most_common(1)[0]
-        shown = [record for record in records if record.completion == text][:1]
-        yield Flag(
-            "collapse",
-            f"only {result.distinct:.0%} of the completions are unique; one occurs {count} times.",
-            tuple(shown),
-        )
+        counts = Counter(one.record.completion for one in seen)
+        text, count = max(counts.items(), key=lambda item: item[1])
+        message = f"only {result.distinct:.0%} of the completions are unique; one occurs {count}"
+        first = next(one for one in seen if one.record.completion == text)
+        yield _flag("collapse", f"{message} times.", [first])
 
 
-def _gaming(result: Audit, limits: AuditLimits, worst: Sequence[Record]) -> Iterable[Flag]:
+def _gaming(result: Audit, seen: Sequence[_Seen], limits: AuditLimits) -> Iterable[Flag]:
     """The reward can be had without the work."""
-    mean = result.components["total"].mean
-    if result.tag_only_gain > limits.tag_only * mean and result.tag_only_gain > 0:
-        yield Flag(
-            "gaming",
-            f"tags without any text earn {result.tag_only_gain:.2f} of a mean of {mean:.2f}.",
-            (),
-        )
+    mean, bare = result.components["total"].mean, result.tag_only_gain
+    if bare > limits.tag_only * max(mean, 0.0):
+        message = f"tags without any text earn {bare:.2f} of a mean of {mean:.2f}."
+        best_first = sorted(seen, key=lambda one: one.bare, reverse=True)
+        yield _flag("gaming", message, (one for one in best_first if one.bare > 0))
     if result.disagreement > limits.disagreement:
-        yield Flag(
-            "gaming",
-            f"the loose set pays {result.disagreement:.0%} of the completions more than the strict "
-            f"one, by over {limits.gap:.0%} of a perfect score.",
-            tuple(worst),
-        )
+        message = f"the loose set pays {result.disagreement:.0%} of the completions more than the"
+        message += f" strict one, by over {limits.gap:.0%} of a perfect score."
+        worst_first = sorted(seen, key=lambda one: one.gap, reverse=True)
+        yield _flag("gaming", message, (one for one in worst_first if one.gap > limits.gap))
 
 
-def _data(result: Audit, records: Sequence[Record], examples: int) -> Iterable[Flag]:
+def _data(result: Audit, seen: Sequence[_Seen]) -> Iterable[Flag]:
     """The truth itself cannot be rewarded."""
     if result.unplaced:
         labels = ", ".join(f"{label} ({count})" for label, count in result.unplaced.items())
-        shown = [
-            record
-            for record in records
-            if not _is_choice(record) and read_solution(record.solution).type in result.unplaced
-        ]
-        yield Flag(
-            "data",
-            f"the vocabulary cannot place these true types: {labels}. Only their very words earn "
-            "a type reward; add them to a copy of the vocabulary (rewards.vocabulary=<file>).",
-            tuple(shown[:examples]),
-        )
+        message = f"the vocabulary cannot place these true types: {labels}. Only their very words "
+        message += "earn a type reward; add them to a copy of it (rewards.vocabulary=<file>)."
+        yield _flag("data", message, (one for one in seen if one.type in result.unplaced))

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from iad_r1.schema import Evaluator
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,5 +34,6 @@ class AuditStage(BaseModel):
     steps: list[Literal["audit"]]
     completions: str | None
     loose: str
+    evaluator: Evaluator
     examples: Annotated[int, Field(ge=0)]
     limits: AuditLimits

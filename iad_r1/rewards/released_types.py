@@ -73,7 +73,7 @@ class ReleasedTypes:
     def _read(self, label: str) -> _Label:
         text = _normal(label)
         family, confidence = self._fit(text)
-        named = self._group_names.get(text) if text else None
+        named = self._group_names.get(text)
         group = named or (self._groups[family] if family else None)
         return _Label(text, named, family, confidence, group)
 

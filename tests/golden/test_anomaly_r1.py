@@ -93,6 +93,7 @@ WEIGHED = [
     "AB. C",
     "A B! 是",
     "0123456 A B x",
+    f"对B A {FAR} B {FAR * 3}",  # the keyword stands at the very start
     "A 23456 B",
     *(f"A {word} {FAR} B, {FAR}{FAR}" for word in KEYWORDS),
 ]
@@ -115,6 +116,32 @@ def test_roam_and_choice_are_the_written_out_table(text: str, truth: str) -> Non
     right = structured(text) and last("answer", text) == truth
     assert rewards.load("roam_released").score(text, truth).total == roam(text, truth)
     assert rewards.load("choice_released").score(text, truth).total == float(right)
+
+
+@pytest.mark.parametrize(
+    ("text", "roam", "choice"),
+    [
+        ("<think>B</think><answer>B</answer>", 1.0, 1.0),
+        ("<think>none</think><answer>B</answer>", 0.8, 1.0),
+        ("<think>C</think><answer>C</answer>", 0.1, 0.0),
+        ("<think>none</think><answer>C</answer>", 0.05, 0.0),
+        ("<think>none</think><answer>none</answer>", 0.0, 0.0),
+        ("<think>B</think><answer>C</answer>", 0.0, 0.0),
+        ("<think>B</think><answer>none</answer>", 0.0, 0.0),
+        ("<think>C</think><answer>B</answer>", 0.0, 1.0),
+        ("x<think>B</think> \n <answer>B</answer>x", 1.0, 1.0),
+        ("<think>B</think><answer>B</answer><think>", 1.0, 1.0),
+        ("<think>B</think><answer>B</answer></answer>", 1.0, 1.0),
+        ("<think>B</think>so<answer>B</answer>", 0.0, 0.0),
+        ("</think><answer>B</answer><think>B", 0.0, 0.0),
+        ("B</think><answer>B</answer>", 0.0, 0.0),
+        ("</answer><think>B</think><answer>B", 0.0, 0.0),
+        ("<think></think><answer></answer>", 0.0, 0.0),
+    ],
+)
+def test_the_table_of_roam(text: str, roam: float, choice: float) -> None:
+    assert rewards.load("roam_released").score(text, "B").total == roam
+    assert rewards.load("choice_released").score(text, "B").total == choice
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,10 @@ BRANCHES = [
     ("</think><answer><think>a</answer>", "No", (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
     ("<think></think><answer>\nNo\n</answer>", "No", (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)),
     (f"<think>a</think>{DEFECT}", "Yes", (1.0, 1.0, 0.0, 0.0, 1.0, 0.0)),
+    ("<think>a</think><answer>No</answer><think>", "No", (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    (DEFECT.replace("Yes", "No"), DEFECT.replace("Yes", "No"), (0.0, 1.0, 1.0, 1.0, 1.0, 0.0)),
+    (DEFECT.replace("scratch", " "), DEFECT, (0.0, 1.5, 2.0, 1.0, 1.0, 0.0)),
+    (DEFECT, DEFECT.replace("scratch", " "), (0.0, 1.5, 2.0, 1.0, 1.0, 0.0)),
 ]
 
 
@@ -248,6 +252,9 @@ LABEL_BRANCHES = [
     ("foreign  matter.", "debris", 0.85),
     ("surface  scratch!", "score mark", 0.85),
     ("xyz", "qwv", 0.0),
+    ("abcdefg", "abcxxxdefgxxx", 0.4 * 0.7),  # just similar enough
+    ("abcdef", "abcxxxdefxxx.", 0.0),  # just not
+    ("straße", "strasse", 0.4 * 10 / 13),  # lower case, where upper case would be equal
 ]
 
 

@@ -40,10 +40,18 @@ def honest(solution: str, word: object = "Seen") -> str:
 
 
 def look(
-    records: list[Record], name: str = "sc_grpo", loose: str = "sc_grpo_released", examples: int = 2
+    records: list[Record],
+    name: str | dict = "sc_grpo",
+    loose: str | dict = "sc_grpo_released",
+    examples: int = 2,
+    limits: AuditLimits = LIMITS,
 ) -> Audit:
     types = rewards.vocabulary("default")
-    return audit(records, rewards.load(name), rewards.load(loose), LIMITS, types, examples)
+    return audit(records, rewards.load(name), rewards.load(loose), limits, types, examples)
+
+
+def limits_with(**change: float) -> AuditLimits:
+    return LIMITS.model_copy(update=change)
 
 
 def healthy() -> list[Record]:
@@ -56,8 +64,10 @@ def healthy() -> list[Record]:
     return records
 
 
-def kinds(result: Audit) -> list[str]:
-    return [flag.kind for flag in result.flags]
+def only(function: str, weight: float = 1.0) -> dict:
+    """A set of one component."""
+    part = {"function": function, "weight": weight, "gate": None}
+    return {"name": "mine", "vocabulary": None, "components": {function: part}}
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -84,6 +94,12 @@ def test_components_are_described_where_they_apply() -> None:
     assert (total.low, total.mean, total.high, total.zero) == (0.0, 1.5, 4.0, 0.5)
     assert total.std == pytest.approx(math.sqrt((4 * 1.5**2 + 2 * 0.5**2 + 2 * 2.5**2) / 8))
     assert total.quartiles == (0.0, 1.0, 2.5)
+    assert components["location"].zero == 0.5
+
+
+def test_what_earns_nothing_is_counted() -> None:
+    records = [Record(honest(NO, i), NO if i else YES, None) for i in range(4)]
+    assert look(records).components["answer"].zero == 0.25
 
 
 def test_a_component_that_never_applies_is_left_out() -> None:
@@ -105,6 +121,31 @@ def test_statuses_are_shares_the_most_frequent_first() -> None:
     assert next(iter(shares)) == "missing tag"
 
 
+@pytest.mark.parametrize(
+    ("evaluator", "free", "fault"),
+    [("strict", "no", "invalid"), ("iadr1_compat", "invalid", "no"), ("mmad_compat", "no", "yes")],
+)
+def test_answers_are_read_by_the_evaluator_asked_for(evaluator, free: str, fault: str) -> None:
+    def answer(completion: str) -> str:
+        chosen = rewards.load("answer")
+        record = [Record(completion, NO, None)]
+        result = audit(record, chosen, chosen, LIMITS, None, 1, evaluator=evaluator)
+        return next(iter(result.answers))
+
+    assert answer("No, it is fine") == free
+    assert answer("<answer>anomaly</answer>") == fault
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "letter"), [("strict", "invalid"), ("iadr1_compat", "E"), ("mmad_compat", "B")]
+)
+def test_letters_are_read_by_the_evaluator_asked_for(evaluator, letter: str) -> None:
+    chosen = rewards.load("choice")
+    records = [Record("C, no: it is B", "B", None)]
+    found = audit(records, chosen, chosen, LIMITS, None, 1, evaluator=evaluator)
+    assert found.answers == {letter: 1.0}
+
+
 def test_letters_are_audited_too() -> None:
     texts = ("<think>So B</think><answer>B</answer>", "<think>x</think><answer>C</answer>", "B")
     result = look([Record(t, "B", "g") for t in texts], "roam", "roam_released")
@@ -124,13 +165,24 @@ def test_always_yes_is_a_collapse() -> None:
     assert "100% of the answers are 'yes', which is true of 50%." in messages
     assert "0% of the answers are 'no', which is true of 50%." in messages
     assert "the answers vary by 0.00 bits only." in messages
+    assert {flag.kind for flag in result.flags} == {"collapse"}
     shown = result.flags[0].examples
     assert len(shown) == 2 and all(record.solution == NO for record in shown)
+    assert result.flags[2].examples == (records[0], records[1]), "what the commonest answer is"
 
 
 def test_answers_without_variety_are_fine_where_the_truth_has_none() -> None:
     records = [Record(honest(NO, i), NO, None) for i in range(8)]
     assert look(records).flags == ()
+
+
+def test_an_answer_that_is_never_true_is_a_collapse() -> None:
+    """And no answer at all is none: what is invalid is neither said nor true."""
+    records = [Record(honest(YES, i), NO, None) for i in range(8)]
+    messages = [flag.message for flag in look(records).flags]
+    assert "100% of the answers are 'yes', which is true of 0%." in messages
+    assert "0% of the answers are 'no', which is true of 100%." in messages
+    assert not any("invalid" in flag.message for flag in look([Record("x", NO, None)]).flags)
 
 
 def test_groups_that_earn_the_same_are_a_collapse() -> None:
@@ -140,6 +192,14 @@ def test_groups_that_earn_the_same_are_a_collapse() -> None:
     assert [flag.message for flag in result.flags] == [
         "100% of 2 groups earn one and the same reward: they carry no signal."
     ]
+    assert (result.flags[0].kind, result.flags[0].examples) == ("collapse", tuple(records[:2]))
+
+
+def test_the_group_that_is_shown_is_one_without_signal() -> None:
+    same = [Record(honest(NO, i), NO, "same") for i in range(4)]
+    result = look([*healthy(), *same], limits=limits_with(degenerate=0.3))
+    (flag,) = [flag for flag in result.flags if "no signal" in flag.message]
+    assert flag.message.startswith("33% of 3 groups") and flag.examples == tuple(same[:2])
 
 
 def test_one_text_for_everything_is_a_collapse() -> None:
@@ -148,17 +208,105 @@ def test_one_text_for_everything_is_a_collapse() -> None:
     assert result.distinct == 0.1
     (flag,) = result.flags
     assert flag.message == "only 10% of the completions are unique; one occurs 9 times."
-    assert flag.examples == (records[0],)
+    assert (flag.kind, flag.examples) == ("collapse", (records[0],))
+    again = look([*records[::-1], Record("else", NO, None)])
+    assert again.flags[0].examples == (records[0],), "the text that is said most, wherever it is"
 
 
 def test_reward_for_tags_alone_is_gaming() -> None:
     """The released set pays its form for empty tags; the strict one pays nothing."""
-    released = look(healthy(), "sc_grpo_released")
+    records = healthy()
+    released = look(records, "sc_grpo_released")
     assert released.tag_only_gain == pytest.approx(0.5)
-    assert [f.message for f in released.flags if f.kind == "gaming"] == [
-        "tags without any text earn 0.50 of a mean of 1.25."
-    ]
+    (flag,) = [f for f in released.flags if f.kind == "gaming"]
+    assert flag.message == "tags without any text earn 0.50 of a mean of 1.25."
+    assert flag.examples == (records[1], records[3]), "whose own tags are paid"
+    assert len(look(records, "sc_grpo_released", examples=9).flags[0].examples) == 4
     assert look(healthy()).tag_only_gain == 0.0
+
+
+def test_what_the_tags_earn_is_held_against_what_is_earned_in_the_mean() -> None:
+    few = [Record(honest(NO, i), NO if i else YES, None) for i in range(4)]
+    half = look(few, only("released:format_base", 0.01), limits=limits_with(tag_only=0.9))
+    assert half.tag_only_gain == half.components["total"].mean == 0.01
+    assert "gaming" in [flag.kind for flag in half.flags], "all of a small mean is a lot"
+    nothing = look(few, only("answer", -1.0), only("answer"))
+    assert nothing.components["total"].mean < 0 == nothing.tag_only_gain
+    assert "gaming" not in [flag.kind for flag in nothing.flags], "nothing is never too much"
+
+
+# limit, its value here, the set to look at, the beginning of the flag
+AT_THE_LIMIT = [
+    ("answer_gap", 0.25, "sc_grpo", "75% of the answers are 'no'"),
+    ("degenerate", 0.5, "sc_grpo", "50% of 2 groups"),
+    ("tag_only", 0.25, "answer_only_released", "tags without any text earn 0.25"),
+    ("disagreement", 0.25, "sc_grpo", "the loose set pays 25%"),
+]
+
+
+@pytest.mark.parametrize(("limit", "value", "name", "message"), AT_THE_LIMIT)
+def test_a_number_at_its_limit_is_not_flagged_and_beyond_it_is(
+    limit: str, value: float, name: str, message: str
+) -> None:
+    low = {"answer_gap": 1.0, "degenerate": 1.0, "tag_only": 1.0, "disagreement": 1.0}
+    records = at_the_limit(limit)
+    at, beyond = (
+        [f.message for f in look(records, name, limits=limits_with(**low | {limit: v})).flags]
+        for v in (value, value - 0.01)
+    )
+    assert not any(text.startswith(message) for text in at)
+    assert any(text.startswith(message) for text in beyond)
+
+
+def at_the_limit(limit: str) -> list[Record]:
+    """Completions of which a quarter, or half the groups, show the sign."""
+    right, wrong = honest(NO, "right"), honest(YES, "wrong")
+    if limit == "answer_gap":
+        texts = [(right, NO), (right + " ", NO), (right + "  ", YES), (wrong, YES)]
+        return [Record(text, truth, None) for text, truth in texts]
+    if limit == "degenerate":
+        texts = [(right, "a"), (right + " ", "a"), (right, "b"), (wrong, "b")]
+        return [Record(text, NO, group) for text, group in texts]
+    if limit == "tag_only":  # the form of one in four; the mean is 1
+        texts = [right, "<answer>No</answer>", "<answer>No</answer> ", "x"]
+        return [Record(text, NO, None) for text in texts]
+    return [Record(text, NO, None) for text in ("x" + right + "x", right, right + " ", wrong)]
+
+
+def test_entropy_and_distinctness_at_their_limits_are_not_flagged() -> None:
+    one_answer = [Record(honest(YES, i), NO if i % 2 else YES, None) for i in range(8)]
+    assert look(one_answer, limits=limits_with(answer_gap=1.0, entropy=0.0)).flags == ()
+    assert len(look(one_answer, limits=limits_with(answer_gap=1.0, entropy=0.01)).flags) == 1
+    half = [Record(honest(NO, i), NO, None) for i in (0, 1, 2, 3, 4, 4, 4, 4, 5, 5)]
+    assert look(half, limits=limits_with(distinct=0.4)).flags == ()
+    assert len(look(half, limits=limits_with(distinct=0.41)).flags) == 1
+
+
+@pytest.mark.parametrize(
+    ("completion", "name", "loose", "gap"),
+    [
+        (honest(YES), "answer", "answer_only_released", 0.0),
+        ("<think>a</think><answer>Yes</answer>", "answer", "answer_only_released", 0.5),
+        ("x" + honest(NO), "sc_grpo", "answer", 0.5),
+        (honest(NO), "sc_grpo", "answer", 0.0),
+    ],
+)
+def test_a_gap_is_the_difference_of_shares_of_a_perfect_score(
+    completion: str, name: str, loose: str, gap: float
+) -> None:
+    records = [Record(completion, NO, None)]
+    for limit, expected in ((gap, 0.0), (gap - 0.01, 1.0)):
+        found = look(records, name, loose, limits=limits_with(gap=limit))
+        assert found.disagreement == expected
+
+
+def test_a_set_that_pays_nothing_for_a_perfect_completion_is_not_compared() -> None:
+    records = [Record(honest(NO), NO, None)]
+    assert look(records, only("location"), "answer").disagreement == 0.0
+    assert look(records, only("consistency"), only("location")).disagreement == 0.0
+    wrong = [Record(honest(YES), NO, None)]
+    assert look(wrong, only("answer", -1.0), "answer").disagreement == 0.0
+    assert look(wrong, "answer", only("answer", -1.0)).disagreement == 0.0
 
 
 def test_what_the_loose_set_overpays_is_gaming_worst_first() -> None:
@@ -181,8 +329,21 @@ def test_true_types_the_vocabulary_cannot_place_are_named_and_counted() -> None:
     result = look([*healthy(), *[Record(honest(odd, i), odd, None) for i in range(3)]])
     assert result.unplaced == {"logical anomaly": 3}
     (flag,) = result.flags
-    assert flag.kind == "data" and "logical anomaly (3)" in flag.message
+    assert flag.kind == "data"
     assert [record.solution for record in flag.examples] == [odd, odd]
+
+
+def test_every_type_without_a_place_is_named_with_what_to_do() -> None:
+    odd = [YES.replace("scratch", name) for name in ("logical anomaly", "bent lid")]
+    records = [Record(honest(truth, i), truth, None) for i, truth in enumerate((odd * 2)[:3])]
+    assert look(records).flags[0].message == (
+        "the vocabulary cannot place these true types: bent lid (1), logical anomaly (2). Only "
+        "their very words earn a type reward; add them to a copy of it (rewards.vocabulary=<file>)."
+    )
+
+
+def test_letters_have_no_types_to_place() -> None:
+    assert look([Record("B", "B", None)], "roam", "roam_released").unplaced == {}
 
 
 def test_without_a_vocabulary_every_type_is_fine() -> None:

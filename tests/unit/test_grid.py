@@ -49,10 +49,18 @@ def test_anything_else_is_refused_with_what_to_type(text: str) -> None:
         Grid.parse(text)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(0, 1), (1, 0)])
-def test_a_grid_has_a_row_and_a_column(rows: int, cols: int) -> None:
+@pytest.mark.parametrize(("rows", "cols"), [(0, 1), (1, 0), (100, 1), (1, 100)])
+def test_a_grid_has_1_to_99_rows_and_columns(rows: int, cols: int) -> None:
+    assert Grid(99, 1).cells == Grid(1, 99).cells == 99
     with pytest.raises(ConfigError, match=rf"grid={rows}x{cols}"):
         Grid(rows, cols)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "cell"), [(0, 0, 0), (1.0, 0, 4), (0, 1.0, 5), (1.0, 1.0, 9), (0.59, 0.49, 2)]
+)
+def test_the_border_of_the_image_belongs_to_its_cells(x: float, y: float, cell: int) -> None:
+    assert Grid(2, 5).cell_at(x, y) == cell
 
 
 def test_a_grid_can_be_named_in_three_ways() -> None:
@@ -65,7 +73,15 @@ def test_a_grid_can_be_named_in_three_ways() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rows": 0}, {"cols": 0}, {"mask_rule": "mean"}, {"neighbour_credit": 1.0}, {"more": 1}],
+    [
+        {"rows": 0},
+        {"cols": 0},
+        {"rows": 100},
+        {"cols": 100},
+        {"mask_rule": "mean"},
+        {"neighbour_credit": 1.0},
+        {"more": 1},
+    ],
 )
 def test_a_grid_section_with_a_wrong_value_is_refused(change: dict) -> None:
     right = {
@@ -178,6 +194,9 @@ def test_a_description_is_in_reading_order_and_names_no_cell_twice() -> None:
         ("center, top left", cells(0, 4)),
         ("top left center", cells(0, 4)),
         ("along the left and right edges", cells(3, 5)),
+        ("left right", cells(3, 5)),
+        ("left, center", cells(3)),
+        ("2nd row, 3rd column", cells(5)),
         ("top and bottom", cells(1, 7)),
         ("top or left", cells(1, 3)),
         ("top left bottom right", cells(0, 8)),
@@ -204,6 +223,7 @@ def test_words_name_cells_of_the_papers_grid(text: str, expected: frozenset[int]
         *("not at the top", "no defect in the center", "isn't left", "none", "without a center"),
         *("neither left", "never top", "outside the center", "except the top"),
         *("row 4", "row 0", "column 9 of 9", "row 1 of 4, column 1 of 4", "row 999", "row 1234"),
+        *("1000th row, left", "row 1000, top left", "100th column"),
         *("ninth row", "row", "row x", "1", "2 of 3", "of"),
     ],
 )
@@ -226,6 +246,10 @@ def test_text_that_names_no_place_is_unparsed_and_never_the_center(text: str) ->
         ("1x3", "top", None),
         ("1x3", "top left", cells(0)),
         ("1x3", "middle", cells(1)),
+        ("1x3", "left, center", cells(0, 1)),
+        ("3x1", "top, middle", cells(0, 1)),
+        ("2x3", "left, center", cells(0, 3)),
+        ("3x2", "top, middle", cells(0, 1)),
         ("3x1", "left", None),
         ("3x1", "bottom left", cells(2)),
         ("1x1", "top left", cells(0)),
@@ -251,6 +275,11 @@ def test_long_text_is_read_like_short_text() -> None:
     assert parse_cells("a scratch " * 100 + "at the top left", "3x3") == {0}
     assert parse_cells("x" * 200_000, "3x3") is None
     assert parse_cells("row " + "9" * 200_000, "3x3") is None
+
+
+def test_the_largest_grid_reads_its_last_row() -> None:
+    assert parse_cells(words(98, "99x1"), "99x1") == {98}
+    assert parse_cells("row 100 of 99", "99x1") is None
 
 
 # --- masks ------------------------------------------------------------------------------------
@@ -301,6 +330,14 @@ def test_overlap_and_centroid_differ_on_an_uneven_defect() -> None:
 def test_pixels_that_touch_at_a_corner_are_one_component() -> None:
     diagonal = np.eye(90)
     assert cells_from_mask(diagonal, THREE, "multi") == {4}
+
+
+def test_among_many_components_the_largest_come_first_then_reading_order() -> None:
+    drawn = np.zeros((90, 90))
+    drawn[1::4, 1::4] = 1  # 23 x 23 single pixels
+    drawn[5, 5], drawn[5, 45:47], drawn[85, 85:87] = 1, 1, 1  # two of two pixels
+    assert cells_from_mask(drawn, THREE, "multi") == {0, 1, 8}
+    assert cells_from_mask(drawn, THREE, "centroid_largest") == {1}
 
 
 def test_an_empty_mask_is_in_no_cell() -> None:
@@ -430,6 +467,7 @@ def test_a_box_without_area_in_the_image_is_refused(box) -> None:
         ("scratch", "scratch", 0.0),
         ("copyright", "middle right", 0.0),
         ("top left", "bottom left", 0.0),
+        ("top center", "top left", 0.0),
     ],
 )
 def test_a_place_counts_when_it_is_the_place(predicted: str, actual: str, expected: float) -> None:
@@ -484,6 +522,26 @@ def test_faults_of_the_released_matcher_are_kept_and_are_not_ours(
 ) -> None:
     assert location_score(predicted, actual, "3x3", released=True) == 1.0
     assert location_score(predicted, actual, "3x3") == 0.0
+
+
+def test_the_released_matcher_tells_nine_regions_apart() -> None:
+    regions = [
+        ["top left", "UPPER LEFT", "left of the top, bottom right"],
+        ["top", "upper edge", "stop", "top, lower"],
+        ["top right", "upright at the top", "upper bright spot"],
+        ["left", "middle left", "left and right"],
+        ["center", "nowhere", ""],
+        ["right", "copyright"],
+        ["bottom left", "lower left"],
+        ["bottom", "slower", "at the lower edge"],
+        ["bottom right", "lower right"],
+    ]
+    for at, texts in enumerate(regions):
+        for other_at, others in enumerate(regions):
+            for said in texts:
+                for true in others:
+                    score = location_score(said, true, released=True)
+                    assert score == float(at == other_at), (said, true)
 
 
 def test_the_released_matcher_knows_only_its_own_grid() -> None:

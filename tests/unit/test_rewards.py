@@ -114,6 +114,16 @@ def test_an_installed_package_finds_its_sets_beside_itself(
         rewards.names()
 
 
+def test_a_mistake_in_a_set_that_is_loaded_by_name_is_found_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "mine.yaml").write_text("name: mine\nvocabulary: null\n", "utf-8")
+    monkeypatch.setattr(rewards_config, "_CONF", (tmp_path,))
+    with pytest.raises(ConfigError, match=r"^conf/rewards/mine\.yaml: components: Field required"):
+        rewards.load("mine")
+
+
 # --- what is wrong with a set -----------------------------------------------------------------
 
 
@@ -405,6 +415,7 @@ def test_strict_letters_need_the_form(text: str) -> None:
     [
         ("A scratch is visible", ""),
         ("A is correct", "A"),
+        ("A pH strip is visible", ""),
         ("So option A fits", "A"),
         ("A and B", "AB"),
         ("Look. A scratch! A dent? A hole", ""),

@@ -81,6 +81,7 @@ def small(**change) -> Vocabulary:
         ("", "", 0.0),
         ("the defect", "a defect", 0.0),
         ("line", "", 0.0),
+        ("x" * 100, "x" * 100, 1.0),
         ("x" * 101, "x" * 101, 0.0),
     ],
 )

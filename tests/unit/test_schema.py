@@ -113,6 +113,10 @@ def test_a_clean_part_is_taken_apart() -> None:
         (CLEAN.replace("</think><", "</think>so<"), Status.OUTSIDE_TEXT),
         (DEFECT.replace("</type><", "</type>.<"), Status.OUTSIDE_TEXT),
         (DEFECT.replace("</location><", "</location>.<"), Status.OUTSIDE_TEXT),
+        (DEFECT.replace("</think><", "</think>.<"), Status.OUTSIDE_TEXT),
+        ("." + DEFECT, Status.OUTSIDE_TEXT),
+        (DEFECT + ".", Status.OUTSIDE_TEXT),
+        (f" {DEFECT.replace('><', '> <')} ", Status.OK),
         ("<think></think><answer>No</answer>", Status.EMPTY_TAG),
         ("<think> \n</think><answer>No</answer>", Status.EMPTY_TAG),
         (DEFECT.replace("scratch", ""), Status.EMPTY_TAG),
@@ -205,7 +209,10 @@ def test_an_option_that_two_letters_share_is_no_answer() -> None:
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("Yes", "yes"), (" nO.\n", "no"), ("Yes!", "yes"), ("yes no", INVALID), ("", INVALID)],
+    [
+        *(("Yes", "yes"), (" nO.\n", "no"), ("Yes!", "yes"), ("No !.", "no"), ("yes .", "yes")),
+        *(("yes no", INVALID), ("", INVALID), (".No", INVALID), ("NoX", INVALID), ("no?", INVALID)),
+    ],
 )
 def test_a_label_is_the_whole_text(text: str, verdict: str) -> None:
     assert label(text) == verdict
@@ -351,6 +358,12 @@ def test_what_the_scripts_cannot_read_becomes_the_letter_e() -> None:
     assert judge("c!", "iadr1_compat", options={"A": "b.", "B": "c"}, form="free") == "B"
 
 
+def test_the_scripts_forget_the_full_stop_of_an_option() -> None:
+    options = {"A": "A hole.", "B": "A dent."}
+    assert judge("<answer>There is a dent there</answer>", "iadr1_compat", options) == "B"
+    assert judge("there is a dent there", "iadr1_compat", options, form="free") == "B"
+
+
 @pytest.mark.parametrize(
     ("text", "form", "letter"),
     [
@@ -441,6 +454,26 @@ def test_an_unknown_evaluator_or_form_is_refused_with_the_known_ones() -> None:
 def test_no_text_breaks_an_evaluator(text: str, evaluator, form, options: dict | None) -> None:
     answer = judge(text, evaluator, options, form)
     assert answer in ({"yes", "no", INVALID} if options is None else {*"ABCDE", INVALID})
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<answer>a</answer>", "a"),
+        ("x\n\n<answer>a</answer>", "a"),
+        ("<answer>a</answer>\n<answer>b</answer>", "a"),
+        ("<answer>a\n<answer>b</answer>", "b"),
+        ("<answer>\n</answer><answer>b</answer>", "b"),
+        ("</answer><answer>b<answer>c</answer></answer>", "b<answer>c"),
+        ("<answer>a</type>\r</answer>", "a</type>\r"),
+        ("<answer></answer>", ""),
+        ("<answer>a\n</answer>\n", None),
+        ("</answer>", None),
+    ],
+)
+def test_a_tag_counts_where_it_opens_and_closes_on_one_line(text: str, content: str | None) -> None:
+    assert first_line_tag(text, "answer") == content
+    assert first_line_tag(text, "location") is None
 
 
 @given(TEXTS, st.sampled_from(["answer", "type"]))

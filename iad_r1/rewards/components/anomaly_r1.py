@@ -48,15 +48,15 @@ def choice(case: Case) -> float:
 def _structured(text: str) -> bool:
     """`<think>…</think>`, white space, `<answer>…</answer>`, anywhere."""
     start = text.find("<think>")
-    joint = _JOINT.search(text, start + len("<think>")) if start >= 0 else None
-    return joint is not None and text.find("</answer>", joint.end()) >= 0
+    joint = _JOINT.search(text, start) if start >= 0 else None
+    return joint is not None and "</answer>" in text[joint.end() :]
 
 
 def _last_choice(text: str, tag: str) -> str | None:
     """The letter read from the last pair of tags, searched from left to right; None for none."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     last, start = "", text.find(opening)
-    while start >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
+    while start != -1 and (end := text.find(closing, start + len(opening))) != -1:
         last = text[start + len(opening) : end]
         start = text.find(opening, end + len(closing))
     return read_choice(last.strip())

@@ -90,23 +90,21 @@ def _type(case: Case) -> float | None:
     said, true = (first_line_tag(text, "type") for text in (case.completion, case.gold))
     if said is None or true is None:
         return None
-    return released_types().score(said.strip().lower(), true.strip().lower())
+    return released_types().score(said.strip(), true.strip())
 
 
 def _location(case: Case) -> float | None:
     said, true = (first_line_tag(text, "location") for text in (case.completion, case.gold))
     if said is None or true is None:
         return None
-    return location_score(said.strip(), true.strip(), case.grid, released=True)
+    return location_score(said, true, released=True)
 
 
 def _touching(text: str, *tags: str) -> bool:
     """Whether `<a>…</a><b>…</b>…` occurs, each tag directly after the one before."""
     joints = [f"</{before}><{after}>" for before, after in pairwise(tags)]
-    at = 0
     for literal in (f"<{tags[0]}>", *joints, f"</{tags[-1]}>"):
-        found = text.find(literal, at)
-        if found < 0:
+        _, found, text = text.partition(literal)
+        if not found:
             return False
-        at = found + len(literal)
     return True
