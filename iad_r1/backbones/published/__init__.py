@@ -9,10 +9,11 @@ Each `<name>.json` beside this file holds what the hub's own files say of one ba
     config          config.json
     generation      generation_config.json
     processor       preprocessor_config.json, with the class of processor it belongs to (`kind`)
-    tokenizer       special tokens and their ids, end of answer, padding, chat template
+    tokenizer       special tokens and their ids, end of answer, padding
 
 Reading them needs the standard library alone: `stage=plan` computes from `config` before anything
-is loaded. `published.build` builds models (`weights=random`) and processors from the same files.
+is loaded. `published.build` builds models (`weights=random`) and processors from the same files,
+with the chat templates of `backbones.twins`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -44,7 +45,7 @@ from transformers import (
 from transformers import initialization as init
 
 from iad_r1.backbones import published
-from iad_r1.backbones.twins import CORPUS
+from iad_r1.backbones.twins import BACKBONES, CORPUS
 
 PIECES = 512  # of the byte-level BPE
 
@@ -117,13 +118,20 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     # in the vocabulary already, so they keep their ids
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in spec["special"]])
+    dialect = BACKBONES[name].dialect
+    if dialect.begin is not None:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{dialect.begin} $A",
+            special_tokens=[(dialect.begin, spec["special"][dialect.begin])],
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=spec["eos"],
         pad_token=spec["pad"],
         padding_side="left",
-        chat_template=spec["template"],
+        chat_template=dialect.template,
         extra_special_tokens=spec.get("named", {}),
+        **({"bos_token": dialect.begin} if dialect.begin else {}),
     )
 
 
