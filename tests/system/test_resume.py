@@ -33,7 +33,7 @@ SHORT = [
     "sft.phases.0.batch_size=8",
     "sft.phases.1.steps=12",
     "sft.phases.1.batch_size=8",
-    "sft.save_every=3",
+    "sft.save_every=2",
     "grpo.steps=16",
     "grpo.prompts_per_step=4",
     "grpo.group_size=4",
@@ -65,8 +65,7 @@ def work(folder: RunFolder) -> int:
     child = os.fork()
     if child == 0:
         with (folder.path.parent / "log.txt").open("a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+            sys.stdout = sys.stderr = log  # pytest's own belong to the parent
             torch.set_num_threads(1)
             os._exit(worker.main([str(folder.path)]))
     return child
@@ -98,7 +97,7 @@ def kill_somewhere(folder: RunFolder, luck: random.Random) -> bool:
         now = [row for row in lines(folder) if row["stage"] in ("sft", "grpo")]
         before = len(now) if before is None or len(now) < before else before
         if len(now) > before:
-            time.sleep(luck.uniform(0, 0.8))
+            time.sleep(luck.uniform(0, 1.5))
             if (code := ended(child)) is None:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -154,6 +153,9 @@ def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp
                 break
         assert [folder.path] == [p for p in (tmp_path / name).iterdir() if p.is_dir()]
         assert_same_run(folder, undisturbed)
+    said = "".join(file.read_text() for file in tmp_path.glob("killed-*/log.txt"))
+    for stage in ("sft", "grpo"):  # the kills did hit both, and both were taken up again
+        assert said.count(f"{stage} goes on after step") >= 2, said
 
 
 def test_only_the_newest_and_the_best_checkpoint_are_kept_and_half_written_ones_go(tmp_path):
