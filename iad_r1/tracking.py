@@ -12,6 +12,7 @@ import json
 import math
 import netrc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -304,11 +305,15 @@ def _init(
 ) -> Run:
     import wandb
 
+    name = f"{folder.parent.name}-{folder.name}"
     run = wandb.init(
+        # the same for a run that goes on, so its curves go on too
+        id=re.sub(r"[^\w.-]", "-", name) if mode == "online" else None,
+        resume="allow" if mode == "online" else None,
         project=settings.project,
         entity=settings.entity,
         tags=settings.tags,
-        name=f"{folder.parent.name}-{folder.name}",
+        name=name,
         dir=folder,
         config=dict(config),
         mode=mode,

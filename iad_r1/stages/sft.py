@@ -144,7 +144,7 @@ def location_spans(target: Target) -> list[tuple[int, int]]:
     found = re.search(r"<location>(.*?)</location>", target.text)
     if found is None:
         return []
-    return [match.span() for match in re.finditer(re.escape(found[1]), target.text)]
+    return [match.span() for match in re.finditer(rf"\b{re.escape(found[1])}\b", target.text)]
 
 
 def photometric(stream: random.Random, strength: float = 0.2) -> Augment:
