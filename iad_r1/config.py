@@ -103,7 +103,26 @@ class Sft(Optimiser):
     target: Literal["chain_of_thought", "direct"]
     samples: Literal["sft", "rl"]
     one_shot_share: Share
+    token_budget: Count | None
+    max_length: Count | None
     phases: Annotated[list[SftPhase], Field(min_length=1)]
+
+
+class Importance(Section):
+    """Correction of SC-GRPO for completions that another policy drew than the one it trains."""
+
+    level: Literal["off", "token", "sequence"]
+    mode: Literal["truncate", "mask"]
+    cap: Above0
+
+
+class Collapse(Section):
+    """When a policy counts as collapsed: one answer whatever it sees, or no exploration left."""
+
+    answer_share: Annotated[float, Field(ge=0.5, le=1)]
+    entropy: AtLeast0
+    steps: Count
+    stop: bool
 
 
 class Grpo(Optimiser, Length):
@@ -111,6 +130,7 @@ class Grpo(Optimiser, Length):
 
     prompt: str
     from_base: bool
+    max_length: Count | None
     prompts_per_step: Count
     group_size: Annotated[int, Field(ge=2)]
     vision_lr_scale: AtLeast0
@@ -118,13 +138,18 @@ class Grpo(Optimiser, Length):
     clip_high: Above0
     kl_coef: AtLeast0
     kl_kind: Literal["k1", "k2", "k3"]
+    reference_refresh: Count | None
     updates_per_batch: Count
+    minibatches: Count
+    importance: Importance
     aggregation: Literal["sequence_mean", "token_mean", "fixed_length"]
     advantage: Literal["group_std", "no_std", "leave_one_out", "batch_std"]
-    degenerate_groups: Literal["keep", "skip"]
+    degenerate_groups: Literal["keep", "skip", "resample"]
+    resample_limit: Count
     truncated: Literal["keep", "mask"]
     packing: Literal["group", "off"]
     token_budget: Count | None
+    collapse: Collapse
     rollouts_every: Count
 
 
@@ -136,6 +161,7 @@ class Evaluate(Section):
     shots: Annotated[list[Count0], Field(min_length=1)]
     evaluator: Literal["strict", "iadr1_compat", "mmad_compat"]
     max_tokens: Count
+    max_length: Count | None
     batch_size: Count
     limit: Count | None
 
@@ -149,22 +175,34 @@ class BuiltBackbone(Section):
     source: Literal["built"]
     name: str
     vocab_size: Count
-    max_pixels: Count
+    max_pixels: Annotated[int, Field(ge=1024)]  # one image token
 
 
 class HubBackbone(Section):
-    """A published model, read from a folder or from the Hugging Face cache."""
+    """A published model, read from a folder, an earlier run or the Hugging Face cache."""
 
     source: Literal["hub"]
     name: str
     path: Annotated[str, Field(min_length=1)]
     revision: Annotated[str, Field(min_length=1)]
-    max_pixels: Count
+    trust_remote_code: bool
+    evaluation_only: bool
+    license: str
+    max_pixels: Count | None
+    sft_max_length: Count
+    grpo_max_length: Count
     sft_learning_rate: Above0
+    sft_save_every: Count
     released_test_prompt: str
 
 
 Backbone = Annotated[BuiltBackbone | HubBackbone, Field(discriminator="source")]
+
+
+class WeightsKind(Section):
+    """Whose weights a run begins with: `weights=...`."""
+
+    name: Literal["published", "tiny", "random"]
 
 
 class FullTuning(Section):
@@ -187,9 +225,8 @@ Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="name")]
 
 
 class Rollout(Section):
-    """How completions are sampled during SC-GRPO."""
+    """How completions are sampled during SC-GRPO: what every engine is told."""
 
-    name: Literal["hf"]
     temperature: Annotated[float, Field(gt=0, le=2)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     top_k: Count0
@@ -197,14 +234,68 @@ class Rollout(Section):
     batch_size: Count
 
 
-class Engine(Section):
-    """Where and in which precision the model runs."""
+class HfRollout(Rollout):
+    """transformers, with the training weights themselves."""
 
-    name: Literal["single"]
+    name: Literal["hf"]
+
+
+class Parity(Section):
+    """When and how the rollout engine is compared with the trainer (`rollouts/parity.py`)."""
+
+    every: Count
+    probes: Count
+    tokens: Count
+    limit: Above0 | None
+
+
+class VllmRollout(Rollout):
+    """vLLM in the training processes, one engine each."""
+
+    name: Literal["vllm"]
+    max_num_seqs: Count
+    max_model_len: Count
+    max_images: Count
+    memory: Annotated[float, Field(gt=0, lt=1)]
+    kv_cache_gib: Above0 | None
+    eager: bool
+    sleep: bool
+    patience: Above0
+    parity: Parity
+
+
+RolloutEngine = Annotated[HfRollout | VllmRollout, Field(discriminator="name")]
+
+
+class Processes(Section):
+    """Where and in which precision the model runs: what every engine is told."""
+
+    hosts: Count
     ranks: Count
     threads: Count
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]
+
+    @property
+    def processes(self) -> int:
+        """Ranks on all hosts together."""
+        return self.hosts * self.ranks
+
+
+class SingleEngine(Processes):
+    """Every rank holds all weights and optimiser states."""
+
+    name: Literal["single"]
+
+
+class ZeroEngine(Processes):
+    """DeepSpeed: optimiser states and gradients, and in stage 3 weights, are spread over ranks."""
+
+    name: Literal["zero2", "zero3"]
+    offload: Literal["none", "cpu"]
+
+
+Engine = Annotated[SingleEngine | ZeroEngine, Field(discriminator="name")]
 
 
 class Checkpoint(Section):
@@ -224,11 +315,12 @@ class Config(Section):
     dry_run: bool
     stage: Stage
     backbone: Backbone
+    weights: WeightsKind
     data: DataConfig
     rewards: RewardsConfig
     grid: GridConfig
     tuning: Tuning
-    rollout: Rollout
+    rollout: RolloutEngine
     engine: Engine
     checkpoint: Checkpoint
     tracking: TrackingConfig
@@ -319,6 +411,7 @@ def contradictions(config: Config) -> Iterator[str]:
         )
     if "grpo" in steps:
         yield from _grpo_rules(config)
+    yield from _weights_rules(config, steps)
     if config.stage.name == "report" and config.init is None:
         yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
     if config.stage.name == "audit" and config.init is None and config.stage.completions is None:
@@ -343,12 +436,7 @@ def _training_length(config: Config, steps: list[Step]) -> Iterator[str]:
 
 
 def _ranks(config: Config, steps: list[Step]) -> Iterator[str]:
-    ranks = config.engine.ranks
-    if ranks > 1 and config.engine.device == "cuda":
-        yield (
-            f"engine.ranks={ranks} engine.device=cuda: ranks would crowd one GPU. Use "
-            "engine.ranks=1, or engine.device=cpu."
-        )
+    ranks = config.engine.processes
     batches: dict[str, int] = {}
     if "pretrain" in steps and config.pretrain is not None:
         batches["pretrain.batch_size"] = config.pretrain.batch_size
@@ -360,16 +448,45 @@ def _ranks(config: Config, steps: list[Step]) -> Iterator[str]:
     for key, size in batches.items():
         if size < ranks:
             yield (
-                f"{key}={size} with engine.ranks={ranks}: some ranks would have nothing to do. "
-                f"Use {key}={ranks} or more, or engine.ranks={size}."
+                f"{key}={size} with {ranks} ranks (engine.hosts x engine.ranks): some would have "
+                f"nothing to do. Use {key}={ranks} or more, or fewer ranks."
             )
 
 
 def _grpo_rules(config: Config) -> Iterator[str]:
-    rollout = config.rollout
-    if rollout.top_p < 1 or rollout.top_k > 0:
+    grpo, rollout = config.grpo, config.rollout
+    if (rollout.top_p < 1 or rollout.top_k > 0) and grpo.importance.level == "off":
         yield (
             f"rollout.top_p={rollout.top_p:g} rollout.top_k={rollout.top_k}: truncated sampling "
             "draws from another policy than the one whose log-probabilities are trained, and "
-            "nothing corrects for it. Use rollout.top_p=1 rollout.top_k=0."
+            "nothing corrects for it. Use rollout.top_p=1 rollout.top_k=0, or correct for it: "
+            "grpo.importance.level=token."
+        )
+    if grpo.minibatches > grpo.prompts_per_step:
+        yield (
+            f"grpo.minibatches={grpo.minibatches} with grpo.prompts_per_step="
+            f"{grpo.prompts_per_step}: some optimiser steps would have no group to learn from. "
+            f"Use grpo.minibatches={grpo.prompts_per_step} or fewer."
+        )
+    if grpo.reference_refresh is not None and grpo.kl_coef == 0:
+        yield (
+            f"grpo.reference_refresh={grpo.reference_refresh} with grpo.kl_coef=0: without a KL "
+            "term there is no reference to refresh. Use grpo.reference_refresh=null."
+        )
+
+
+def _weights_rules(config: Config, steps: list[Step]) -> Iterator[str]:
+    backbone, kind = config.backbone, config.weights.name
+    if backbone.source == "built":
+        if kind != "published":
+            yield (
+                f"weights={kind} with backbone={backbone.name}: it is built here and has no other "
+                "weights. Leave weights out, or choose a published backbone."
+            )
+        return
+    training = [step for step in steps if step in ("sft", "grpo")]
+    if backbone.evaluation_only and training:
+        yield (
+            f"stage={config.stage.name} would train backbone={backbone.name}, which is here for "
+            "evaluation only: the papers compare with it and give no recipe. Use stage=evaluate."
         )

@@ -35,7 +35,7 @@ def default_options() -> dict[str, str]:
         for entry in _config_yaml()["defaults"]
         if isinstance(entry, dict)
         for group, option in entry.items()
-        if not group.startswith("override ")
+        if not group.startswith(("override ", "optional "))
     }
 
 

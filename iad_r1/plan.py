@@ -46,7 +46,12 @@ def _row(name: str, text: str) -> str:
 def _weights(config: Config) -> str:
     backbone = config.backbone
     if config.init is not None:
-        return f"from {config.init}"
+        rehearsal = ": a rehearsal, whose numbers mean nothing"
+        return f"from {config.init}{rehearsal if config.weights.name == 'tiny' else ''}"
+    if config.weights.name == "tiny":
+        return f"a tiny random twin of {backbone.name}: a rehearsal, whose numbers mean nothing"
+    if config.weights.name == "random":
+        return f"random, at the true size of {backbone.name}: for measuring, not for results"
     if isinstance(backbone, HubBackbone):
         return f"{backbone.path}, not fine-tuned"
     return f"built here, seed {config.seed}"
@@ -131,6 +136,8 @@ def _check_data(config: Config) -> None:
 
 def _find_weights(config: Config, start: Start | None, outputs: Path) -> bool:
     backbone = config.backbone
+    if config.weights.name != "published":
+        return True
     if isinstance(backbone, HubBackbone):
         whole = start is not None and (start.path / "config.json").is_file()
         return whole or weights.require(backbone) is not None
@@ -143,11 +150,18 @@ def _find_weights(config: Config, start: Start | None, outputs: Path) -> bool:
 
 
 def _check_same_backbone(config: Config, start: Start) -> None:
-    earlier = start.run.read_json("config.json").get("backbone", {}).get("name")
+    before = start.run.read_json("config.json")
+    earlier = before.get("backbone", {}).get("name")
     if earlier and earlier != config.backbone.name:
         raise ConfigError(
             f"backbone={config.backbone.name}, but {start.run.path} trained {earlier}. "
             f"Add backbone={earlier}."
+        )
+    kind = before.get("weights", {}).get("name", config.weights.name)
+    if kind != config.weights.name:
+        raise ConfigError(
+            f"weights={config.weights.name}, but {start.run.path} began with weights={kind}. "
+            f"Add weights={kind}."
         )
 
 

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from iad_r1.backbones.families import FAMILIES
 from iad_r1.config import HubBackbone
 from iad_r1.errors import WeightsError
+from iad_r1.run_folder import find_start
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # safetensors only: no pickles
 
 
 def local(backbone: HubBackbone) -> Path | None:
-    """The folder that holds the weights on this machine: the one that was named, or the snapshot
-    in the Hugging Face cache. None if there is none, or if the weights in it are incomplete."""
-    folder = Path(backbone.path)
-    if folder.is_absolute():
-        return folder if _complete(folder) else None
+    """The folder that holds the weights on this machine: the one that was named (also that of an
+    earlier run), or the snapshot in the Hugging Face cache. None if there is none, or if the
+    weights in it are incomplete.
+
+    WeightsError if they are there and cannot be used.
+    """
+    found = _named(Path(backbone.path)) if Path(backbone.path).is_absolute() else _cached(backbone)
+    if found is None or not _complete(found):
+        return None
+    check_usable(found, backbone)
+    return found
+
+
+def _named(folder: Path) -> Path:
+    """The checkpoint that a folder stands for: itself, or the last one of a run folder."""
+    return find_start(folder).path if (folder / "checkpoints").is_dir() else folder
+
+
+def _cached(backbone: HubBackbone) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        snapshot = snapshot_download(
-            backbone.path, revision=backbone.revision, local_files_only=True
+        return Path(
+            snapshot_download(backbone.path, revision=backbone.revision, local_files_only=True)
         )
     except LocalEntryNotFoundError:
         return None
-    return Path(snapshot) if _complete(Path(snapshot)) else None
 
 
 def require(backbone: HubBackbone) -> Path | None:
@@ -48,7 +64,31 @@ def fetch(backbone: HubBackbone) -> Path:
         return found
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(backbone.path, revision=backbone.revision, allow_patterns=FILES))
+    code = ["*.py"] if backbone.trust_remote_code else []
+    folder = Path(
+        snapshot_download(backbone.path, revision=backbone.revision, allow_patterns=[*FILES, *code])
+    )
+    check_usable(folder, backbone)
+    return folder
+
+
+def check_usable(folder: Path, backbone: HubBackbone) -> None:
+    """WeightsError if a checkpoint needs code of its own that was not asked for, or has an
+    architecture that is not known here."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = config.get("model_type")
+    if kind in FAMILIES:
+        return
+    if "auto_map" in config and not backbone.trust_remote_code:
+        raise WeightsError(
+            f"the weights of {backbone.name} in {folder} bring code of their own (model_type "
+            f"{kind!r}), which is not run unless you ask for it; convert them to transformers' "
+            "own layout and give backbone.path=<folder>, or set backbone.trust_remote_code=true."
+        )
+    raise WeightsError(
+        f"the weights of {backbone.name} in {folder} are of the architecture {kind!r}; known here "
+        f"are {', '.join(FAMILIES)}."
+    )
 
 
 def _complete(folder: Path) -> bool:
@@ -58,8 +98,6 @@ def _complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    import json
-
     shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return all((folder / shard).is_file() for shard in shards)
 
@@ -67,7 +105,7 @@ def _complete(folder: Path) -> bool:
 def _absence(backbone: HubBackbone) -> str | None:
     """Why the hub cannot deliver, or None if it can."""
     if Path(backbone.path).is_absolute():
-        return "that folder does not hold config.json and all of its *.safetensors"
+        return _absence_here(Path(backbone.path))
     from huggingface_hub import HfApi, constants
 
     cache = f"the Hugging Face cache {constants.HF_HUB_CACHE} does not hold them"
@@ -80,6 +118,12 @@ def _absence(backbone: HubBackbone) -> str | None:
     return None
 
 
+def _absence_here(folder: Path) -> str:
+    pickles = any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+    only = "; it holds *.bin only, and pickles are not read" if pickles else ""
+    return f"that folder does not hold config.json and all of its *.safetensors{only}"
+
+
 def _short(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
@@ -90,5 +134,5 @@ def _sentence(backbone: HubBackbone, reason: str) -> str:
     return (
         f"the weights of {backbone.name} ({backbone.path}{revision}) are not here: {reason}; give "
         "their folder with backbone.path=<folder>, set HF_HOME to a cache that holds them, or "
-        "rehearse the same steps with backbone=tiny."
+        "rehearse the same command with weights=tiny."
     )

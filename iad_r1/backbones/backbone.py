@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
 from iad_r1 import checkpoint
-from iad_r1.errors import MismatchError, WeightsError
+from iad_r1.backbones.families import FAMILIES, Family, Sizing
+from iad_r1.errors import ConfigError, MismatchError, WeightsError
 from iad_r1.types import Conversation
 
 if TYPE_CHECKING:
@@ -57,37 +60,53 @@ class Backbone:
 
     Attributes:
         model: the transformers model.
-        end_of_turn: the token that ends an answer.
+        family: what its architecture decides, by `config.model_type`.
+        ends: the tokens that end an answer; an engine stops at any of them.
+        end_of_turn: the one of them that a trained answer ends with.
         placeholders: tokens that stand for image content and must never be sampled.
+
+    Raises ConfigError if the architecture is not known here.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         self.model: Any = model  # families differ in what hangs below it
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        end = model.generation_config.eos_token_id if model.generation_config else None
-        self.end_of_turn: int = (end[0] if isinstance(end, list) else end) or (
-            self.tokenizer.eos_token_id
-        )
-        config = model.config
+        self.family = _family(model.config.model_type)
+        self.ends = _ends(model, self.tokenizer)
+        own = self.tokenizer.eos_token_id
+        self.end_of_turn: int = own if own in self.ends else self.ends[0]
         self.placeholders: tuple[int, ...] = tuple(
             token
             for name in ("image_token_id", "video_token_id", "vision_start_token_id")
-            if (token := getattr(config, name, None)) is not None
+            if (token := getattr(model.config, name, None)) is not None
         )
+        _save_with_the_hubs_names(model)
 
     @classmethod
-    def load(cls, path: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Backbone:
-        """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none."""
+    def load(
+        cls,
+        path: Path,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        *,
+        trust_remote_code: bool = False,
+    ) -> Backbone:
+        """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none.
+
+        Args:
+            trust_remote_code: whether code that comes with the weights may run.
+        """
         if not (path / "config.json").is_file():
             raise WeightsError(
                 f"{path} holds no config.json, so it is not a Hugging Face checkpoint. "
                 "Give the folder that holds config.json and *.safetensors."
             )
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, use_safetensors=True
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
-        return cls(model.to(device), AutoProcessor.from_pretrained(path))
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return cls(model.to(device), processor)
 
     def save(self, path: Path) -> None:
         """Write weights and processor in Hugging Face layout; the folder is whole or not there."""
@@ -108,24 +127,19 @@ class Backbone:
         saved = Backbone.load(folder, self.model.dtype, str(self.model.device))
         self.model.load_state_dict(saved.model.state_dict())
 
-    def limit_pixels(self, max_pixels: int) -> None:
-        """Let no picture through that is larger, where the processor limits sizes by area (the
-        Qwen families); the others resize every picture to a size of their own."""
-        if self._sizes_by_area:
-            self.processor.image_processor.size["longest_edge"] = max_pixels
-
-    @property
-    def _sizes_by_area(self) -> bool:
-        processor = self.processor.image_processor
-        return hasattr(processor, "merge_size") and "longest_edge" in (processor.size or {})
+    def limit_pixels(self, max_pixels: int | None) -> None:
+        """Show no picture larger than this; None leaves the checkpoint's own limit. What that means
+        for a family is said in `families.Family`. The limit is saved with the weights."""
+        if max_pixels is not None:
+            _LIMITS[self.family.sizing](self.model.config, self.processor, max_pixels)
 
     def fit(self, image: Image) -> Image:
         """The picture at the size the model will see it, where the processor only rounds and limits
-        sizes (the Qwen families); elsewhere the picture as it is, for the processor to resize.
+        sizes; elsewhere the picture as it is, for the processor to resize.
 
         Sampler and trainer are given this picture, so neither can see another one.
         """
-        if not self._sizes_by_area:
+        if self.family.sizing != "area":
             return image
         processor = self.processor.image_processor
         height, width = smart_resize(
@@ -170,11 +184,76 @@ class Backbone:
 
 
 def _messages(conversation: Conversation) -> list[dict]:
+    """The turns as lists of parts: some templates lose a system turn that is a plain string."""
     content: list[dict] = []
     for index, text in enumerate(conversation.text.split("{image}")):
         if index:
             content.append({"type": "image"})
         if text:
             content.append({"type": "text", "text": text})
-    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
-    return [*system, {"role": "user", "content": content}]
+    user = [{"role": "user", "content": content}]
+    if not conversation.system:
+        return user
+    return [{"role": "system", "content": [{"type": "text", "text": conversation.system}]}, *user]
+
+
+def _family(model_type: str) -> Family:
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"model type {model_type!r} is not supported here; supported are {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[model_type]
+
+
+def _ends(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Every end token of the generation config, or the tokenizer's one if that names none."""
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    if named is None:
+        named = tokenizer.eos_token_id
+    return tuple(named) if isinstance(named, (list, tuple)) else (named,)
+
+
+def _save_with_the_hubs_names(model: Any) -> None:
+    """Have `save_pretrained` spell tensors as the hub does, which is what vLLM reads.
+
+    transformers does so for a model it has read from a checkpoint; one that was built from a
+    configuration lacks the record of what reading would have renamed.
+    """
+    if getattr(model, "_weight_conversions", None) is None:
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False) or None
+
+
+# --------------------------------------------------------------------------- limits of picture size
+
+
+def _limit_area(_config: Any, processor: Any, max_pixels: int) -> None:
+    processor.image_processor.size["longest_edge"] = max_pixels
+
+
+def _limit_tilings(config: Any, processor: Any, max_pixels: int) -> None:
+    """The model counts a picture's tokens from the same list, so both get the shorter one."""
+    known = [list(sides) for sides in processor.image_processor.image_grid_pinpoints]
+    kept = [sides for sides in known if math.prod(sides) <= max_pixels]
+    kept = kept or [min(known, key=math.prod)]
+    processor.image_processor.image_grid_pinpoints = kept
+    config.image_grid_pinpoints = kept
+
+
+def _limit_tiles(_config: Any, processor: Any, max_pixels: int) -> None:
+    tile = processor.image_processor.size
+    room = max_pixels // (tile["height"] * tile["width"])
+    pictures = processor.image_processor
+    pictures.max_patches = max(1, min(room, pictures.max_patches))
+    pictures.min_patches = min(pictures.min_patches, pictures.max_patches)
+
+
+def _limit_nothing(_config: Any, _processor: Any, _max_pixels: int) -> None:
+    """Every picture has the same size."""
+
+
+_LIMITS: Mapping[Sizing, Callable[[Any, Any, int], None]] = {
+    "area": _limit_area,
+    "tilings": _limit_tilings,
+    "tiles": _limit_tiles,
+    "square": _limit_nothing,
+}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 
 import torch
 
-from iad_r1 import data, distributed, prompts, report, weights
-from iad_r1.backbones import tiny
+from iad_r1 import checkpoint, data, distributed, prompts, report, weights
+from iad_r1.backbones import tiny, twins
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.config import Config
 from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
@@ -146,7 +148,7 @@ def open_backbone(
 def load_weights(
     config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
 ) -> Backbone:
-    """An earlier run's weights, a published model's, or newly built ones."""
+    """An earlier run's weights, published ones, or those that are built here."""
     dtype = getattr(torch, config.engine.precision)
     device = config.engine.device
     if device == "auto":  # ranks share a CPU; one GPU takes one process
@@ -154,18 +156,33 @@ def load_weights(
         device = "cuda" if single and torch.cuda.is_available() else "cpu"
     if start is not None:
         return Backbone.load(start.path, dtype, device)
-    if config.backbone.source == "hub":
-        return Backbone.load(weights.fetch(config.backbone), dtype, device)
+    backbone = config.backbone
+    if config.weights.name == "random":
+        model = build_random(backbone.name, dtype, device, config.seed)
+        return Backbone(model, build_processor(backbone.name))
+    if backbone.source == "hub" and config.weights.name == "published":
+        found, trusted = weights.fetch(backbone), backbone.trust_remote_code
+        return Backbone.load(found, dtype, device, trust_remote_code=trusted)
     path = folder.checkpoint("base")
     if distributed.is_main() and not path.is_dir():
-        tiny.build(
-            path,
-            corpus(config, dataset),
-            vocab_size=config.backbone.vocab_size,
-            max_pixels=config.backbone.max_pixels,
-            seed=config.seed,
-        )
+        build(config, dataset, path)
     distributed.barrier()
+def build(config: Config, dataset: Dataset, path: Path) -> None:
+    """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
+    backbone = config.backbone
+    if backbone.source == "hub":
+        with checkpoint.write_folder(path) as partial:
+            twins.build_twin(backbone.name, partial, config.seed)
+        return
+    tiny.build(
+        path,
+        corpus(config, dataset),
+        vocab_size=backbone.vocab_size,
+        max_pixels=backbone.max_pixels,
+        seed=config.seed,
+    )
+
+
     return Backbone.load(path, dtype, device)
 
 

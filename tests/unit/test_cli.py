@@ -141,7 +141,7 @@ def test_missing_weights_end_in_one_sentence_after_the_plan(env, reason, tmp_pat
     assert "grpo on qwen25vl_3b" in ended.stdout and "6 prompts x 4 completions" in ended.stdout
     (sentence,) = ended.stderr.strip().splitlines()
     said = ["Qwen/Qwen2.5-VL-3B-Instruct", str(home), reason, "backbone.path=<folder>", "HF_HOME",
-            "backbone=tiny"]  # fmt: skip
+            "weights=tiny"]  # fmt: skip
     assert all(text in sentence for text in said), sentence
     assert not (tmp_path / "outputs").exists()
 
@@ -155,7 +155,7 @@ def published(path: str) -> HubBackbone:
 def test_weights_count_as_here_only_when_every_file_of_their_index_is(tmp_path):
     backbone = published(str(tmp_path))
     assert weights.local(backbone) is None
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     assert weights.local(backbone) is None
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -173,7 +173,7 @@ def test_weights_in_the_hugging_face_cache_are_found(tmp_path):
     snapshot.mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
-    (snapshot / "config.json").write_text("{}")
+    (snapshot / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (snapshot / "model.safetensors").touch()
     ended = run(
         "stage=grpo",

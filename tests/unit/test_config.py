@@ -18,8 +18,10 @@ from iad_r1.config import Config
 from iad_r1.errors import ConfigError
 from iad_r1.options import CONF, groups
 
+RECIPES = ("released", "paper")
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
-HUB = [name for name in groups()["backbone"] if name != "tiny"]
+COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]  # evaluation only
+TRAINED = [name for name in groups()["backbone"] if name not in ("tiny", *COMPARED)]
 
 
 def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
@@ -30,6 +32,9 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
         ("recipe", "released"): ["backbone=qwen25vl_3b"],
+        ("weights", "tiny"): ["backbone=qwen25vl_3b"],
+        ("weights", "random"): ["backbone=qwen25vl_3b"],
+        **{("backbone", name): ["stage=evaluate"] for name in COMPARED},
     }
 
 
@@ -79,42 +84,114 @@ def test_a_backbone_brings_its_recipe_and_the_command_line_wins(order):
     assert (overridden.rewards.name, overridden.sft.phases[0].epochs) == ("sc_grpo", 3)
 
 
-@pytest.mark.parametrize("name", HUB)
-def test_the_released_numbers_of_a_backbone_are_those_of_its_scripts(name, shared):
-    rows = {
-        (row["stage"], row["backbone"]): row
-        for row in csv.DictReader((shared / "data" / "recipes.csv").open(encoding="utf-8"))
-    }
-    sft, grpo = rows["sft", name], rows["grpo", name]
-    made = compose.compose([f"backbone={name}", "recipe=released"])
-    assert made.backbone.source == "hub"
-    assert made.backbone.path == sft["hub_id"]
-    assert made.backbone.max_pixels == int(grpo["max_pixels"])
-    assert made.sft.learning_rate == float(sft["learning_rate"])
-    assert (made.sft.schedule, made.grpo.schedule) == (sft["lr_schedule"], grpo["lr_schedule"])
-    assert (made.sft.warmup_steps, made.grpo.warmup_steps) == (
-        int(sft["warmup_steps"]), int(grpo["warmup_steps"]),
-    )  # fmt: skip
-    assert (made.sft.weight_decay, made.grpo.weight_decay) == (
-        float(sft["weight_decay"]), float(grpo["weight_decay"]),
-    )  # fmt: skip
-    assert made.sft.phases[0].batch_size == _global_batch(sft)
-    assert made.grpo.prompts_per_step == _global_batch(grpo)
-    assert (made.sft.phases[0].epochs, made.grpo.epochs) == (
-        float(sft["epochs_script"]), float(grpo["epochs_script"]),
-    )  # fmt: skip
-    assert made.grpo.group_size == int(grpo["group_size"])
-    assert made.grpo.learning_rate == float(grpo["learning_rate"])
-    assert made.grpo.kl_coef == float(grpo["beta"])
-    assert made.rollout.max_tokens == int(grpo["max_completion"])
-    paper = compose.compose([f"backbone={name}"])
-    assert (paper.sft.phases[0].epochs, paper.grpo.epochs) == (
-        float(sft["epochs_paper"]), float(grpo["epochs_paper"]),
-    )  # fmt: skip
+@pytest.fixture
+def scripts(shared) -> dict[tuple[str, str], dict[str, str]]:
+    """What the released scripts set, by stage and backbone."""
+    with (shared / "data" / "recipes.csv").open(encoding="utf-8") as file:
+        return {(row["stage"], row["backbone"]): row for row in csv.DictReader(file)}
+
+
+def test_every_script_of_the_paper_has_a_backbone_here_and_none_is_made_up(scripts):
+    named = {name for stage, name in scripts if stage != "eval" and not name.startswith("anomaly")}
+    assert named == set(TRAINED) and len(named) == 7
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_released_sft_of_a_backbone_is_that_of_its_script(name, scripts):
+    row = scripts["sft", name]
+    made, paper = (compose.compose([f"backbone={name}", f"recipe={r}"]) for r in RECIPES)
+    assert made.backbone.source == "hub" and made.backbone.path == row["hub_id"]
+    for recipe in (made, paper):
+        sft = recipe.sft
+        assert sft.learning_rate == float(row["learning_rate"])
+        assert sft.schedule == row["lr_schedule"]
+        assert sft.warmup_steps == int(row["warmup_steps"])
+        assert sft.weight_decay == float(row["weight_decay"])
+        assert sft.max_length == int(row["max_len"])
+        assert sft.save_every == int(row["save_steps"])
+        assert sft.adam_betas == [0.9, 0.999]  # the trainers' default, which no script changes
+        assert [phase.batch_size for phase in sft.phases] == [_global_batch(row)]
+        assert recipe.engine.precision == "bfloat16" and "bf16 full" in row["note"]
+        assert recipe.tuning.name == "full"
+    assert made.sft.phases[0].epochs == float(row["epochs_script"])
+    assert paper.sft.phases[0].epochs == float(row["epochs_paper"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_released_grpo_of_a_backbone_is_that_of_its_script(name, scripts):
+    row = scripts["grpo", name]
+    made, paper = (compose.compose([f"backbone={name}", f"recipe={r}"]) for r in RECIPES)
+    for recipe in (made, paper):
+        grpo = recipe.grpo
+        assert grpo.learning_rate == float(row["learning_rate"])
+        assert grpo.schedule == row["lr_schedule"]
+        assert grpo.warmup_steps == int(row["warmup_steps"])
+        assert grpo.weight_decay == float(row["weight_decay"])
+        assert grpo.max_length == int(row["max_len"])
+        assert grpo.save_every == int(row["save_steps"])
+        assert grpo.adam_betas == [0.9, 0.999]
+        assert grpo.prompts_per_step == _global_batch(row)
+        assert grpo.group_size == int(row["group_size"])
+        assert grpo.kl_coef == float(row["beta"])
+        assert recipe.rollout.max_tokens == int(row["max_completion"])
+        # the authors' trainer hands its pixel limit to Qwen's processor alone
+        limited = "Qwen" in scripts["sft", name]["hub_id"]
+        assert recipe.backbone.max_pixels == (int(row["max_pixels"]) if limited else None)
+    assert made.grpo.epochs == float(row["epochs_script"])
+    assert paper.grpo.epochs == float(row["epochs_paper"])
+
+
+def test_the_released_evaluation_is_that_of_its_script(scripts):
+    row = scripts["eval", "all"]
+    for name in (*TRAINED, *COMPARED):
+        made = compose.compose([f"backbone={name}", "recipe=released", "stage=evaluate"]).evaluate
+        assert made.max_tokens == int(row["max_completion"])
+        assert made.max_length == int(row["max_len"])
+        assert float(row["temperature"]) == 0  # evaluation here is always greedy
 
 
 def _global_batch(row: dict[str, str]) -> int:
     return int(row["per_device_batch"]) * int(row["grad_accum"]) * int(row["train_gpus"])
+
+
+@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("stage", ["sft", "grpo", "pipeline"])
+def test_what_the_papers_only_compare_with_is_not_trained(name, stage):
+    assert refused(f"backbone={name}", f"stage={stage}", "weights=tiny") == (
+        f"stage={stage} would train backbone={name}, which is here for evaluation only: the papers "
+        "compare with it and give no recipe. Use stage=evaluate."
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_rehearsal_is_one_word_more_wherever_it_stands(order):
+    typed = ["stage=grpo", "backbone=llava16_8b", "weights=tiny", "recipe=released"]
+    made = compose.compose(typed[::order])
+    assert made.weights.name == "tiny" and made.grpo.from_base
+    assert (made.grpo.steps, made.sft.phases[0].steps, made.evaluate.limit) == (2, 2, 4)
+    assert made.rollout.max_tokens <= 32 and made.engine.precision == "float32"
+    assert made.data.name == "synthetic" and made.data.sizes.test == 4
+    # what the user sets still wins, and what makes the recipe stays
+    own = compose.compose([*typed[::order], "grpo.steps=7", "evaluate.limit=1"])
+    assert (own.grpo.steps, own.evaluate.limit, own.rewards.name) == (7, 1, "sc_grpo_released")
+
+
+def test_a_rehearsal_takes_other_data_too(tmp_path):
+    made = compose.compose(["backbone=qwen2vl_2b", "weights=tiny", "data=photos", "data.root=."])
+    assert made.data.name == "photos" and made.weights.name == "tiny"
+
+
+def test_true_size_random_weights_leave_the_recipe_as_it_is():
+    made = compose.compose(["stage=grpo", "backbone=qwen25vl_3b", "weights=random"])
+    full = compose.compose(["stage=grpo", "backbone=qwen25vl_3b"])
+    changed = {"from_base": True}
+    assert made.grpo == full.grpo.model_copy(update=changed)
+    assert (made.sft, made.rollout, made.backbone) == (full.sft, full.rollout, full.backbone)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "random"])
+def test_the_built_backbone_has_no_other_weights(kind):
+    assert f"weights={kind} with backbone=tiny: it is built here" in refused(f"weights={kind}")
 
 
 def test_any_value_can_be_set_from_the_command_line():
@@ -234,10 +311,11 @@ def test_a_missing_setting_is_named():
         (["pretrain=null"], ["pretrain=null", "recipe=tiny"]),
         (["stage=pretrain", "backbone=qwen25vl_3b"], ["stage=pretrain has nothing to do"]),
         (["stage=pretrain", "init=earlier"], ["stage=pretrain has nothing to do", "stage=sft"]),
-        (["sft.phases.1.batch_size=1"], ["sft.phases.1.batch_size=1 with engine.ranks=2"]),
-        (["grpo.prompts_per_step=1"], ["grpo.prompts_per_step=1 with engine.ranks=2"]),
+        (["sft.phases.1.batch_size=1"], ["sft.phases.1.batch_size=1 with 2 ranks"]),
+        (["grpo.prompts_per_step=1"], ["grpo.prompts_per_step=1 with 2 ranks"]),
         (["pretrain.batch_size=2", "engine.ranks=3"], ["pretrain.batch_size=3 or more"]),
-        (["engine.device=cuda"], ["engine.ranks=2 engine.device=cuda", "engine.ranks=1"]),
+        (["engine.hosts=32"], ["prompts_per_step=32 with 64 ranks", "prompts_per_step=64 or"]),
+        (["engine.offload=cpu"], ["engine.offload", "no such setting"]),
         (["tuning.name=foo"], ["tuning.name=foo", "'full', 'lora'"]),
         (["recipe=paper"], ["backbone.sft_learning_rate", "another recipe"]),
         (["evaluate.prompt=sc_grpo", "evaluate.shots=[0,2]"], ["shots=2", "0 to 1"]),
