@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from iad_r1.errors import ConfigError
+from iad_r1.schema import Form
 from iad_r1.types import Conversation
 
 TEST_IMAGE = "Are there any defects in the test image?"
@@ -36,6 +37,7 @@ class Template:
     few_shot_question  the same with references, where it differs
     system          the system turn
     max_shots       how many references the wording allows
+    form            how the released scripts read what it is answered with (`schema.judge`)
     source          where it is from
     """
 
@@ -46,6 +48,7 @@ class Template:
     few_shot_question: str | None = None
     system: str | None = None
     max_shots: int = _MANY
+    form: Form = "tagged"
 
 
 def conversation(
@@ -79,6 +82,11 @@ def conversation(
             raise ConfigError(f"prompt={name!r} needs {place}=...: it has none of its own.")
     values = _values(asked or "", shots, options, knowledge, number)
     return Conversation(_fill(text, values), template.system)
+
+
+def form(name: str) -> Form:
+    """How the released scripts read the answers to this prompt. Raises ConfigError if unknown."""
+    return _find(name).form
 
 
 def names() -> list[str]:
@@ -217,6 +225,7 @@ _SCRIPTS = "IAD-R1, released scripts"
 _MMAD = Template(
     text=f"{_MMAD_HEAD}{{knowledge}}{_MMAD_TAIL}",
     few_shot=f"{_MMAD_HEAD}{{knowledge}}{_MMAD_NORMAL}{{references}}{_MMAD_TAIL}",
+    form="free",
     source="MMAD, the protocol for local models",
 )
 _MMAD_SUBTASKS = (
@@ -307,6 +316,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             few_shot=f"{_NORMAL} {{references}} {_SAMPLE} {{image}} {{question}} {_YES_OR_NO}",
             question=QUERY_IMAGE,
             few_shot_question=TEST_IMAGE,
+            form="free",
             source=_TABLE_8,
         ),
         "base_test_qwen": Template(
@@ -314,19 +324,22 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             few_shot=f"{_NORMAL}{{references}}{_SAMPLE}{{image}}{{question}}",
             system="Please answer by yes or no",
             question=TEST_IMAGE,
+            form="free",
             source=f"{_SCRIPTS}, Qwen",
         ),
         "base_test_llava": Template(
             text="{image}{question}",
             few_shot=f"{_NORMAL}{{references}}{_SAMPLE}{{image}}{{question}}",
             question=QUERY_IMAGE,
-            source=f"{_SCRIPTS}, LLaVA-OneVision and LLaVA-1.6: yes or no is not asked for",
+            source=f"{_SCRIPTS}, LLaVA-OneVision and LLaVA-1.6: yes or no is not asked for, and "
+            "only an answer tag is read, which no base model writes",
         ),
         "base_test_llava15": Template(
             text="{image}{question}Please answer by yes or no",
             few_shot=f"{_NORMAL}{{references}}{_SAMPLE}{{image}}{{question}}"
             "Please answer by yes or no",
             question=TEST_IMAGE,
+            form="free_lower",
             source=f"{_SCRIPTS}, LLaVA-1.5",
         ),
         "base_test_internvl": Template(
@@ -335,12 +348,14 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             few_shot=f"{_INSPECTOR}\n{_MMAD_NORMAL}\n{{references}}\n"
             f"Following is the query image:\n{{image}}\n{{question}}\n{_YES_OR_NO}",
             question=TEST_IMAGE,
+            form="free_stripped",
             source=f"{_SCRIPTS}, InternVL: asks for a letter and for yes or no",
         ),
         "base_test_api": Template(
             text="{image}{question}Directly answer by yes or no.",
             few_shot="{references}{image}{question}Directly answer by yes or no.",
             question=TEST_IMAGE,
+            form="free",
             source=f"{_SCRIPTS}, GPT and others: what the references are is never said",
         ),
         # Rivals
@@ -348,6 +363,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             text=f"{_ROUND} {{image}} {{question}} {_YES_OR_NO}",
             few_shot=f"{_NORMAL} {{references}} {_ROUND} {{image}} {{question}} {_YES_OR_NO}",
             question=TEST_IMAGE,
+            form="free",
             source=f"{_TABLE_8}, which prints the 0-shot and the 1-shot text in each other's place",
         ),
         "anomaly_ov": Template(
@@ -355,6 +371,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             few_shot=f"{_NORMAL} {{references}} {_SAMPLE} {{image}} {{question}} "
             "Please reply with 'Yes' or 'No'.",
             question="Are there any defects for the object in the image?",
+            form="free",
             source=f"{_TABLE_8}, which does not place the single image",
         ),
         "anomaly_r1": Template(
@@ -384,6 +401,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             text=f"{{image}}{_ROUND} {{question}}",
             few_shot=f"{{references}}{{image}}{_ROUND} {{question}}",
             question="Is there any anomaly in the image?",
+            form="free",
             source="MMAD, AnomalyGPT's anomaly detection: no options are shown",
         ),
     }

@@ -12,6 +12,7 @@ from iad_r1 import distributed, grid, metrics, schema
 from iad_r1.backbones.backbone import Prompt
 from iad_r1.config import Config
 from iad_r1.packing import completion_logprobs
+from iad_r1.prompts import form as released_form
 from iad_r1.rewards import Vocabulary, vocabulary
 from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
@@ -167,7 +168,12 @@ def judge(
         gold_type=gold.type,
         completion=completion.text,
         status=str(parsed.status),
-        answer=schema.judge(completion.text, config.evaluate.evaluator, truncated=truncated),
+        answer=schema.judge(
+            completion.text,
+            config.evaluate.evaluator,
+            form=released_form(config.evaluate.prompt),
+            truncated=truncated,
+        ),
         location=parsed.location,
         type=parsed.type,
         location_correct=_same_place(parsed.location, gold.location, config),

@@ -59,6 +59,25 @@ def test_each_part_is_judged_by_itself(context, anomalous, text, answer, place, 
     assert (found.answer, found.location_correct, found.type_correct) == (answer, place, kind)
 
 
+@pytest.mark.parametrize(
+    ("evaluator", "prompt", "answer"),
+    [
+        ("strict", "base_test_qwen", "yes"),
+        ("iadr1_compat", "base_test_qwen", "no"),  # its script finds "no" in "noticeable"
+        ("iadr1_compat", "base_test_llava15", "yes"),  # this one looks in lower case
+        ("iadr1_compat", "iad_r1_test_qwen", "invalid"),  # and this one in answer tags only
+        ("mmad_compat", "iad_r1_test_qwen", "yes"),
+    ],
+)
+def test_answers_are_read_as_the_evaluator_and_the_prompt_say(
+    context, anomalous, evaluator, prompt, answer
+):
+    chosen = context.config.evaluate.model_copy(update={"evaluator": evaluator, "prompt": prompt})
+    config = context.config.model_copy(update={"evaluate": chosen})
+    text = said("Yes, there is a noticeable scratch.")
+    assert evaluate.judge(anomalous, "seen", 0, text, None, config).answer == answer
+
+
 def test_what_is_not_annotated_is_not_judged(context, anomalous):
     unknown = replace(anomalous, solution=Solution("Yes"))
     assert judged(context, unknown, RIGHT).location_correct is None

@@ -190,5 +190,23 @@ def test_a_question_is_never_read_for_places(question: str) -> None:
     assert conversation("pa_sft", text).text == "{image}\n" + text
 
 
+def test_a_prompt_says_how_the_released_scripts_read_its_answers() -> None:
+    """Own models by their tags; base models each in the way of its script."""
+    forms = {name: prompts.form(name) for name in prompts.names()}
+    assert {name for name in forms if name.startswith("iad_r1_test")} <= {
+        name for name, form in forms.items() if form == "tagged"
+    }
+    assert {name: forms[name] for name in forms if name.startswith("base_test")} == {
+        "base_test": "free",
+        "base_test_api": "free",
+        "base_test_internvl": "free_stripped",
+        "base_test_llava": "tagged",
+        "base_test_llava15": "free_lower",
+        "base_test_qwen": "free",
+    }
+    with pytest.raises(ConfigError, match="is unknown"):
+        prompts.form("base_tests")
+
+
 def test_every_template_says_where_it_is_from() -> None:
     assert all(template.source for template in prompts.TEMPLATES.values())
