@@ -153,6 +153,9 @@ def test_letters_are_audited_too() -> None:
     assert result.gold == {"B": 1.0}
     assert result.statuses == {"ok": 2 / 3, "missing tag": 1 / 3}
     assert result.components["roam"].high == 1.0
+    hedged = [Record("<think>B</think><answer>B</answer> or C", "B", None)]
+    assert look(hedged, "roam", "roam_released").disagreement == 1.0
+    assert look(hedged, "roam", "roam").disagreement == 0.0
 
 
 # --- flags ---------------------------------------------------------------------------------------

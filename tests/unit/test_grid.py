@@ -42,7 +42,7 @@ def test_a_grid_is_written_rows_x_columns(text: str, rows: int, cols: int) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "0x3", "3x0", "3x", "x3", "100x3", "3x3x3", "-1x3", "axb"]
+    "text", ["", "3", "0x3", "3x0", "3x", "x3", "100x3", "3x3x3", "-1x3", "axb", "1٣x3"]
 )
 def test_anything_else_is_refused_with_what_to_type(text: str) -> None:
     with pytest.raises(ConfigError, match=r"Try grid=3x3"):
@@ -189,6 +189,9 @@ def test_a_description_is_in_reading_order_and_names_no_cell_twice() -> None:
         ("row 3", cells(7)),
         ("3rd row 1st column", cells(6)),
         ("row 1 of 3, column 2 of 3", cells(1)),
+        ("row 1 of 3 left", cells(0)),
+        ("row 1 of the image", cells(1)),
+        ("row 1 of", cells(1)),
         ("top left and bottom right", cells(0, 8)),
         ("top left, center", cells(0, 4)),
         ("center, top left", cells(0, 4)),
@@ -222,7 +225,16 @@ def test_words_name_cells_of_the_papers_grid(text: str, expected: frozenset[int]
         *("copyright", "upright", "stop", "slower", "follower", "lefty", "topping", "stopleft"),
         *("not at the top", "no defect in the center", "isn't left", "none", "without a center"),
         *("neither left", "never top", "outside the center", "except the top"),
-        *("row 4", "row 0", "column 9 of 9", "row 1 of 4, column 1 of 4", "row 999", "row 1234"),
+        *(
+            "row 1 of 4",
+            "column 1 of 2",
+            "row 4",
+            "row 0",
+            "column 9 of 9",
+            "row 1 of 4, column 1 of 4",
+            "row 999",
+            "row 1234",
+        ),
         *("1000th row, left", "row 1000, top left", "100th column"),
         *("ninth row", "row", "row x", "1", "2 of 3", "of"),
     ],
