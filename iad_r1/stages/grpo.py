@@ -2,71 +2,80 @@
 
 from __future__ import annotations
 
-import copy
-import time
+import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor, nn
 
-from iad_r1 import distributed, rewards
+from iad_r1 import distributed
 from iad_r1.advantages import advantages, is_degenerate
 from iad_r1.backbones.backbone import Inputs, Prompt
-from iad_r1.distributed import gather, share
+from iad_r1.distributed import share
 from iad_r1.errors import MismatchError
-from iad_r1.losses import LossStats, policy_loss
-from iad_r1.packing import Logprobs, adapter_off, completion_logprobs, micro_batches
-from iad_r1.rollouts import open_engine
-from iad_r1.rollouts.sampling import Sampling
-from iad_r1.stages import optim
+from iad_r1.losses import LossStats, importance_weights, policy_loss
+from iad_r1.packing import Logprobs, completion_logprobs, micro_batches, vision_features
+from iad_r1.stages import guards, optim
+from iad_r1.stages.collect import Collector
 from iad_r1.stages.context import Context
 from iad_r1.stages.learner import Learner
-from iad_r1.stages.prompting import Prompter
-from iad_r1.stages.rollout_log import reward_statistics, rollout_rows
+from iad_r1.stages.metering import Clock, peak_memory
+from iad_r1.stages.reference import Reference
 from iad_r1.stages.saving import Saver
-from iad_r1.types import Completion, Sample, Score, StopReason
+from iad_r1.types import Completion, StopReason
 
 SHOWN = ("reward", "kl", "length_mean")  # beside the progress bar
 # Sampler and trainer read the same weights, so only rounding may separate them.
 SAMPLER_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats, worst token
+Rewards = Sequence[Sequence[float]]
 
 
 def train(context: Context) -> None:
-    """SC-GRPO on the data set's RL part, in place. One pass of the loop is one optimiser step
-    (`updates_per_batch` of them when that is above 1), in the order of Algorithm 1."""
-    grpo, samples = context.config.grpo, context.dataset.rl
+    """SC-GRPO on the data set's RL part, in place. One pass of the loop is one batch of prompts, in
+    the order of Algorithm 1: as many optimiser steps as `updates_per_batch` and `minibatches` ask.
+    """
+    grpo, samples, folder = context.config.grpo, context.dataset.rl, context.folder.path
     steps = optim.n_steps(grpo, len(samples), grpo.prompts_per_step)
-    policy = Policy(context, steps)
+    policy, collector = Policy(context, steps), Collector(context)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
-    saver = Saver(context, "grpo", policy.learner, 0, steps)
+    saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved())
+    watch = guards.CollapseWatch(grpo.collapse)
     with context.progress("SC-GRPO", steps) as bar:
         for step in saver.steps(bar):
-            clock, batch = _Clock(), batches[step]
-            prompts = [policy.prompter.encode(sample) for sample in share(batch)]
-            groups = gather(policy.sample(prompts, step))
-            clock.lap("sample")
-            scores = policy.score(batch, groups)
-            advantage = advantages([[s.total for s in g] for g in scores], grpo.advantage)
-            clock.lap("score")
-            rollout = policy.keep(prompts, share(groups), share(advantage))
-            clock.lap("reference")
-            learned: dict[str, float] = {}  # of the last update; the sampler's gap of the first
-            for _ in range(grpo.updates_per_batch):
-                learned |= policy.update(rollout, step)
-            clock.lap("update")
-            values = {**reward_statistics(batch, groups, scores), **learned, **clock.seconds}
+            watch.recall(folder / "metrics.jsonl", "grpo", step)
+            clock = Clock()
+            policy.refresh_reference(step)
+            batch = collector.collect(batches[step], step, clock)
+            with guards.kept(folder, "grpo", step, partial(collector.rows, batch)):
+                gains = advantages(batch.rewards(), grpo.advantage)
+                rollout = policy.keep(batch.prompts, share(batch.groups), share(gains))
+                clock.lap("reference")
+                learned = policy.learn(rollout, step)
+                clock.lap("update")
+            values = {**batch.statistics, **spread(gains), **learned, **clock.scalars()}
+            values["tokens_per_second"] = batch.tokens() / values["seconds_step"]
+            values["peak_memory_mib"] = peak_memory(context.model.device)
             context.log("grpo", step, values)
             if step % grpo.rollouts_every == 0 or step + 1 == steps:
-                rows = rollout_rows(batch, groups, scores, advantage)
-                context.log_rollouts("grpo", step, rows)
-            shown = {name: values[name] for name in SHOWN if name in values}
-            bar.advance(1, **shown)
+                context.log_rollouts("grpo", step, collector.table(batch, gains))
+            bar.advance(1, **{name: values[name] for name in SHOWN if name in values})
+            watch.see("grpo", step, values)
             saver.done(step, values)
-    policy.engine.close()
+    collector.close()
     optim.train_only(context.model, vision=True)
+
+
+def spread(gains: Rewards) -> dict[str, float]:
+    """How far the advantages of a batch lie apart."""
+    flat = [gain for group in gains for gain in group]
+    return {
+        "advantage_std": pstdev(flat),
+        "advantage_min": min(flat),
+        "advantage_max": max(flat),
+    }
 
 
 @dataclass
@@ -75,9 +84,11 @@ class Rollout:
 
     Log-probs [N, T] of the same tokens: `sampler`'s when they were drawn, `reference`'s (None
     without a KL term), and the `trainer`'s own at the last pass. `old` is the trainer's before the
-    first update, which the ratio of Eq. 11 is taken to; None until then.
+    first update, which the ratio of Eq. 11 is taken to: known from the start when a pass has
+    several optimiser steps, else None until the first of them.
     """
 
+    slots: list[int]  # [B] place of each group in the whole batch
     prompts: Sequence[Inputs]
     completions: list[list[tuple[int, ...]]]
     rows: Sequence[Tensor]  # [G] each: the rows of each group among the N
@@ -85,79 +96,99 @@ class Rollout:
     counted: Tensor  # [N, T] bool: tokens in the loss
     sampler: Tensor
     trainer: Tensor
-    reference: Tensor | None
+    vision: list[Tensor | None] | None = None  # image features of each group; None: encode anew
+    reference: Tensor | None = None
     old: Tensor | None = None
+    mismatch: dict[str, float] = field(default_factory=dict)  # of sampler and trainer, raw
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimiser step did, over all ranks. `stats` is None if no group had a signal."""
+
+    loss: float
+    stats: LossStats | None
+    norm: float
+    rate: float
+
+
+def joined(updates: Sequence[Update]) -> dict[str, float]:
+    """One line of numbers for the optimiser steps of a batch: the mean loss, the largest gradient
+    norm, the last learning rate, and statistics over the tokens of all of them."""
+    stats = [update.stats for update in updates if update.stats is not None]
+    return {
+        "loss": fmean(update.loss for update in updates),
+        "grad_norm": max(update.norm for update in updates),
+        "learning_rate": updates[-1].rate,
+        **(reduce(LossStats.__add__, stats).scalars() if stats else {}),
+    }
 
 
 class Policy:
-    """The model under training with its sampler, rewards, reference and optimiser."""
+    """The model under training with its reference and optimiser."""
 
     def __init__(self, context: Context, steps: int) -> None:
         config, self.grpo = context.config, context.config.grpo
         self.model, self.backbone, self.config = context.model, context.backbone, config
-        self.prompter = Prompter(context.backbone, self.grpo.prompt)
-        self.rewards = rewards.load(config.rewards, config.grid)
-        self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
-        optim.train_only(self.model, vision=self.grpo.vision_lr_scale > 0)
-        # full tuning: a frozen copy; LoRA: the policy itself, its adapter off; beta = 0: none
-        self.reference: nn.Module | None = None
+        parts = config.tuning.train
+        optim.train_only(self.model, vision=self.grpo.vision_lr_scale > 0, parts=parts)
+        self.frozen_tower = not any(
+            parameter.requires_grad
+            for name, parameter in self.model.named_parameters()
+            if optim.is_vision(name)
+        )
+        self.reference: Reference | None = None  # beta = 0: none
         if self.grpo.kl_coef > 0:
-            lora = config.tuning.name == "lora"
-            self.reference = self.model if lora else copy.deepcopy(self.model).requires_grad_(False)
+            self.reference = Reference(
+                self.model,
+                lora=config.tuning.name == "lora",
+                refreshed=self.grpo.reference_refresh is not None,
+            )
         self.learner = Learner(
             self.model,
             self.grpo,
-            steps * self.grpo.updates_per_batch,
+            steps * self.grpo.updates_per_batch * self.grpo.minibatches,
             vision_lr_scale=self.grpo.vision_lr_scale,
         )
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
-        """G completions of each of this rank's prompts, from the weights as they are now.
+    def saved(self) -> dict[str, nn.Module]:
+        """What a checkpoint must hold beside model and optimiser."""
+        return {} if self.reference is None else dict(self.reference.state())
 
-        Every prompt has random numbers of its own, so what is drawn depends neither on the other
-        prompts of a forward nor on the number of ranks.
-        """
-        rollout, seed = self.config.rollout, self.config.seed
-        sampling = Sampling(self.grpo.group_size, rollout.max_tokens, rollout.temperature)
-        numbers = share(range(self.grpo.prompts_per_step))
-        self.engine.sync()
-        return self.engine.generate(prompts, sampling, [(seed, step, n) for n in numbers])
-
-    def score(
-        self, batch: Sequence[Sample], groups: Sequence[Sequence[Completion]]
-    ) -> list[list[Score]]:
-        """The reward of every completion, group by group (Eq. 9)."""
-        return [
-            [self.rewards.score(completion.text, sample.solution) for completion in group]
-            for sample, group in zip(batch, groups, strict=True)
-        ]
+    def refresh_reference(self, step: int) -> None:
+        """Every `reference_refresh` steps the policy becomes its own reference."""
+        every = self.grpo.reference_refresh
+        if self.reference is not None and every is not None and step and step % every == 0:
+            with self.learner.whole():
+                self.reference.refresh()
 
     def keep(
         self,
         prompts: Sequence[Prompt],
         groups: Sequence[Sequence[Completion]],
-        advantage: Sequence[Sequence[float]],
+        advantage: Rewards,
     ) -> Rollout:
-        """The rank's groups as tensors, with the reference policy's log-probs.
+        """The rank's groups as tensors, with the log-probs that stay as they are: the reference's
+        and, when the batch is learned from in several optimiser steps, the policy's own.
 
-        With `degenerate_groups=skip`, groups whose rewards are all equal are left out: they have no
-        policy gradient, only the KL term would act on them.
+        Unless `degenerate_groups=keep`, groups whose rewards are all equal are left out: they have
+        no policy gradient, only the KL term would act on them.
         """
-        if self.grpo.degenerate_groups == "skip":
+        slots = share(range(self.grpo.prompts_per_step))[: len(prompts)]
+        if self.grpo.degenerate_groups != "keep":
             live = [i for i, gains in enumerate(advantage) if not is_degenerate(gains)]
             prompts, groups = [prompts[i] for i in live], [groups[i] for i in live]
-            advantage = [advantage[i] for i in live]
+            advantage, slots = [advantage[i] for i in live], [slots[i] for i in live]
         flat = [completion for group in groups for completion in group]
         width = max((len(completion.tokens) for completion in flat), default=0)
         sampler, counted = torch.zeros(2, len(flat), width, device=self.model.device)
         for row, completion in enumerate(flat):
             sampler[row, : len(completion.tokens)] = torch.tensor(completion.logprobs)
             counted[row, : len(completion.tokens)] = self.counts(completion)
-        completions = [[completion.tokens for completion in group] for group in groups]
-        inputs = [prompt.inputs for prompt in prompts]
-        return Rollout(
-            prompts=inputs,
-            completions=completions,
+        rollout = Rollout(
+            slots=slots,
+            prompts=[prompt.inputs for prompt in prompts],
+            completions=[[completion.tokens for completion in group] for group in groups],
             rows=torch.arange(len(flat)).split([len(group) for group in groups]),
             advantage=torch.tensor(
                 [a for group in advantage for a in group], device=self.model.device
@@ -165,56 +196,86 @@ class Policy:
             counted=counted.bool(),
             sampler=sampler,
             trainer=torch.zeros_like(sampler),
-            reference=self.reference_logprobs(inputs, completions),
         )
+        self.fill(rollout)
+        return rollout
+
+    @torch.no_grad()
+    def fill(self, rollout: Rollout) -> None:
+        """Add what is computed once per batch: image features under a frozen tower, which the
+        reference shares, and the log-probs of the reference and of the policy as it is."""
+        groups = list(range(len(rollout.prompts)))
+        if self.frozen_tower:  # one at a time: no feature depends on the company it came in
+            rollout.vision = [vision_features(self.model, [p])[0] for p in rollout.prompts]
+        if self.reference is not None and groups:
+            with self.reference.active() as model:
+                rollout.reference = self.logprobs(model, rollout, groups).logprob
+        if self.grpo.minibatches > 1 and groups:
+            rollout.trainer = self.logprobs(self.model, rollout, groups).logprob
+            rollout.old = rollout.trainer.clone()
 
     def counts(self, completion: Completion) -> bool:
         """Whether a completion is in the loss: one cut off at the limit may be masked."""
         return self.grpo.truncated == "keep" or completion.stop is StopReason.STOP
 
-    @torch.no_grad()
-    def reference_logprobs(
-        self, prompts: Sequence[Inputs], completions: list[list[tuple[int, ...]]]
-    ) -> Tensor | None:
-        """[N, T], or None when beta is 0: then no reference runs."""
-        if self.reference is None or not completions:
-            return None
-        with adapter_off(self.model) if self.reference is self.model else nullcontext():
-            return self.logprobs(self.reference, prompts, completions).logprob
-
-    def logprobs(
-        self,
-        model: nn.Module,
-        prompts: Sequence[Inputs],
-        completions: Sequence[Sequence[Sequence[int]]],
-    ) -> Logprobs:
+    def logprobs(self, model: nn.Module, rollout: Rollout, groups: Sequence[int]) -> Logprobs:
+        """What `model` says of the completions of some groups."""
+        vision = rollout.vision
         return completion_logprobs(
             model,
-            prompts,
-            completions,
+            [rollout.prompts[group] for group in groups],
+            [rollout.completions[group] for group in groups],
             packing=self.grpo.packing,
+            vision=None if vision is None else [vision[group] for group in groups],
             temperature=self.config.rollout.temperature,
             token_budget=None if torch.is_grad_enabled() else self.grpo.token_budget,
             suppressed=self.backbone.placeholders,
         )
 
-    def update(self, rollout: Rollout, step: int) -> dict[str, float]:
-        """One optimiser step on the batch of all ranks (Eq. 11), some groups at a time."""
+    def learn(self, rollout: Rollout, step: int) -> dict[str, float]:
+        """`updates_per_batch` passes over the batch, each in `minibatches` optimiser steps."""
         where = f"grpo step {step}"
-        n_tokens = distributed.total(float(rollout.counted.sum()))
-        n_sequences = distributed.total(len(rollout.advantage))
+        if self.grpo.minibatches > 1:
+            rollout.mismatch = self.check_sampler(rollout, where)
+        updates = [
+            self.update(rollout, step, groups)
+            for _ in range(self.grpo.updates_per_batch)
+            for groups in self.minibatches(rollout)
+        ]
+        return {**joined(updates), **rollout.mismatch}
+
+    def minibatches(self, rollout: Rollout) -> list[list[int]]:
+        """The groups of each optimiser step: equal parts of the batch, in its order. Which part a
+        group falls into depends neither on ranks nor on what was left out."""
+        parts, whole = self.grpo.minibatches, self.grpo.prompts_per_step
+        return [
+            [i for i, slot in enumerate(rollout.slots) if slot * parts // whole == part]
+            for part in range(parts)
+        ]
+
+    def update(self, rollout: Rollout, step: int, groups: Sequence[int] | None = None) -> Update:
+        """One optimiser step on `groups` of every rank (Eq. 11; None: all), some at a time."""
+        where = f"grpo step {step}"
+        groups = range(len(rollout.prompts)) if groups is None else groups
+        index = [row for group in groups for row in rollout.rows[group].tolist()]
+        n_tokens = distributed.total(float(rollout.counted[index].sum()))
+        n_sequences = distributed.total(len(index))
         learned = [
             self.backward(rollout, part, n_sequences, n_tokens, where)
-            for part in self._micro_batches(rollout)
+            for part in self._micro_batches(rollout, groups)
         ]
-        values = {"loss": distributed.total(sum(loss for loss, _ in learned))}
+        loss = distributed.total(sum(loss for loss, _ in learned))
         stats = [s for found in distributed.everyone([s for _, s in learned]) for s in found]
-        if stats:
-            values |= reduce(LossStats.__add__, stats).scalars()
-        if rollout.old is None:
-            values["sampler_gap"] = self.check_sampler(rollout, where)
+        if rollout.old is None and self.grpo.minibatches == 1:
+            rollout.mismatch = self.check_sampler(rollout, where)
             rollout.old = rollout.trainer.clone()
-        return values | self.learner.update(where)
+        done = self.learner.update(where)
+        return Update(
+            loss,
+            reduce(LossStats.__add__, stats) if stats else None,
+            done["grad_norm"],
+            done["learning_rate"],
+        )
 
     def backward(
         self,
@@ -226,21 +287,19 @@ class Policy:
     ) -> tuple[float, LossStats]:
         """Add the gradient of the groups `part`; their share of the loss and its statistics."""
         self.model.train()
-        policy = self.logprobs(
-            self.model,
-            [rollout.prompts[group] for group in part],
-            [rollout.completions[group] for group in part],
-        )
+        policy = self.logprobs(self.model, rollout, part)
         index = torch.cat([rollout.rows[group] for group in part])
         width = policy.logprob.shape[1]
         rollout.trainer[index, :width] = policy.logprob.detach()
         old, reference = rollout.old, rollout.reference
+        before = policy.logprob.detach() if old is None else old[index, :width]
+        counted = rollout.counted[index, :width]
         loss, stats = policy_loss(
             policy.logprob,
-            None if old is None else old[index, :width],
+            before,
             None if reference is None else reference[index, :width],
             rollout.advantage[index],
-            rollout.counted[index, :width],
+            counted,
             clip_low=self.grpo.clip_low,
             clip_high=self.grpo.clip_high,
             kl_coef=self.grpo.kl_coef,
@@ -249,45 +308,57 @@ class Policy:
             n_sequences=int(n_sequences),
             n_tokens=max(int(n_tokens), 1),  # 0 if every completion was cut off and masked
             max_tokens=self.config.rollout.max_tokens,
+            importance=self.importance(before, rollout.sampler[index, :width], counted),
             entropy=policy.entropy,
         )
         self.learner.backward(loss, where)
         return loss.item(), stats
 
-    def _micro_batches(self, rollout: Rollout) -> list[list[int]]:
-        groups = list(range(len(rollout.prompts)))
+    def importance(self, trainer: Tensor, sampler: Tensor, counted: Tensor) -> Tensor | None:
+        """The weight of each token or sequence for having been drawn by `sampler`; None: all 1."""
+        if self.grpo.importance.level == "off":
+            return None
+        return importance_weights(trainer, sampler, counted, **self.grpo.importance.model_dump())[0]
+
+    def _micro_batches(self, rollout: Rollout, groups: Sequence[int]) -> list[list[int]]:
         if self.grpo.token_budget is None or not groups:
-            return [groups] if groups else []
-        return micro_batches(
-            rollout.prompts, rollout.completions, self.grpo.token_budget, self.grpo.packing
+            return [list(groups)] if groups else []
+        parts = micro_batches(
+            [rollout.prompts[group] for group in groups],
+            [rollout.completions[group] for group in groups],
+            self.grpo.token_budget,
+            self.grpo.packing,
         )
+        return [[groups[i] for i in part] for part in parts]
 
-    def check_sampler(self, rollout: Rollout, where: str) -> float:
-        """Largest difference between what sampler and trainer say of the same token, in nats.
+    def check_sampler(self, rollout: Rollout, where: str) -> dict[str, float]:
+        """How far sampler and trainer are apart on the same tokens, before anything is capped.
 
-        MismatchError above the limit: then the two do not run the same policy.
+        `sampler_gap` is the largest difference, in nats, that the settings do not explain.
+        MismatchError above the limit: then the two do not run the same policy. Where single tokens
+        are corrected for (`grpo.importance`), it is the mean that the limit holds for.
         """
-        apart = (rollout.trainer - rollout.sampler).abs() * rollout.counted
-        gap = max(distributed.everyone(float(apart.max()) if apart.numel() else 0.0))
+        _, mine = importance_weights(
+            rollout.trainer, rollout.sampler, rollout.counted, **self.grpo.importance.model_dump()
+        )
+        stats = reduce(type(mine).__add__, distributed.everyone(mine))
+        apart = (rollout.sampler - rollout.trainer)[rollout.counted]
+        unexplained = torch.maximum(-apart, apart - self.explained()).clamp(min=0)
+        gap = max(distributed.everyone(float(unexplained.max()) if len(apart) else 0.0))
+        mean = distributed.total(float(unexplained.sum())) / max(stats.tokens, 1)
         limit = SAMPLER_LIMIT[next(self.model.parameters()).dtype]
-        if not gap <= limit:
+        if not (gap if self.grpo.importance.level == "off" else mean) <= limit:
             raise MismatchError(
-                f"{where}: sampler and trainer disagree by {gap:.3g} nats on a token "
-                f"(limit {limit:g}). They should run the same weights on the same prompt; training "
-                "on these completions would follow another policy's gradient. Try "
+                f"{where}: sampler and trainer disagree by up to {gap:.3g} nats on a token, "
+                f"{mean:.3g} on average (limit {limit:g}). They should run the same weights on the "
+                "same prompt; training on these completions would follow another policy's "
+                "gradient. Try "
                 "grpo.packing=off; if that helps, the packed forward is at fault: report it."
             )
-        return gap
+        return {"sampler_gap": gap, **stats.scalars()}
 
-
-class _Clock:
-    """Seconds of each part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"seconds_{phase}"] = now - self._last
-        self._last = now
+    def explained(self) -> float:
+        """By how much the sampler may find a token likelier than the trainer: where top-p and
+        top-k cut off improbable tokens, the others share out their probability."""
+        rollout = self.config.rollout
+        return math.inf if rollout.top_k else -math.log(rollout.top_p)

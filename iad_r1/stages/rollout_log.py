@@ -15,8 +15,9 @@ Scores = Sequence[Sequence[Score]]
 
 
 def reward_statistics(batch: Sequence[Sample], groups: Groups, scores: Scores) -> dict[str, float]:
-    """Reward and its parts (all, normal and anomalous images), degenerate groups, lengths,
-    and how often "Yes" is said against how often it is true."""
+    """Reward and its parts (all, normal and anomalous images; those there are), the share of
+    degenerate groups, lengths in tokens, and how often "Yes" is said against how often it is true.
+    """
     found = _rewards("", [score for group in scores for score in group])
     for answer, suffix in (("No", "_normal"), ("Yes", "_anomalous")):
         chosen = [
@@ -60,20 +61,44 @@ def rollout_rows(
     groups: Groups,
     scores: Scores,
     advantage: Sequence[Sequence[float]],
+    attempts: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One row per completion: who was asked, what was said, what it earned."""
+    """One row per completion that is learned from: who was asked (and in which attempt, 0 being
+    the first draw), what was said, what it earned."""
     return [
-        {
-            "id": sample.id,
-            "product": sample.product,
-            "solution": sample.solution.as_tags(),
-            "completion": completion.text,
-            "stop": str(completion.stop),
-            "tokens": len(completion.tokens),
-            "reward": score.total,
-            **{f"reward_{name}": value for name, value in score.parts.items()},
-            "advantage": advantaged,
-        }
-        for sample, group, earned, gains in zip(batch, groups, scores, advantage, strict=True)
+        {**_row(sample, completion, score), "advantage": advantaged, "attempt": attempt}
+        for sample, group, earned, gains, attempt in zip(
+            batch, groups, scores, advantage, attempts, strict=True
+        )
         for completion, score, advantaged in zip(group, earned, gains, strict=True)
     ]
+
+
+def failed_rows(
+    prompt: str, batch: Sequence[Sample], groups: Groups, scores: Scores
+) -> list[dict[str, Any]]:
+    """One row per completion of a step that could not be learned from, with all that is needed to
+    look into it: the prompt's words, the tokens and the sampler's log-probs as well."""
+    return [
+        {
+            **_row(sample, completion, score),
+            "prompt": prompt,
+            "token_ids": list(completion.tokens),
+            "sampler_logprobs": list(completion.logprobs),
+        }
+        for sample, group, earned in zip(batch, groups, scores, strict=True)
+        for completion, score in zip(group, earned, strict=True)
+    ]
+
+
+def _row(sample: Sample, completion: Completion, score: Score) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "product": sample.product,
+        "solution": sample.solution.as_tags(),
+        "completion": completion.text,
+        "stop": str(completion.stop),
+        "tokens": len(completion.tokens),
+        "reward": score.total,
+        **{f"reward_{name}": value for name, value in score.parts.items()},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from iad_r1.advantages import advantages
 from iad_r1.errors import MismatchError
 from iad_r1.packing import completion_logprobs
 from iad_r1.stages import grpo
-from iad_r1.types import Score
+from iad_r1.stages.collect import Collector
+from iad_r1.stages.metering import Clock
+from iad_r1.stages.prompting import Prompter
+from iad_r1.types import Completion, Score
 
 
 @pytest.fixture
@@ -23,7 +27,27 @@ def rewarded(monkeypatch):
             [Score(float(sum(c.tokens) % 7), {"answer": 0.0}) for c in group] for group in groups
         ]
 
-    monkeypatch.setattr(grpo.Policy, "score", score)
+    monkeypatch.setattr(Collector, "score", score)
+
+
+@dataclass
+class Taken:
+    """One batch, up to where it is learned from."""
+
+    policy: grpo.Policy
+    groups: list[list[Completion]]
+    gains: list[list[float]]
+    rollout: grpo.Rollout
+
+
+def taken(context, count: int = 4, gains=None) -> Taken:
+    """The first pictures as a batch: sampled, scored and kept."""
+    policy, collector = grpo.Policy(context, steps=1), Collector(context)
+    samples = list(context.dataset.rl[:count])
+    batch = collector.collect(samples, 0, Clock())
+    if gains is None:
+        gains = advantages(batch.rewards())
+    return Taken(policy, batch.groups, gains, policy.keep(batch.prompts, batch.groups, gains))
 
 
 def trained(context) -> list[torch.Tensor]:
@@ -58,12 +82,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_conte
 
 def test_without_a_kl_term_no_reference_runs(make_context, rewarded):
     policy = grpo.Policy(make_context("grpo.kl_coef=0"), steps=1)
-    assert policy.reference is None and policy.reference_logprobs([], [[(1,)]]) is None
+    assert policy.reference is None and policy.saved() == {}
+    assert taken(make_context("grpo.kl_coef=0")).rollout.reference is None
 
 
 def test_equal_rewards_leave_the_weights_alone_without_a_kl_term(make_context, monkeypatch):
     monkeypatch.setattr(
-        grpo.Policy, "score", lambda self, batch, groups: [[Score(1.0)] * len(g) for g in groups]
+        Collector, "score", lambda self, batch, groups: [[Score(1.0)] * len(g) for g in groups]
     )
     for choice in ("keep", "skip"):
         context = make_context("grpo.kl_coef=0", f"grpo.degenerate_groups={choice}")
@@ -73,66 +98,54 @@ def test_equal_rewards_leave_the_weights_alone_without_a_kl_term(make_context, m
 
 def test_one_step_raises_what_paid_and_lowers_what_did_not(make_context):
     context = make_context("grpo.kl_coef=0", "grpo.learning_rate=1e-4")
-    policy = grpo.Policy(context, steps=1)
-    prompts = [policy.prompter.encode(sample) for sample in context.dataset.rl[:4]]
-    groups = policy.sample(prompts, step=0)
-    rewards = [[float(i == 0) for i in range(len(group))] for group in groups]
-    gains = advantages(rewards)
-    rollout = policy.keep(prompts, groups, gains)
+    gains = advantages([[1.0, 0.0, 0.0, 0.0]] * 4)
+    batch = taken(context, gains=gains)
 
     def likelihood():
         with torch.no_grad():
-            found = policy.logprobs(context.model, rollout.prompts, rollout.completions)
+            found = batch.policy.logprobs(context.model, batch.rollout, range(4))
         return found.logprob.sum(1)
 
     before = likelihood()
-    policy.update(rollout, step=0)
-    gain = (likelihood() - before) * rollout.advantage
+    batch.policy.update(batch.rollout, step=0)
+    gain = (likelihood() - before) * batch.rollout.advantage
     assert gain.sum() > 0
 
 
 def test_a_sampler_that_follows_another_policy_is_found_out(make_context, rewarded, monkeypatch):
     context = make_context()
-    honest = grpo.Policy.sample
+    honest = Collector.sample
 
-    def stale(self, prompts, step):
-        weight = self.model.lm_head.weight
+    def stale(self, prompts, step, slots):
+        weight = context.model.lm_head.weight
         kept = weight.detach().clone()
         with torch.no_grad():
             weight += 0.05 * torch.randn_like(weight)
-        groups = honest(self, prompts, step)
+        groups = honest(self, prompts, step, slots)
         with torch.no_grad():
             weight.copy_(kept)
         return groups
 
-    monkeypatch.setattr(grpo.Policy, "sample", stale)
+    monkeypatch.setattr(Collector, "sample", stale)
     with pytest.raises(MismatchError, match="sampler and trainer disagree"):
         grpo.train(context)
 
 
 def test_two_updates_per_batch_clip_against_the_first(make_context, rewarded):
     context = make_context("grpo.updates_per_batch=2", "grpo.learning_rate=3e-3")
-    policy = grpo.Policy(context, steps=1)
-    batch = list(context.dataset.rl[:4])
-    prompts = [policy.prompter.encode(sample) for sample in batch]
-    groups = policy.sample(prompts, step=0)
-    gains = advantages([[s.total for s in g] for g in policy.score(batch, groups)])
-    rollout = policy.keep(prompts, groups, gains)
-    first = policy.update(rollout, 0)
+    batch = taken(context)
+    first = batch.policy.update(batch.rollout, 0).stats.scalars()
     assert first["ratio_min"] == first["ratio_max"] == 1.0
-    second = policy.update(rollout, 0)
+    assert batch.rollout.mismatch["sampler_gap"] < 1e-4
+    second = batch.policy.update(batch.rollout, 0).stats.scalars()
     assert second["ratio_max"] > 1.0 > second["ratio_min"]
-    assert "sampler_gap" in first and "sampler_gap" not in second
 
 
 def test_truncated_completions_are_masked_when_asked(make_context, rewarded):
     context = make_context("grpo.truncated=mask", "rollout.max_tokens=3")
-    policy = grpo.Policy(context, steps=1)
-    prompts = [policy.prompter.encode(sample) for sample in context.dataset.rl[:4]]
-    groups = policy.sample(prompts, step=0)
-    rollout = policy.keep(prompts, groups, [[1.0, -1.0] * 2] * 4)
-    cut = [str(c.stop) == "length" for group in groups for c in group]
-    assert any(cut) and rollout.counted.any(1).tolist() == [not c for c in cut]
+    batch = taken(context, gains=[[1.0, -1.0] * 2] * 4)
+    cut = [str(c.stop) == "length" for group in batch.groups for c in group]
+    assert any(cut) and batch.rollout.counted.any(1).tolist() == [not c for c in cut]
 
 
 def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewarded):
@@ -142,13 +155,18 @@ def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewar
     base = {k: v.clone() for k, v in context.model.state_dict().items()}
     sample = context.dataset.rl[0]
     with lora.adapter(context, "grpo"):
-        policy = grpo.Policy(context, steps=1)
-        assert policy.reference is context.model
-        prompt = policy.prompter.encode(sample).inputs
+        prompt = Prompter(context.backbone, "iad_r1_test").encode(sample).inputs
         tokens = [[tuple(range(20, 28))]]
-        untouched = policy.reference_logprobs([prompt], tokens)
+        reference = grpo.Policy(context, steps=1).reference
+
+        def asked():
+            with torch.no_grad(), reference.active() as model:
+                assert model is context.model
+                return completion_logprobs(model, [prompt], tokens).logprob
+
+        untouched = asked()
         grpo.train(context)
-        torch.testing.assert_close(policy.reference_logprobs([prompt], tokens), untouched)
+        assert torch.equal(asked(), untouched)
         frozen = [n for n, p in context.model.named_parameters() if not p.requires_grad]
         assert frozen and all("lora_" not in name for name in frozen)
         with torch.no_grad():

@@ -134,6 +134,10 @@ def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
     assert (found["length_mean"], found["length_max"]) == (1.5, 2)
     assert (found["yes_rate"], found["gold_yes_rate"]) == (0.25, 0.5)
     assert found["invalid_rate"] == 0.25
-    rows = rollout_log.rollout_rows(batch, groups, scores, [[1.0, -1.0], [0.0, 0.0]])
+    rows = rollout_log.rollout_rows(batch, groups, scores, [[1.0, -1.0], [0.0, 0.0]], [0, 2])
     assert len(rows) == 4 and Counter(row["advantage"] for row in rows)[0.0] == 2
     assert rows[0]["reward_answer"] == 1.0 and rows[3]["completion"] == "nonsense"
+    assert [row["attempt"] for row in rows] == [0, 0, 2, 2]
+    whole = rollout_log.failed_rows("{image}Any defect?", batch, groups, scores)
+    assert whole[1]["token_ids"] == [1, 1] and whole[1]["sampler_logprobs"] == [0.0, 0.0]
+    assert {row["prompt"] for row in whole} == {"{image}Any defect?"} and whole[3]["reward"] == 2.0
