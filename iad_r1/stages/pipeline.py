@@ -167,6 +167,9 @@ def load_weights(
     if distributed.is_main() and not path.is_dir():
         build(config, dataset, path)
     distributed.barrier()
+    return Backbone.load(path, dtype, device)
+
+
 def build(config: Config, dataset: Dataset, path: Path) -> None:
     """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
     backbone = config.backbone
@@ -181,9 +184,6 @@ def build(config: Config, dataset: Dataset, path: Path) -> None:
         max_pixels=backbone.max_pixels,
         seed=config.seed,
     )
-
-
-    return Backbone.load(path, dtype, device)
 
 
 def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
