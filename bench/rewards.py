@@ -1,23 +1,32 @@
 """How fast rewards are scored, and the slowest completion a search can find.
 
-    python bench/rewards.py              a table; one thread, a minute
+    python bench/rewards.py                 two tables; one thread, two minutes
+    python bench/rewards.py --quick         a small search, some seconds
+    python bench/rewards.py --json FILE     also write the numbers, date and hardware to a file
     python bench/rewards.py --length 400000 --rounds 200
 
 Ours against a straightforward scorer of the same released rewards (`Naive`): one regular
 expression per question and completion, as one would write them down from their description. The
 tests hold the two equal. The search builds completions out of nested, unclosed and repeated tags
-and keeps what takes longest; times are the best of several runs in this process.
+and keeps what takes longest. Times are processor time, the best of several runs in this process,
+so that other work on the machine counts little.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import random
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -204,12 +213,12 @@ def grow(unit: str, length: int, ending: str) -> str:
 
 
 def best_of(call: Callable[[], object], repeats: int = 3) -> float:
-    """The shortest of several runs, seconds."""
+    """The shortest of several runs, seconds of processor time."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -296,40 +305,100 @@ def main() -> None:
         "--rounds", type=int, default=300, help="random recipes to try for each set"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
-    console = Console(width=110)
-    _print_speed(console)
-    _print_worst(console, options.length, options.rounds, options.seed)
+    rounds = options.rounds // 10 if options.quick else options.rounds
+    result = {
+        "typical": measure_typical(1000),
+        "worst": measure_worst(options.length, rounds, options.seed),
+        "environment": environment(),
+    }
+    _print(Console(width=110), result)
+    if options.json:
+        text = json.dumps(result, indent=2, ensure_ascii=True)
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
-def _print_speed(console: Console) -> None:
-    pairs, naive = typical(1000), Naive()
-    table = Table(
-        "scorer", title=f"{len(pairs):,} typical completions of {len(pairs[0][0])} characters"
-    )
-    table.add_column("per second", justify="right")
-    table.add_column("4 groups x 8, ms", justify="right")
+def measure_typical(count: int) -> dict[str, Any]:
+    """Completions per second of every scorer, and milliseconds for 4 groups of 8."""
+    pairs, naive = typical(count), Naive()
     scorers: dict[str, Callable[[str, str], object]] = {
         "regular expressions": lambda c, s: (naive.consistency(c, s), naive.accuracy(c, s)),
         "ours, sc_grpo_released": rewards.load("sc_grpo_released").score,
         "ours, sc_grpo": rewards.load("sc_grpo").score,
     }
-    for name, scorer in scorers.items():
-        speed = per_second(scorer, pairs)
-        table.add_row(name, f"{speed:,.0f}", f"{32e3 / speed:.2f}")
-    console.print(table)
+    speeds = {name: per_second(scorer, pairs) for name, scorer in scorers.items()}
+    return {
+        "completions": count,
+        "characters": len(pairs[0][0]),
+        "scorers": {
+            name: {"per_second": round(speed), "ms_for_32": round(32e3 / speed, 3)}
+            for name, speed in speeds.items()
+        },
+    }
 
 
-def _print_worst(console: Console, length: int, rounds: int, seed: int) -> None:
-    table = Table("set", title=f"slowest completion of {length:,} characters found")
-    table.add_column("ms", justify="right")
-    table.add_column(f"{length // 2:,} to {length:,}", justify="right")
-    table.add_column("repeated, before, after")
+def measure_worst(length: int, rounds: int, seed: int) -> dict[str, Any]:
+    """The slowest completion found for every set, and what doubling its length does."""
+    found = {}
     for name in SETS:
         rewards_set = rewards.load(name)
         seconds, recipe = slowest(rewards_set, length, rounds, seed)
         ratio = growth(rewards_set, recipe, length)
-        table.add_row(name, f"{seconds * 1e3:.1f}", f"x {ratio:.2f}", ascii(recipe))
+        found[name] = {
+            "ms": round(seconds * 1e3, 1),
+            "ratio_of_doubling": round(ratio, 2),
+            "repeated_before_after": list(recipe),
+        }
+    return {"characters": length, "rounds": rounds, "seed": seed, "sets": found}
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on. `load` is the machine's load average at the end."""
+    git = ["git", "-C", str(REPOSITORY)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    sources = ["iad_r1/rewards", "iad_r1/grid.py", "iad_r1/schema.py", "bench/rewards.py"]
+    changed = subprocess.run([*git, "status", "--short", *sources], capture_output=True, text=True)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "uncommitted_changes": bool(changed.stdout.strip()),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system says it."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def _print(console: Console, result: dict[str, Any]) -> None:
+    speed, worst = result["typical"], result["worst"]
+    table = Table(
+        "scorer",
+        title=f"{speed['completions']:,} typical completions of {speed['characters']} characters",
+    )
+    table.add_column("per second", justify="right")
+    table.add_column("4 groups x 8, ms", justify="right")
+    for name, found in speed["scorers"].items():
+        table.add_row(name, f"{found['per_second']:,}", f"{found['ms_for_32']:.2f}")
+    console.print(table)
+    length = worst["characters"]
+    table = Table("set", title=f"slowest completion of {length:,} characters found")
+    table.add_column("ms", justify="right")
+    table.add_column(f"{length // 2:,} to {length:,}", justify="right")
+    table.add_column("repeated, before, after")
+    for name, found in worst["sets"].items():
+        recipe = ascii(tuple(found["repeated_before_after"]))
+        table.add_row(name, f"{found['ms']:.1f}", f"x {found['ratio_of_doubling']:.2f}", recipe)
     console.print(table)
 
 

@@ -3,6 +3,11 @@
     score = rewards.load("sc_grpo", grid="3x3").score(completion, solution)
     score.total, score.parts["location"]
 
+Kept stable, for scripts outside this repository: `load(name).score(completion, solution)` with
+plain strings, its `total` and `parts` (named as in the set's YAML; `sc_grpo_released` has
+`consistency` and `accuracy`), the names of the sets, `type_score(predicted, actual, released=)`
+and `grid.location_score(predicted, actual, grid=, released=)`. Importing either loads no torch.
+
 The sets are `conf/rewards/*.yaml`; their components are the files of `components/`; the types they
 know are `vocabularies/default.yaml` or a file of the user's own.
 """
