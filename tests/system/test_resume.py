@@ -90,14 +90,18 @@ def lines(folder: RunFolder) -> list[dict]:
 
 
 def kill_somewhere(folder: RunFolder, luck: random.Random) -> bool:
-    """SIGKILL at a random instant after the next step of PA-SFT or SC-GRPO was logged, in the
-    middle of a step, a checkpoint or an evaluation; False if the run ended before."""
-    child, before = work(folder), None
+    """SIGKILL some steps of PA-SFT or SC-GRPO further on, at a random instant of what comes next:
+    a step, a checkpoint, an evaluation. False if the run ended before."""
+    child, done, seen = work(folder), None, [time.monotonic()]
+    target = luck.randint(1, 6)
     while (code := ended(child)) is None:
-        now = [row for row in lines(folder) if row["stage"] in ("sft", "grpo")]
-        before = len(now) if before is None or len(now) < before else before
-        if len(now) > before:
-            time.sleep(luck.uniform(0, 1.5))
+        now = len([row for row in lines(folder) if row["stage"] in ("sft", "grpo")])
+        if done is None or now < done:  # steps without a checkpoint are forgotten and taken again
+            done = now
+        if now >= done + len(seen):
+            seen.append(time.monotonic())
+        if len(seen) > target:
+            time.sleep(luck.uniform(0, 2) * (seen[-1] - seen[-2]))
             if (code := ended(child)) is None:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
