@@ -252,11 +252,12 @@ def first_line_tag(text: str, tag: str) -> str | None:
 
     Equal to a regular expression without DOTALL, but linear however often the tag is opened.
     """
+    opening, closing = f"<{tag}>", f"</{tag}>"
     for line in text.split("\n"):
-        _, _, after = line.partition(f"<{tag}>")
-        inside, closed, _ = after.partition(f"</{tag}>")
-        if closed:
-            return inside
+        if opening in line:
+            inside, closed, _ = line.partition(opening)[2].partition(closing)
+            if closed:
+                return inside
     return None
 
 
