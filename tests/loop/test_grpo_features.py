@@ -1,0 +1,327 @@
+"""What the SC-GRPO loop can do beyond one plain step: each option does what its name says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from iad_r1.advantages import advantages, is_degenerate
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.errors import MismatchError
+from iad_r1.stages import grpo, lora
+from iad_r1.stages.collect import Collector
+from iad_r1.stages.context import Context
+from iad_r1.stages.metering import Clock
+from iad_r1.stages.saving import Saver
+from iad_r1.types import Score
+
+
+def by_tokens(self, samples, groups):
+    """A reward that any text can win or lose: untrained models rarely earn the real one."""
+    return [[Score(float(sum(c.tokens) % 7), {"answer": 0.0}) for c in group] for group in groups]
+
+
+@pytest.fixture
+def rewarded(monkeypatch):
+    monkeypatch.setattr(Collector, "score", by_tokens)
+
+
+def kept(context: Context) -> tuple[grpo.Policy, grpo.Rollout]:
+    """A policy and one batch that it could learn from."""
+    policy, collector = grpo.Policy(context, steps=1), Collector(context)
+    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
+    return policy, policy.keep(batch.prompts, batch.groups, advantages(batch.rewards()))
+
+
+def logged(context: Context) -> list[dict[str, float]]:
+    """The metrics of each step of a training."""
+    lines: list[dict[str, float]] = []
+    context.log = lambda stage, step, values: lines.append(dict(values))  # type: ignore[method-assign]  # a run without a tracker
+    grpo.train(context)
+    return lines
+
+
+def weights(context: Context) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in context.model.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# ----------------------------------------------------------- importance between sampler and trainer
+
+
+def gradient_norm(context: Context) -> float:
+    policy, rollout = kept(context)
+    return policy.update(rollout, 0).norm
+
+
+def test_the_correction_weighs_the_policy_gradient(make_context, rewarded):
+    plain = gradient_norm(make_context("grpo.kl_coef=0"))
+    on = ["grpo.kl_coef=0", "grpo.importance.level=token"]
+    assert plain > 0.01
+    # sampler and trainer are one policy here, so the weights are 1 up to rounding
+    assert gradient_norm(make_context(*on)) == pytest.approx(plain, rel=1e-4)
+    assert gradient_norm(make_context(*on, "grpo.importance.level=sequence")) == pytest.approx(
+        plain, rel=1e-3
+    )
+    halved = gradient_norm(make_context(*on, "grpo.importance.cap=0.5"))
+    assert halved == pytest.approx(plain / 2, rel=1e-4)
+    dropped = [*on, "grpo.importance.cap=0.5", "grpo.importance.mode=mask"]
+    assert gradient_norm(make_context(*dropped)) == 0.0
+
+
+@pytest.mark.parametrize("cut", ["rollout.top_k=5", "rollout.top_p=0.5"])
+def test_cut_off_sampling_is_weighed_by_the_probability_that_was_kept(make_context, rewarded, cut):
+    context = make_context(cut, "grpo.importance.level=token", "grpo.kl_coef=0")
+    policy, rollout = kept(context)
+    policy.update(rollout, 0)
+    raw = (rollout.trainer - rollout.sampler).exp()[rollout.counted]
+    found = rollout.mismatch
+    assert found["importance_mean"] == pytest.approx(float(raw.mean()), rel=1e-5)
+    assert 0 < found["importance_min"] <= found["importance_max"] < 1 + 1e-4
+    assert found["importance_mean"] < 0.9, "an untrained model spreads its probability"
+    assert found["sampler_gap"] < 1e-3 < found["sampler_gap_max"]
+
+
+def test_a_sampler_of_another_policy_is_found_out_behind_cut_off_sampling(make_context, rewarded):
+    context = make_context("rollout.top_p=0.5", "grpo.importance.level=token")
+    policy, rollout = kept(context)
+    rollout.sampler -= 1.0  # less likely than the trainer says: no cut explains that
+    with pytest.raises(MismatchError, match=r"disagree by up to [\d.]+ nats"):
+        policy.learn(rollout, 0)
+
+
+def test_off_logs_the_raw_mismatch_too(make_context, rewarded):
+    policy, rollout = kept(make_context())
+    found = policy.learn(rollout, 0)
+    assert found["importance_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert 0 <= found["sampler_gap_mean"] <= found["sampler_gap_max"] == found["sampler_gap"]
+
+
+# ------------------------------------------------------------------------------ degenerate groups
+
+
+def only_odd_pictures_teach(context: Context) -> Callable[..., Any]:
+    odd = {sample.id for sample in context.dataset.rl[1::2]}
+
+    def score(self, samples, groups):
+        return [
+            [Score(float(i * (sample.id in odd))) for i in range(len(group))]
+            for sample, group in zip(samples, groups, strict=True)
+        ]
+
+    return score
+
+
+def collected(context: Context, step: int = 3) -> Any:
+    return Collector(context).collect(context.dataset.rl[:4], step, Clock())
+
+
+def test_groups_without_a_signal_are_drawn_anew_with_other_pictures(make_context, monkeypatch):
+    context = make_context("grpo.degenerate_groups=resample", "grpo.resample_limit=20")
+    monkeypatch.setattr(Collector, "score", only_odd_pictures_teach(context))
+    batch, asked = collected(context), list(context.dataset.rl[:4])
+    assert batch.statistics["degenerate_groups"] == 0.5  # of the first draw: slots 0 and 2
+    assert batch.degenerate() == [] and batch.statistics["degenerate_left"] == 0.0
+    assert [batch.samples[n] for n in (1, 3)] == [asked[1], asked[3]]
+    assert batch.attempts[1] == batch.attempts[3] == 0 < min(batch.attempts[0], batch.attempts[2])
+    assert batch.statistics["resampled_groups"] == batch.attempts[0] + batch.attempts[2]
+    for slot in (0, 2):
+        expected = Collector(context).other(3, slot, batch.attempts[slot])
+        assert batch.samples[slot] == expected != asked[slot]
+        assert batch.prompts[slot].name == expected.id
+
+
+def test_what_takes_a_slot_over_depends_on_seed_step_slot_and_attempt_alone(
+    make_context, monkeypatch
+):
+    """So a resumed run, and one on other ranks, draws the same."""
+    settings = "grpo.degenerate_groups=resample", "grpo.resample_limit=2"
+    context = make_context(*settings)
+    monkeypatch.setattr(Collector, "score", only_odd_pictures_teach(context))
+    collector = Collector(context)
+    collector.collect(context.dataset.rl[4:8], 2, Clock())  # an earlier step leaves no trace
+    batch, fresh = collector.collect(context.dataset.rl[:4], 3, Clock()), collected(context)
+    assert batch.groups == fresh.groups and batch.samples == fresh.samples
+    everything = lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]  # noqa: E731  # one line
+    monkeypatch.setattr(Collector, "score", everything)
+    crowded = collected(context)  # more slots drawn anew: the others' draws stay what they were
+    assert crowded.samples[0] == Collector(context).other(3, 0, crowded.attempts[0])
+    others = [Collector(context).other(step, 0, 1).id for step in range(12)]
+    assert len(set(others)) > 3
+
+
+def test_drawing_anew_is_bounded_and_what_is_left_is_not_learned_from(make_context, monkeypatch):
+    context = make_context(
+        "grpo.degenerate_groups=resample", "grpo.resample_limit=2", "grpo.kl_coef=0"
+    )
+    monkeypatch.setattr(
+        Collector, "score", lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]
+    )
+    before = weights(context)
+    lines = logged(context)
+    assert [line["resampled_groups"] for line in lines] == [8, 8]
+    assert [line["degenerate_left"] for line in lines] == [1.0, 1.0]
+    assert same(before, weights(context))
+
+
+def test_completions_drawn_anew_are_new(make_context, monkeypatch):
+    context = make_context("grpo.degenerate_groups=resample", "grpo.resample_limit=1")
+    collector, sample = Collector(context), context.dataset.rl[0]
+    prompt = [collector.prompter.encode(sample)]
+    first, again = (collector.sample(prompt, 3, [0], attempt) for attempt in (0, 1))
+    assert first != again and collector.sample(prompt, 3, [0], 1) == again
+
+
+# ------------------------------------------------------------------------------- the reference
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_every_n_steps_the_policy_becomes_its_own_reference(make_context, rewarded, tuning):
+    context = make_context(
+        f"tuning={tuning}", "grpo.reference_refresh=2", "grpo.steps=5", "grpo.learning_rate=1e-3",
+        "grpo.vision_lr_scale=0",
+    )  # fmt: skip
+    with lora.adapter(context, "grpo"):
+        far = [line["kl"] for line in logged(context)]
+    # 0 where it was made or made anew; only rounding separates policy and reference there
+    assert [value < 1e-7 for value in far] == [True, False, True, False, True], far
+    assert min(far[1], far[3]) > 1e-5
+
+
+def reopened(context: Context) -> Context:
+    """The same run in a new process: the weights it began with, and what it saved since."""
+    again = copy.copy(context)
+    again.backbone = Backbone.load(context.folder.checkpoint("base"))
+    return again
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_refreshed_reference_survives_a_stop(make_context, rewarded, monkeypatch, tuning):
+    settings = (
+        f"tuning={tuning}", "grpo.reference_refresh=2", "grpo.steps=5", "grpo.save_every=1",
+        "grpo.learning_rate=1e-3", "grpo.vision_lr_scale=0", "grpo.updates_per_batch=2",
+        "grpo.minibatches=2",
+    )  # fmt: skip
+    whole = make_context(*settings)
+    with lora.adapter(whole, "grpo"):
+        expected = logged(whole)
+    stopped, done = make_context(*settings), Saver.done
+
+    class Killed(Exception):
+        pass
+
+    def die(self, step, values):
+        done(self, step, values)
+        if step == 3:  # the reference in use was taken before step 2
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Saver, "done", die)
+        with lora.adapter(stopped, "grpo"):
+            grpo.train(stopped)
+    saved = sorted((stopped.folder.path / "checkpoints").glob("grpo-step-*/reference.pt"))
+    assert saved
+    again = reopened(stopped)
+    with lora.adapter(again, "grpo"):
+        last = logged(again)
+    assert len(last) == 1
+    for name in ("loss", "kl", "reward", "grad_norm", "ratio_min", "learning_rate"):
+        assert last[0][name] == expected[4][name], name
+    assert same(weights(again), weights(whole))
+
+
+# -------------------------------------------------------------------------- several optimiser steps
+
+
+def test_a_pass_in_minibatches_takes_an_optimiser_step_for_each(make_context, rewarded):
+    context = make_context("grpo.minibatches=2", "grpo.updates_per_batch=3", "grpo.steps=1",
+                           "grpo.learning_rate=3e-3", "grpo.degenerate_groups=keep")  # fmt: skip
+    policy, rollout = kept(context)
+    assert policy.minibatches(rollout) == [[0, 1], [2, 3]]
+    before = rollout.trainer.clone()
+    found = policy.learn(rollout, 0)
+    assert policy.learner.schedule.last_epoch == 6
+    assert rollout.old is not None and torch.equal(rollout.old, before)
+    assert found["ratio_min"] < 1 < found["ratio_max"]
+
+
+def test_the_first_minibatch_of_the_first_pass_has_a_ratio_of_one_and_the_next_has_not(
+    make_context, rewarded
+):
+    context = make_context("grpo.minibatches=2", "grpo.learning_rate=3e-3")
+    policy, rollout = kept(context)
+    first, second = (policy.update(rollout, 0, part).stats for part in policy.minibatches(rollout))
+    assert first.scalars()["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert second.scalars()["ratio_max"] > 1.001
+
+
+def test_a_minibatch_moves_the_weights_as_a_batch_of_its_groups_would(make_context, rewarded):
+    parts = make_context("grpo.minibatches=2", "grpo.kl_coef=0", "grpo.degenerate_groups=keep")
+    policy, rollout = kept(parts)
+    policy.update(rollout, 0, [0, 1])
+    alone = make_context("grpo.kl_coef=0", "grpo.prompts_per_step=2", "grpo.degenerate_groups=keep")
+    other, collector = grpo.Policy(alone, steps=1), Collector(alone)
+    batch = collector.collect(alone.dataset.rl[:2], 0, Clock())
+    gains = advantages(batch.rewards())
+    other.update(other.keep(batch.prompts, batch.groups, gains), 0)
+    for one, two in zip(weights(parts), weights(alone), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_which_minibatch_a_group_is_in_depends_on_its_place_in_the_batch(make_context, rewarded):
+    context = make_context("grpo.minibatches=2")
+    policy, rollout = kept(context)
+    rollout.slots = [1, 3]  # rank 1 of 2
+    assert policy.minibatches(rollout) == [[0], [1]]
+    rollout.slots = [2, 3]  # the others were degenerate
+    assert policy.minibatches(rollout) == [[], [0, 1]]
+
+
+def test_a_step_whose_groups_all_lack_a_signal_leaves_the_weights_alone(make_context, monkeypatch):
+    monkeypatch.setattr(
+        Collector, "score", lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]
+    )
+    context = make_context("grpo.minibatches=2", "grpo.degenerate_groups=skip")
+    before = weights(context)
+    assert all(line["grad_norm"] == 0.0 for line in logged(context))
+    assert same(before, weights(context))
+
+
+# ------------------------------------------------------------------------------- image features
+
+
+def test_under_a_frozen_tower_the_passes_of_a_batch_share_its_features(
+    make_context, rewarded, monkeypatch
+):
+    context = make_context("grpo.vision_lr_scale=0", "grpo.minibatches=2", "grpo.steps=1")
+    policy, collector = grpo.Policy(context, steps=1), Collector(context)
+    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
+    gains = advantages(batch.rewards())
+    alive = sum(not is_degenerate(group) for group in gains)
+    calls: list[int] = []
+    for model in (context.model, policy.reference.copy):
+        model.model.visual.register_forward_pre_hook(lambda *_: calls.append(1))
+    rollout = policy.keep(batch.prompts, batch.groups, gains)  # reference and old log-probs
+    policy.learn(rollout, 0)
+    assert len(calls) == alive > 0  # each picture once for reference, old and every update
+    moved = weights(context)
+
+    live = make_context("grpo.vision_lr_scale=0", "grpo.minibatches=2", "grpo.steps=1")
+    policy, collector = grpo.Policy(live, steps=1), Collector(live)
+    policy.frozen_tower = False  # encode anew in every pass
+    batch = collector.collect(live.dataset.rl[:4], 0, Clock())
+    policy.learn(policy.keep(batch.prompts, batch.groups, gains), 0)
+    for one, other in zip(moved, weights(live), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tower_that_learns_is_seen_anew_by_every_pass(make_context, rewarded):
+    policy, rollout = kept(make_context("grpo.vision_lr_scale=0.5"))
+    assert not policy.frozen_tower and rollout.vision is None
