@@ -210,7 +210,14 @@ def _holds_model(folder: Path) -> bool:
 
 
 # Settings that may differ from those a run was started with when it goes on.
-FREE_ON_RESUME = ("resume", "dry_run", "tracking", "engine.threads")
+FREE_ON_RESUME = (
+    "resume",
+    "dry_run",
+    "tracking",
+    "engine.threads",
+    "engine.hosts",
+    "engine.ranks",
+)
 
 
 def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
@@ -222,7 +229,7 @@ def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None
     """
     if config["resume"] != "auto":
         run = RunFolder.open(config["resume"])
-        changed = _differences(run.read_json("config.json"), config)
+        changed = differences(run.read_json("config.json"), config)
         if changed:
             raise ConfigError(
                 f"resume={config['resume']}: that run was started with other settings: "
@@ -233,8 +240,15 @@ def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None
             raise ConfigError(f"another process is working on {run.path}; it needs no resume.")
         return run
     runs = [RunFolder(p) for p in (outputs / config["name"]).glob("*") if _may_go_on(p)]
-    same = [run for run in runs if not _differences(run.read_json("config.json"), config)]
+    same = [run for run in runs if not differences(run.read_json("config.json"), config)]
     return max(same, key=lambda run: run.path.name, default=None)
+
+
+def find_finished(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The newest run of this name and these settings that ended well."""
+    runs = [RunFolder(path) for path in sorted((outputs / config["name"]).glob("*"), reverse=True)]
+    ended = (run for run in runs if run.read_json("manifest.json").get("status") == "finished")
+    return next((r for r in ended if not differences(r.read_json("config.json"), config)), None)
 
 
 def _may_go_on(path: Path) -> bool:
@@ -244,7 +258,7 @@ def _may_go_on(path: Path) -> bool:
     return run.read_json("manifest.json").get("status") != "finished" and not run.is_running()
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old, now new` for every setting that differs and matters to the numbers."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
