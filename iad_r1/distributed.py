@@ -1,4 +1,4 @@
-"""Data parallelism on one host: every rank holds the weights and a share of each batch.
+"""Data parallelism: every rank holds the weights (or its part of them) and a share of each batch.
 
 The loss of a share is divided by counts over the whole batch, so gradients are summed over ranks
 and one step is the same step however many ranks take it (up to the order of a float sum).
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,14 +17,12 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]  documented
 
 from iad_r1 import checkpoint
-from iad_r1.errors import IadError, TrainingError
+from iad_r1.config import Processes
+from iad_r1.errors import ConfigError
 
 T = TypeVar("T")
-RANK, WORLD = "IAD_R1_RANK", "IAD_R1_WORLD"
-LAST_WORDS = 5.0  # seconds a failing rank has to print its error
 PATIENCE = timedelta(minutes=30)  # a rank may wait this long for the slowest; a dead one is noticed
 
 
@@ -45,84 +40,49 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def ranks(count: int, folder: Path) -> Iterator[None]:
-    """Inside, `count` processes work on the run in `folder`; this one is rank 0 and starts the
-    others, or is one of those.
+def joined(engine: Processes) -> Iterator[None]:
+    """Inside, the processes that torchrun started are the ranks of one run.
 
-    The others run the same worker on the same folder and end with this process. When one fails it
-    prints its error, and the next exchange with it fails here.
+    They stay joined when the block fails: a rank's error is printed before the others hear that
+    it is gone. ConfigError if torchrun did not start as many as the settings ask for.
     """
-    mine = int(os.environ.get(RANK, "0"))
-    if count == 1:
+    wanted = engine.processes
+    started = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if started != wanted:
+        raise ConfigError(
+            f"engine.hosts={engine.hosts} engine.ranks={engine.ranks} are {wanted} processes, but "
+            f"{started} were started. Start the run with run.py, which does it, or prints how."
+        )
+    if not dist.is_torchelastic_launched():
         yield
         return
-    meeting = folder / ".ranks"
-    if mine == 0:
-        meeting.unlink(missing_ok=True)
-    others = [_start(folder, number, count) for number in range(1, count)] if mine == 0 else []
-    try:
-        store = _meet(meeting, mine, count, others)
-        dist.init_process_group("gloo", store=store, rank=mine, world_size=count, timeout=PATIENCE)
-        yield
-        dist.barrier()
-    except BaseException as error:
-        # A lost connection means that another rank failed: let it say why before it is stopped.
-        lost = isinstance(error, RuntimeError) and not isinstance(error, IadError)
-        _stop(others, LAST_WORDS if lost else 0.0)
-        failed = [n for n, process in enumerate(others, 1) if (process.poll() or 0) > 0]
-        if lost and failed:
-            names = ", ".join(map(str, failed))
-            raise TrainingError(
-                f"failed with rank {names}; the first error stands above"
-            ) from error
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        for process in others:
-            process.wait()
-        if mine == 0:
-            meeting.unlink(missing_ok=True)
+    backend = "gloo"
+    if device(engine).type == "cuda":
+        torch.cuda.set_device(device(engine))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    yield
+    barrier()
+    dist.destroy_process_group()
 
 
-def _meet(
-    meeting: Path, mine: int, count: int, others: Sequence[subprocess.Popen[bytes]]
-) -> FileStore:
-    """Wait until every rank is here. TrainingError if one ends before it is."""
-    store = FileStore(str(meeting), count)
-    store.set(f"here/{mine}", "yes")
-    while not store.check([f"here/{number}" for number in range(count)]):
-        for number, process in enumerate(others, 1):
-            if process.poll() is not None:
-                raise TrainingError(f"rank {number} ended at its start; its error stands above.")
-        time.sleep(0.05)
-    return store
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
-    """End the processes, those that end by themselves within `patience` seconds undisturbed."""
-    deadline = time.monotonic() + patience
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-
-
-def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        RANK: str(number),
-        WORLD: str(count),
-        "IAD_R1_PARENT": str(os.getpid()),
-    }
-    return subprocess.Popen([sys.executable, "-m", "iad_r1.worker", str(folder)], env=environment)
+def device(engine: Processes) -> torch.device:
+    """Where this rank's model lives. ConfigError if it should have a GPU and there is none left."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if engine.device == "cpu" or (engine.device == "auto" and gpus < engine.ranks):
+        return torch.device("cpu")
+    if gpus < engine.ranks:
+        raise ConfigError(
+            f"engine.device=cuda engine.ranks={engine.ranks}, but this host has {gpus} GPU(s), and "
+            f"each rank needs one. Use engine.ranks={max(gpus, 1)}, or engine.device=cpu."
+        )
+    return torch.device("cuda", local)
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    if world() > 1:
-        dist.barrier()
+    total(0.0)
 
 
 @contextlib.contextmanager

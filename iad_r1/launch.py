@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,11 +24,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from iad_r1 import compose, plan
+from iad_r1 import compose, plan, ranks
 from iad_r1.config import Config
 from iad_r1.errors import IadError
 from iad_r1.options import CONF
 from iad_r1.run_folder import REPOSITORY, RunFolder, find_resumable, write_json
+from iad_r1.worker import STAGES
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -87,7 +89,30 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     offline = plan.check_weights(config, start, outputs)
     folder, news = open_folder(config, outputs)
     print(f"  {'run':<9} {folder.path}{news}\n", flush=True)
-    return folder, carry_out(folder, offline)
+    if config.engine.hosts > 1:
+        print(f"Start it with this command on each of the {config.engine.hosts} hosts:\n")
+        print(f"  {shlex.join(command(config, folder))}\n", flush=True)
+        return folder, 0
+    return folder, carry_out(command(config, folder), offline)
+
+
+def command(config: Config, folder: RunFolder) -> list[str]:
+    """What works on a run: one worker, or torchrun and a worker for each rank of this host.
+
+    For several hosts it is typed on each of them; all need to see the run folder, and `HOST` is
+    the name of one of them.
+    """
+    engine, worker = config.engine, ["-m", "iad_r1.worker", str(folder.path)]
+    trains = STAGES[config.stage.name] == STAGES["pipeline"]
+    if not trains or (engine.processes == 1 and engine.name == "single"):
+        return [sys.executable, *worker]
+    meeting = ["--standalone"]  # torchrun finds a free port
+    if engine.hosts > 1:
+        name = f"--rdzv-id={folder.path.parent.name}/{folder.path.name}"
+        meeting = [f"--nnodes={engine.hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
+        meeting.append(name)
+    processes = f"--nproc-per-node={engine.ranks}"
+    return [sys.executable, "-m", "iad_r1.torchrun", *meeting, processes, *worker]
 
 
 def open_folder(config: Config, outputs: Path) -> tuple[RunFolder, str]:
@@ -114,13 +139,12 @@ def _print_plan(config: Config, outputs: Path) -> None:
     print("\n".join(plan.lines(config, str(outputs / config.name))), flush=True)
 
 
-def carry_out(folder: RunFolder, offline: bool) -> int:
-    """Run the worker on `folder`, wait for it, and return its exit code.
+def carry_out(command: list[str], offline: bool) -> int:
+    """Start what works on a run, wait for it, and return its exit code.
 
     Ctrl-C and SIGTERM are passed on; then the worker has GRACE seconds to end cleanly, a second
     signal ends it at once, and this process exits too (a sweep does not go on to its next run).
     """
-    command = [sys.executable, "-m", "iad_r1.worker", str(folder.path)]
     # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
     process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
     last_resort = threading.Timer(GRACE, process.kill)
@@ -150,7 +174,7 @@ def _environment(offline: bool) -> dict[str, str]:
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     added = {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "IAD_R1_PARENT": str(os.getpid()),
+        ranks.PARENT: str(os.getpid()),
     }
     if offline:
         added["HF_HUB_OFFLINE"] = "1"  # all that is needed is here: no library need ask the hub

@@ -6,7 +6,6 @@ reproducible from its folder.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -15,6 +14,7 @@ import traceback
 from contextlib import nullcontext
 from types import FrameType
 
+from iad_r1 import ranks
 from iad_r1.config import Config, read
 from iad_r1.errors import IadError, Terminated
 from iad_r1.run_folder import REPOSITORY, RunFolder, manifest, write_text
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         return REFUSED
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
-    _end_with_parent()
+    ranks.end_with_parent()
     try:
         folder = RunFolder.open(arguments[0])
         config = read(folder.config_file)
@@ -52,42 +52,38 @@ def main(arguments: list[str]) -> int:
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
     try:
-        with folder.locked() if _is_main() else nullcontext():
-            if _is_main():
+        with folder.locked() if ranks.is_main() else nullcontext():
+            if ranks.is_main():
                 folder.update_manifest(**manifest(REPOSITORY), status="running")
             _prepare_libraries(config)
             importlib.import_module(STAGES[config.stage.name]).run(config, folder)
     except IadError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return _ended(folder, "refused", REFUSED)
+        if ranks.may_speak(folder.path, error):
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+            _record(folder, "refused", keep_error=True)
+        return REFUSED
     except (KeyboardInterrupt, Terminated) as stop:
-        if _is_main():  # the other ranks are stopped by this one, which need not be said again
-            print(
-                f"\nstopped. What was written stays in {folder.path}; the same command with "
-                "resume=auto goes on from there.",
-                file=sys.stderr,
-            )
-        code = 0 if isinstance(stop, Terminated) else INTERRUPTED
-        return _ended(folder, "stopped", code, keep_error=False)
-    except Exception:  # nobody foresaw it: shown in full, and kept
-        traceback.print_exc()
-        print(f"\nunexpected error, kept in {folder.path / 'error.txt'}", file=sys.stderr)
-        return _ended(folder, "failed", FAILED)
-    return _ended(folder, "finished", 0)
+        _ignore_signals()
+        if not ranks.started_by_torchrun():  # of several ranks, the process above them speaks
+            ranks.say_stopped(folder.path)
+        if ranks.is_main() and not ranks.somebody_failed(folder.path):
+            _record(folder, "stopped")
+        return 0 if isinstance(stop, Terminated) else INTERRUPTED
+    except Exception as error:  # nobody foresaw it: shown in full, and kept
+        if ranks.may_speak(folder.path, error):
+            traceback.print_exc()
+            print(f"\nunexpected error, kept in {folder.path / 'error.txt'}", file=sys.stderr)
+            _record(folder, "failed", keep_error=True)
+        return FAILED
+    if ranks.is_main():
+        _record(folder, "finished")
+    return 0
 
 
-def _ended(folder: RunFolder, status: str, code: int, keep_error: bool = True) -> int:
-    if not _is_main():
-        return code
-    if code and keep_error:
+def _record(folder: RunFolder, status: str, keep_error: bool = False) -> None:
+    if keep_error:
         write_text(folder.path / "error.txt", traceback.format_exc())
     folder.update_manifest(status=status)
-    return code
-
-
-def _is_main() -> bool:
-    """Whether this is the process that run.py started, not a further rank of it."""
-    return os.environ.get("IAD_R1_RANK", "0") == "0"
 
 
 def _prepare_libraries(config: Config) -> None:
@@ -101,15 +97,10 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _end_with_parent() -> None:
-    """Get SIGTERM when the process that started this one is gone, even if it was killed."""
-    parent = os.environ.pop("IAD_R1_PARENT", None)
-    if parent is None or sys.platform != "linux":
-        return
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it ended before the line above
-        raise Terminated
+def _ignore_signals() -> None:
+    """A run that is being stopped need not be told again, by the user or by torchrun."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from iad_r1 import checkpoint, data, distributed, prompts, report, weights
+from iad_r1 import checkpoint, data, distributed, prompts, ranks, report, weights
 from iad_r1.backbones import tiny, twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.published.build import build_processor, build_random
@@ -33,14 +33,14 @@ GALLERY = 24  # pictures kept for the report, per split
 
 
 def run(config: Config, folder: RunFolder) -> None:
-    """Take `config.steps()` one after the other, on `engine.ranks` processes, then print and write
-    what came of it."""
+    """Take `config.steps()` one after the other, on all ranks, then print and write what came of
+    it."""
     torch.manual_seed(config.seed)
-    with distributed.ranks(config.engine.ranks, folder.path), tracking(config, folder) as tracker:
+    with distributed.joined(config.engine), tracking(config, folder) as tracker:
         take_steps(open_run(config, folder, tracker))
         if tracker is not None:
             tracker.finish(folder.summary())
-    if distributed.is_main():
+    if ranks.is_main():
         if "report" in config.steps():
             report.build(folder.path)
         terminal.print_summary(folder.summary(), folder.path)
@@ -150,10 +150,7 @@ def load_weights(
 ) -> Backbone:
     """An earlier run's weights, published ones, or those that are built here."""
     dtype = getattr(torch, config.engine.precision)
-    device = config.engine.device
-    if device == "auto":  # ranks share a CPU; one GPU takes one process
-        single = config.engine.ranks == 1
-        device = "cuda" if single and torch.cuda.is_available() else "cpu"
+    device = str(distributed.device(config.engine))
     if start is not None:
         return Backbone.load(start.path, dtype, device)
     backbone = config.backbone

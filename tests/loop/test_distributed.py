@@ -11,23 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from iad_r1 import distributed
+from iad_r1 import compose, distributed
+from iad_r1.errors import ConfigError
 
 PROGRAM = """
-import os, subprocess, sys
+import os, sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from iad_r1 import distributed as d
+from iad_r1 import compose, distributed as d
 
-folder, mode = Path(sys.argv[1]), sys.argv[2]
-again = [sys.executable, __file__, str(folder), mode]
-d._start = lambda folder, number, count: subprocess.Popen(
-    again, env={**os.environ, d.RANK: str(number)}
-)
-if mode == "absent" and os.environ.get(d.RANK) == "1":
+mode, folder = sys.argv[1], Path(sys.argv[2])
+if mode == "absent" and os.environ["RANK"] == "1":
     raise SystemExit("rank 1 never came")
-with d.ranks(3, folder):
+if mode == "killed" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), 9)
+with d.joined(compose.compose(["engine.ranks=3", "engine.device=cpu"]).engine):
     if mode == "die" and d.rank() == 2:
         raise SystemExit("rank 2 gives up")
     items = list(range(7))
@@ -52,12 +51,12 @@ with d.ranks(3, folder):
 def program(tmp_path: Path, mode: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}")
     root = str(Path(distributed.__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root}
-    environment.pop(distributed.RANK, None)
+    start = [sys.executable, "-m", "iad_r1.torchrun", "--standalone", "--nproc-per-node=3"]
     return subprocess.run(
-        [sys.executable, str(file), str(tmp_path), mode],
-        env=environment,
+        [*start, str(file), mode, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=240,
@@ -68,21 +67,25 @@ def test_three_ranks_share_gather_and_sum(tmp_path):
     done = program(tmp_path, "work")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "done").read_text() == "ok"
-    assert not (tmp_path / ".ranks").exists()
 
 
-def test_a_rank_that_dies_ends_the_others_and_says_why(tmp_path):
-    done = program(tmp_path, "die")
-    assert done.returncode != 0
-    assert "rank 2 gives up" in done.stderr
-    assert "failed with rank" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("die", "rank 2 gives up"), ("absent", "rank 1 never came"), ("killed", "ended by SIGKILL")],
+)
+def test_a_rank_that_ends_early_ends_the_others_and_is_heard(mode, said, tmp_path):
+    done = program(tmp_path, mode)
+    assert done.returncode != 0 and said in done.stderr
+    assert "ChildFailedError" not in done.stderr, "torchrun's report would bury it"
     assert not (tmp_path / "done").exists()
 
 
-def test_a_rank_that_never_comes_is_not_waited_for(tmp_path):
-    done = program(tmp_path, "absent")
-    assert done.returncode != 0 and "rank 1 never came" in done.stderr
-    assert "rank 1 ended at its start" in done.stderr
+def test_more_ranks_than_were_started_are_refused():
+    with (
+        pytest.raises(ConfigError, match="4 processes, but 1 were started"),
+        distributed.joined(compose.compose(["engine.hosts=2", "engine.ranks=2"]).engine),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("items", [[], [1], list(range(5))])

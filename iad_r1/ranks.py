@@ -1,0 +1,84 @@
+"""What the processes of one run know of each other before (and without) torch.
+
+torchrun tells a process its rank through environment variables; a file in the run folder settles
+which rank may speak when several fail at once, and processes end with the one that started them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from iad_r1.errors import Terminated
+
+PARENT = "IAD_R1_PARENT"  # the process to end with
+FAILED = ".failed"  # in the run folder, while its processes end: a rank has said why
+LAST_WORDS = 15.0  # seconds to wait for a word, or the end, from where a lost connection led
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def may_speak(folder: Path, error: BaseException) -> bool:
+    """Whether this rank is the first to fail, and should say why; the others stay silent.
+
+    A lost connection means that another rank failed: that one is given time to say why, and
+    torchrun to end this one.
+    """
+    if not started_by_torchrun():
+        return True
+    deadline = time.monotonic() + (LAST_WORDS if is_lost_connection(error) else 0.0)
+    while time.monotonic() < deadline and not somebody_failed(folder):
+        time.sleep(0.1)
+    try:
+        (folder / FAILED).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def somebody_failed(folder: Path) -> bool:
+    """Whether a rank has said why it failed; torchrun then stops the others."""
+    return (folder / FAILED).exists()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed: gloo and NCCL raise plain RuntimeErrors."""
+    text = f"{type(error).__name__} {error}".lower()
+    signs = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe", "distbackend")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def forget(folder: Path) -> None:
+    """Before and after a run's processes: nobody has failed."""
+    (folder / FAILED).unlink(missing_ok=True)
+
+
+def say_stopped(folder: Path) -> None:
+    """To the user who stopped a run."""
+    print(
+        f"\nstopped. What was written stays in {folder}; the same command with resume=auto goes "
+        "on from there.",
+        file=sys.stderr,
+    )
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the process that started this one is gone, even if it was killed."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it ended before the line above
+        raise Terminated

@@ -1,0 +1,78 @@
+"""torchrun, for the ranks of one run: `python -m iad_r1.torchrun <torchrun's own arguments>`.
+
+It starts the ranks, finds them a free port and ends all when one fails, as `torchrun` does. Three
+things are its own: SIGTERM and Ctrl-C are passed on and waited for, so that ranks can save and end
+by themselves; a failed rank's own words are not buried under torchrun's report; and it ends, with
+its ranks, when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import psutil
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from iad_r1 import ranks
+from iad_r1.run_folder import RunFolder
+
+GRACE = 5  # seconds that the other ranks get when one has failed: nothing is left to save
+INTERRUPTED, FAILED = 130, 1
+
+
+def main(arguments: list[str]) -> int:
+    """Start the ranks, wait for them and return the run's exit code. The last argument is the run
+    folder."""
+    ranks.end_with_parent()
+    os.environ[ranks.PARENT] = str(os.getpid())  # the ranks end with this process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would warn; each rank sets its own
+    folder = RunFolder.open(arguments[-1])
+    given = torchrun.parse_args(
+        # SIGQUIT: the one signal that torchrun answers by itself; see `pass_on`
+        ["--signals-to-handle=SIGQUIT", f"--shutdown-timeout={GRACE}", *arguments]
+    )
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    ranks.forget(folder.path)
+    try:
+        torchrun.run(given)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if not asked:
+            return failed(folder, failure)
+    finally:
+        ranks.forget(folder.path)
+    if folder.read_json("manifest.json").get("status") != "stopped":
+        return 0
+    ranks.say_stopped(folder.path)
+    return INTERRUPTED if asked[:1] == [signal.SIGINT] else 0
+
+
+def failed(folder: RunFolder, failure: ProcessFailure) -> int:
+    """The exit code of a run whose first failure this is; says so if the rank itself could not."""
+    if failure.exitcode >= 0:
+        return failure.exitcode
+    name = signal.Signals(-failure.exitcode).name
+    print(
+        f"\nerror: a rank (process {failure.pid}) was ended by {name}, and the others with it."
+        " If nobody sent it, memory ran out: see the kernel's log, and use smaller batches or"
+        " engine.offload=cpu. The same command with resume=auto goes on from the last checkpoint.",
+        file=sys.stderr,
+    )
+    folder.update_manifest(status="failed")
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
