@@ -205,20 +205,26 @@ class WeightsKind(Section):
     name: Literal["published", "tiny", "random"]
 
 
-class FullTuning(Section):
-    """All weights are trained."""
+class AnyTuning(Section):
+    """What learns, in PA-SFT and SC-GRPO alike."""
+
+    train: Annotated[list[Literal["vision", "projector", "language"]], Field(min_length=1)]
+    gradient_checkpointing: bool
+
+
+class FullTuning(AnyTuning):
+    """The weights themselves are trained."""
 
     name: Literal["full"]
 
 
-class LoraTuning(Section):
+class LoraTuning(AnyTuning):
     """Low-rank adapters are trained; the reference policy is the model without them."""
 
     name: Literal["lora"]
     rank: Count
     alpha: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: Literal["language", "all"]
 
 
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="name")]
@@ -411,6 +417,7 @@ def contradictions(config: Config) -> Iterator[str]:
         )
     if "grpo" in steps:
         yield from _grpo_rules(config)
+    yield from _tuning_rules(config, steps)
     yield from _weights_rules(config, steps)
     if config.stage.name == "report" and config.init is None:
         yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
@@ -472,6 +479,22 @@ def _grpo_rules(config: Config) -> Iterator[str]:
         yield (
             f"grpo.reference_refresh={grpo.reference_refresh} with grpo.kl_coef=0: without a KL "
             "term there is no reference to refresh. Use grpo.reference_refresh=null."
+        )
+
+
+def _tuning_rules(config: Config, steps: list[Step]) -> Iterator[str]:
+    """Something must learn in every leg."""
+    frozen = []
+    if "sft" in steps:
+        phases = enumerate(config.sft.phases)
+        frozen += [f"sft.phases.{i}.freeze_vision=true" for i, p in phases if p.freeze_vision]
+    if "grpo" in steps and config.grpo.vision_lr_scale == 0:
+        frozen.append("grpo.vision_lr_scale=0")
+    if frozen and "language" not in config.tuning.train:
+        parts = ",".join(config.tuning.train)
+        yield (
+            f"tuning.train=[{parts}] with {frozen[0]}: nothing would learn. Add language to "
+            "tuning.train, or let the vision side learn."
         )
 
 

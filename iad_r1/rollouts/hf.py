@@ -67,7 +67,8 @@ class HfEngine:
     def _decode(
         self, prompts: list[Inputs], sampling: Sampling, luck: torch.Tensor
     ) -> list[Completion]:
-        model, end = self.backbone.model, self.backbone.end_of_turn
+        model = self.backbone.model
+        ends = torch.tensor(self.backbone.ends, device=model.device)
         inputs = {
             key: torch.cat([prompt[key] for prompt in prompts]).to(model.device)
             for key in prompts[0]
@@ -78,13 +79,13 @@ class HfEngine:
         hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
         cache.batch_repeat_interleave(sampling.group_size)
-        drawn = _Drawn.empty(len(logits), sampling.max_tokens, end)
+        drawn = _Drawn.empty(len(logits), sampling.max_tokens, self.backbone.ends)
         alive = torch.arange(len(logits), device=model.device)
         luck = luck.to(model.device)
         for step in range(sampling.max_tokens):
             token, logprob = self._draw(logits, sampling, luck[alive, step])
             drawn.add(alive.cpu(), step, token.cpu(), logprob.cpu())
-            keep = (token != end).nonzero()[:, 0]
+            keep = (~torch.isin(token, ends)).nonzero()[:, 0]
             if not len(keep) or step + 1 == sampling.max_tokens:
                 break
             if len(keep) < len(alive):
@@ -135,15 +136,15 @@ class _Drawn:
     tokens: torch.Tensor  # [R, T]
     logprobs: torch.Tensor  # [R, T]
     lengths: torch.Tensor  # [R]
-    end: int
+    ends: tuple[int, ...]  # any of them ends a completion
 
     @classmethod
-    def empty(cls, rows: int, max_tokens: int, end: int) -> _Drawn:
+    def empty(cls, rows: int, max_tokens: int, ends: tuple[int, ...]) -> _Drawn:
         return cls(
-            torch.full((rows, max_tokens), end),
+            torch.full((rows, max_tokens), ends[0]),
             torch.zeros(rows, max_tokens),
             torch.zeros(rows, dtype=torch.long),
-            end,
+            ends,
         )
 
     def add(
@@ -157,7 +158,7 @@ class _Drawn:
         found = []
         for row, length in enumerate(self.lengths.tolist()):
             tokens = tuple(self.tokens[row, :length].tolist())
-            stop = StopReason.STOP if tokens[-1] == self.end else StopReason.LENGTH
+            stop = StopReason.STOP if tokens[-1] in self.ends else StopReason.LENGTH
             found.append(
                 Completion(
                     text=backbone.decode(tokens),

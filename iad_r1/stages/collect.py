@@ -15,7 +15,7 @@ from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
 from iad_r1.stages.metering import Clock
-from iad_r1.stages.prompting import Prompter
+from iad_r1.stages.prompting import Prompter, Room
 from iad_r1.stages.rollout_log import failed_rows, reward_statistics, rollout_rows
 from iad_r1.types import Completion, Sample, Score
 
@@ -56,7 +56,8 @@ class Collector:
         config, self.grpo = context.config, context.config.grpo
         self.rollout, self.seed = config.rollout, config.seed
         self.pool = context.dataset.rl
-        self.prompter = Prompter(context.backbone, self.grpo.prompt)
+        room = Room("grpo.max_length", self.grpo.max_length, config.rollout.max_tokens)
+        self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
         self.rewards = rewards.load(config.rewards, config.grid)
         self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
 

@@ -18,7 +18,7 @@ from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
 from iad_r1.stages.predictions import append, read_predictions, repair
-from iad_r1.stages.prompting import Prompter, shown
+from iad_r1.stages.prompting import Prompter, Room, shown
 from iad_r1.types import Completion, Prediction, Sample, StopReason
 
 ANSWER = "<answer>"
@@ -91,7 +91,9 @@ class _Asking:
 
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
-        self.prompter = Prompter(context.backbone, self.config.evaluate.prompt)
+        asked = self.config.evaluate
+        room = Room("evaluate.max_length", asked.max_length, asked.max_tokens)
+        self.prompter = Prompter(context.backbone, asked.prompt, room)
         self.engine = open_engine(self.config, context.backbone, self.config.evaluate.batch_size)
 
     def answers(

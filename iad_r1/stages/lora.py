@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from iad_r1 import distributed
+from iad_r1 import checkpoint, distributed
+from iad_r1.backbones.families import Part, part_of
 from iad_r1.config import LoraTuning
 from iad_r1.stages.context import Context
-from iad_r1.stages.optim import is_vision
 
 
 @contextmanager
@@ -33,25 +34,33 @@ def adapter(context: Context, step: str) -> Iterator[None]:
         lora_alpha=tuning.alpha,
         # the policy that is trained must be the one that was sampled from, which drops nothing
         lora_dropout=0.0 if step == "grpo" else tuning.dropout,
-        target_modules=linear_layers(base, vision=tuning.targets == "all"),
+        target_modules=linear_layers(base, tuning.train),
         init_lora_weights=True,
     )
+    _name_base(context, base)
     with torch.random.fork_rng():  # every rank must draw the same adapter
         torch.manual_seed(context.config.seed)
         context.backbone.model = get_peft_model(base, settings)
     yield
     if distributed.is_main():
-        context.backbone.model.save_pretrained(context.folder.checkpoint(f"{step}-adapter"))
+        with checkpoint.write_folder(context.folder.checkpoint(f"{step}-adapter")) as partial:
+            context.backbone.write(partial)
     context.backbone.model = context.backbone.model.merge_and_unload()
 
 
-def linear_layers(model: nn.Module, *, vision: bool) -> list[str]:
-    """Full names of the linear layers to adapt: the language model's, and the tower's if asked.
-    The output layer stays as it is: it is tied to the embedding."""
+def _name_base(context: Context, base: Any) -> None:
+    """Have the adapter name the hub's id of its base, not where this machine keeps a copy."""
+    config = context.config
+    published = config.weights.name == "published" and config.backbone.source == "hub"
+    if context.stage == "base" and published and config.backbone.source == "hub":
+        base.name_or_path = config.backbone.path
+
+
+def linear_layers(model: nn.Module, parts: Collection[Part]) -> list[str]:
+    """Full names of the linear layers of these parts. The output layer stays as it is: in half of
+    the models it is the embedding."""
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not name.endswith("lm_head")
-        and (vision or not is_vision(name))
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head") and part_of(name) in parts
     ]

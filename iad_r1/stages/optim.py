@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import get_scheduler
 
 from iad_r1 import distributed
+from iad_r1.backbones.families import PARTS, Part, part_of
 from iad_r1.config import Length
 from iad_r1.errors import TrainingError
 
 T = TypeVar("T")
 
-VISION_PARTS = ("visual.", "vision_tower.", "multi_modal_projector.", "image_newline")
-
 
 def is_vision(name: str) -> bool:
-    """Whether a parameter belongs to the vision tower (its merger or projector included)."""
-    return any(part in name for part in VISION_PARTS)
+    """Whether a parameter belongs to the vision side: the tower, or the projector behind it."""
+    return part_of(name) != "language"
 
 
 def optimizer(
@@ -61,15 +61,27 @@ def n_steps(length: Length, items: int, batch_size: int) -> int:
     return min(limits)
 
 
-def train_only(model: nn.Module, *, vision: bool) -> None:
-    """Let every parameter learn, or all but those of the vision tower.
+def train_only(model: nn.Module, *, vision: bool, parts: Collection[Part] = PARTS) -> None:
+    """Let the parameters of these parts learn, those of the vision side only if `vision`.
 
     Under LoRA the base weights stay frozen: only what peft made trainable is switched.
     """
     lora = any("lora_" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        learns = "lora_" in name if lora else True
-        parameter.requires_grad_(learns and (vision or not is_vision(name)))
+        part = part_of(name)
+        learns = part in parts and (vision or part == "language")
+        parameter.requires_grad_(learns and (not lora or "lora_" in name))
+
+
+@contextmanager
+def gradient_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, layers keep their inputs alone and run again in the backward pass."""
+    if wanted:
+        # non-reentrant: the reentrant one has no gradient where a layer's input needs none (LoRA)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield
+    if wanted:
+        model.gradient_checkpointing_disable()
 
 
 def lr(optim: torch.optim.Optimizer) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from iad_r1 import checkpoint, data, distributed, prompts, ranks, report, weights
+from iad_r1 import checkpoint, data, distributed, export, prompts, ranks, report, weights
 from iad_r1.backbones import tiny, twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.published.build import build_processor, build_random
@@ -19,7 +19,7 @@ from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.report import gallery, terminal
 from iad_r1.run_folder import RunFolder, Start, find_start
-from iad_r1.stages import evaluate, grpo, lora, pretrain, sft
+from iad_r1.stages import evaluate, grpo, lora, optim, pretrain, sft
 from iad_r1.stages.context import Context
 from iad_r1.tracking import Tracker
 from iad_r1.types import Dataset
@@ -194,7 +194,12 @@ def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
 
 def train(context: Context, step: str) -> None:
     """One training stage, its checkpoint, and the time it took."""
-    with context.timed(step), lora.adapter(context, step):
+    tuning = context.config.tuning
+    with (
+        context.timed(step),
+        lora.adapter(context, step),
+        optim.gradient_checkpointing(context.model, tuning.gradient_checkpointing),
+    ):
         check_ranks(context, step)
         TRAIN[step](context)
         check_ranks(context, step)
@@ -202,6 +207,7 @@ def train(context: Context, step: str) -> None:
     context.backbone.model.eval()
     if distributed.is_main():
         context.backbone.save(context.folder.checkpoint(step))
+        export.write_cards(context.folder, context.config, step)
 
 
 def check_ranks(context: Context, step: str) -> None:
@@ -226,4 +232,5 @@ def judge(context: Context, evaluated: list[str]) -> None:
     earlier = context.folder.summary().get("results", [])
     results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
     context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
+    export.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(results)

@@ -50,7 +50,9 @@ def train(context: Context) -> None:
     settings, seed = context.config.pretrain, context.config.seed
     assert settings is not None  # config.py: the step exists only with its settings
     tower = context.model.model.visual
-    side = math.isqrt(context.config.backbone.max_pixels) // tiny.CELL * tiny.CELL
+    backbone = context.config.backbone
+    assert backbone.source == "built"  # the others can see
+    side = math.isqrt(backbone.max_pixels) // tiny.CELL * tiny.CELL
     images, masks = pretraining_batch(
         np.random.default_rng([seed, 1]), settings.images, image_size=side
     )

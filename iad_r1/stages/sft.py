@@ -21,7 +21,7 @@ from iad_r1.packing import completion_logprobs, vision_features
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
 from iad_r1.stages.learner import Learner
-from iad_r1.stages.prompting import Augment, Prompter
+from iad_r1.stages.prompting import Augment, Prompter, Room
 from iad_r1.stages.saving import Saver
 from iad_r1.types import Sample
 
@@ -42,7 +42,9 @@ class _Phase:
         self.context, self.phase, self.index = context, phase, index
         self.sft = context.config.sft
         self.samples = getattr(context.dataset, self.sft.samples)
-        self.prompter = Prompter(context.backbone, self.sft.prompt)
+        self.prompter = Prompter(
+            context.backbone, self.sft.prompt, Room("sft.max_length", self.sft.max_length)
+        )
         self.seed = context.config.seed * 1000 + index
         self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
         self.features: dict[
@@ -53,7 +55,8 @@ class _Phase:
         """Train the leg; steps are numbered from `first_step`. Returns the next step's number."""
         phase, model = self.phase, self.context.model
         steps = optim.n_steps(phase, len(self.samples), phase.batch_size)
-        optim.train_only(model, vision=not phase.freeze_vision)
+        parts = self.context.config.tuning.train
+        optim.train_only(model, vision=not phase.freeze_vision, parts=parts)
         learner = Learner(
             model,
             self.sft,
@@ -89,6 +92,8 @@ class _Phase:
             for sample, k in zip(batch, shots, strict=True)
         ]
         targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
+        for prompt, (target, _) in zip(prompts, targets, strict=True):
+            self.prompter.room.check(prompt, len(target.tokens))
         result = completion_logprobs(
             self.context.model,
             [prompt.inputs for prompt in prompts],
