@@ -228,6 +228,13 @@ def test_reward_for_tags_alone_is_gaming() -> None:
     assert look(healthy()).tag_only_gain == 0.0
 
 
+def test_the_tags_that_are_paid_most_are_shown_first() -> None:
+    center = YES.replace("top left", "center")  # where an empty tag is, to the released set
+    records = [Record(honest(truth), truth, None) for truth in (NO, center)]
+    (flag,) = [f for f in look(records, "sc_grpo_released").flags if f.kind == "gaming"]
+    assert flag.examples == tuple(reversed(records))
+
+
 def test_what_the_tags_earn_is_held_against_what_is_earned_in_the_mean() -> None:
     few = [Record(honest(NO, i), NO if i else YES, None) for i in range(4)]
     half = look(few, only("released:format_base", 0.01), limits=limits_with(tag_only=0.9))
@@ -301,6 +308,14 @@ def test_a_gap_is_the_difference_of_shares_of_a_perfect_score(
     for limit, expected in ((gap, 0.0), (gap - 0.01, 1.0)):
         found = look(records, name, loose, limits=limits_with(gap=limit))
         assert found.disagreement == expected
+
+
+def test_only_completions_beyond_the_gap_are_shown() -> None:
+    half, all_ = "<think>a</think><answer>Yes</answer>", honest(NO + NO)
+    records = [Record(text, NO, None) for text in (half, all_)]
+    result = look(records, "answer", "answer_only_released", limits=limits_with(gap=0.5))
+    (flag,) = [f for f in result.flags if "loose set" in f.message]
+    assert (result.disagreement, flag.examples) == (0.5, (records[1],))
 
 
 def test_a_set_that_pays_nothing_for_a_perfect_completion_is_not_compared() -> None:
