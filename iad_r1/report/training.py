@@ -22,7 +22,11 @@ PANELS = (
     (r"reward[_/].+", "reward parts"),
     (r"length_.+|completion_length", "completion length, tokens"),
     (r"(gold_)?yes_rate|invalid_rate|truncated|degenerate_groups", "answers, share"),
-    (r"ratio_.+", "importance ratio"),
+    (r"ratio_.+", "ratio of new to old policy"),
+    (r"importance_capped|degenerate_left", "groups and tokens set aside, share"),
+    (r"importance_.+", "ratio of trainer to sampler, raw"),
+    (r"sampler_gap.*", "sampler and trainer apart, nats"),
+    (r"advantage_.+", "advantage"),
     (r"clip.+", "clipped tokens, share"),
     (r"seconds_.+", "seconds per step"),
 )

@@ -16,7 +16,7 @@ from iad_r1.advantages import advantages, is_degenerate
 from iad_r1.backbones.backbone import Inputs, Prompt
 from iad_r1.distributed import share
 from iad_r1.errors import MismatchError
-from iad_r1.losses import LossStats, importance_weights, policy_loss
+from iad_r1.losses import ImportanceStats, LossStats, importance_weights, policy_loss
 from iad_r1.packing import Logprobs, completion_logprobs, micro_batches, vision_features
 from iad_r1.stages import guards, optim
 from iad_r1.stages.collect import Collector
@@ -318,7 +318,15 @@ class Policy:
         """The weight of each token or sequence for having been drawn by `sampler`; None: all 1."""
         if self.grpo.importance.level == "off":
             return None
-        return importance_weights(trainer, sampler, counted, **self.grpo.importance.model_dump())[0]
+        return self._weigh(trainer, sampler, counted)[0]
+
+    def _weigh(
+        self, trainer: Tensor, sampler: Tensor, counted: Tensor
+    ) -> tuple[Tensor, ImportanceStats]:
+        rule = self.grpo.importance
+        return importance_weights(
+            trainer, sampler, counted, level=rule.level, mode=rule.mode, cap=rule.cap
+        )
 
     def _micro_batches(self, rollout: Rollout, groups: Sequence[int]) -> list[list[int]]:
         if self.grpo.token_budget is None or not groups:
@@ -338,10 +346,8 @@ class Policy:
         MismatchError above the limit: then the two do not run the same policy. Where single tokens
         are corrected for (`grpo.importance`), it is the mean that the limit holds for.
         """
-        _, mine = importance_weights(
-            rollout.trainer, rollout.sampler, rollout.counted, **self.grpo.importance.model_dump()
-        )
-        stats = reduce(type(mine).__add__, distributed.everyone(mine))
+        _, mine = self._weigh(rollout.trainer, rollout.sampler, rollout.counted)
+        stats = reduce(ImportanceStats.__add__, distributed.everyone(mine))
         apart = (rollout.sampler - rollout.trainer)[rollout.counted]
         unexplained = torch.maximum(-apart, apart - self.explained()).clamp(min=0)
         gap = max(distributed.everyone(float(unexplained.max()) if len(apart) else 0.0))

@@ -134,10 +134,10 @@ def test_a_sampler_that_follows_another_policy_is_found_out(make_context, reward
 def test_two_updates_per_batch_clip_against_the_first(make_context, rewarded):
     context = make_context("grpo.updates_per_batch=2", "grpo.learning_rate=3e-3")
     batch = taken(context)
-    first = batch.policy.update(batch.rollout, 0).stats.scalars()
+    first = grpo.joined([batch.policy.update(batch.rollout, 0)])
     assert first["ratio_min"] == first["ratio_max"] == 1.0
     assert batch.rollout.mismatch["sampler_gap"] < 1e-4
-    second = batch.policy.update(batch.rollout, 0).stats.scalars()
+    second = grpo.joined([batch.policy.update(batch.rollout, 0)])
     assert second["ratio_max"] > 1.0 > second["ratio_min"]
 
 
@@ -158,6 +158,7 @@ def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewar
         prompt = Prompter(context.backbone, "iad_r1_test").encode(sample).inputs
         tokens = [[tuple(range(20, 28))]]
         reference = grpo.Policy(context, steps=1).reference
+        assert reference is not None
 
         def asked():
             with torch.no_grad(), reference.active() as model:
