@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from iad_r1 import distributed
-from iad_r1.backbones.backbone import EncodedTarget, Prompt
+from iad_r1.backbones.backbone import EncodedTarget, Inputs, Prompt
 from iad_r1.config import SftPhase
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.grid import as_grid
-from iad_r1.packing import completion_logprobs, vision_features
-from iad_r1.stages import optim
+from iad_r1.packing import completion_logprobs, micro_batches, vision_features
+from iad_r1.stages import guards, optim
 from iad_r1.stages.context import Context
 from iad_r1.stages.learner import Learner
 from iad_r1.stages.prompting import Augment, Prompter, Room
 from iad_r1.stages.saving import Saver
 from iad_r1.types import Sample
 
+Weighted = tuple[EncodedTarget, list[float]]  # a target and the loss weight of each token
 TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
 
 
@@ -69,21 +73,32 @@ class _Phase:
         model.train()
         with self.context.progress(self.name, steps) as bar:
             for step in saver.steps(bar):
-                loss = self.loss(batches[step - first_step], step)
-                learner.backward(loss, f"sft step {step}")
-                values = {"loss": distributed.total(loss.item())}
-                values |= learner.update(f"sft step {step}")
+                batch = batches[step - first_step]
+                with guards.kept(
+                    self.context.folder.path, "sft", step, partial(self.rows, batch, step)
+                ):
+                    values = self.step(learner, batch, step)
                 self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
                 saver.done(step, values)
         optim.train_only(model, vision=True)
         return first_step + steps
 
-    def loss(self, batch: list[Sample], step: int) -> Tensor:
-        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats.
+    def step(self, learner: Learner, batch: Sequence[Sample], step: int) -> dict[str, float]:
+        """One optimiser step on the batch of all ranks, some samples at a time."""
+        where, loss = f"sft step {step}", 0.0
+        for part in self.losses(batch, step):
+            learner.backward(part, where)
+            loss += part.item()
+        return {"loss": distributed.total(loss), **learner.update(where)}
 
-        Words that name the place count `location_weight` times, untrained spans not at all. On
-        several ranks this is the rank's part of that mean.
+    def losses(self, batch: Sequence[Sample], step: int) -> Iterator[Tensor]:
+        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats, in
+        parts that add up to it; several samples lie in one sequence and do not see each other.
+
+        A part has at most `sft.token_budget` tokens, or a single sample. Words that name the place
+        count `location_weight` times, untrained spans not at all. On several ranks these are the
+        parts of the rank.
         """
         batch = distributed.share(batch)
         shots = [self.shots(sample, step) for sample in batch]
@@ -94,23 +109,61 @@ class _Phase:
         targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
         for prompt, (target, _) in zip(prompts, targets, strict=True):
             self.prompter.room.check(prompt, len(target.tokens))
+        whole = distributed.total(sum(sum(weights) for _, weights in targets))
+        vision = self.vision(batch, shots, prompts) if self.phase.freeze_vision else None
+        for part in self.parts(prompts, targets):
+            features = None if vision is None else [vision[i] for i in part]
+            chosen = [prompts[i].inputs for i in part], [targets[i] for i in part]
+            yield self.weighted(*chosen, features) / whole
+
+    def parts(self, prompts: Sequence[Prompt], targets: Sequence[Weighted]) -> list[list[int]]:
+        """Which samples share a forward."""
+        if self.sft.token_budget is None:
+            return [list(range(len(prompts)))]
+        tokens = [[target.tokens] for target, _ in targets]
+        return micro_batches([prompt.inputs for prompt in prompts], tokens, self.sft.token_budget)
+
+    def weighted(
+        self,
+        prompts: Sequence[Inputs],
+        targets: Sequence[Weighted],
+        vision: Sequence[Tensor | None] | None,
+    ) -> Tensor:
+        """The weighted sum of the targets' negative log-likelihoods."""
         result = completion_logprobs(
             self.context.model,
-            [prompt.inputs for prompt in prompts],
+            prompts,
             [[target.tokens] for target, _ in targets],
-            vision=self.vision(batch, shots, prompts) if self.phase.freeze_vision else None,
+            vision=vision,
             entropy=False,
         )
         weights = torch.zeros_like(result.logprob)
         for row, (_, weight) in enumerate(targets):
             weights[row, : len(weight)] = torch.tensor(weight)
-        return -(result.logprob * weights).sum() / distributed.total(weights.sum().item())
+        return -(result.logprob * weights).sum()
+
+    def rows(self, batch: Sequence[Sample], step: int) -> list[dict[str, Any]]:
+        """The batch as a table, for when it could not be learned from."""
+        found = []
+        for sample in batch:
+            shots = self.shots(sample, step)
+            target, weights = self.target(sample, shots)
+            found.append(
+                {
+                    "id": sample.id,
+                    "prompt": self.prompter.conversation(sample, shots).text,
+                    "target": self.context.backbone.decode(target.tokens),
+                    "token_ids": list(target.tokens),
+                    "weights": weights,
+                }
+            )
+        return found
 
     def shots(self, sample: Sample, step: int) -> int:
         """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""
         return int(self.random(sample, step).random() < self.sft.one_shot_share)
 
-    def target(self, sample: Sample, shots: int) -> tuple[EncodedTarget, list[float]]:
+    def target(self, sample: Sample, shots: int) -> Weighted:
         """Tokens of the sample's target and the loss weight of each."""
         config = self.context.config
         target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid))
@@ -132,7 +185,7 @@ class _Phase:
 
     @torch.no_grad()
     def vision(
-        self, batch: list[Sample], shots: list[int], prompts: list[Prompt]
+        self, batch: Sequence[Sample], shots: Sequence[int], prompts: Sequence[Prompt]
     ) -> list[Tensor | None]:
         """Features of each prompt's pictures, computed once and by themselves, so that they do not
         depend on the company in which they were first asked for."""

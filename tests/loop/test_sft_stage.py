@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import packing_cases as cases
+import pandas
 import pytest
 import torch
 
 from iad_r1.data.targets import Target, chain_of_thought
+from iad_r1.errors import TrainingError
+from iad_r1.packing import completion_logprobs
 from iad_r1.stages import sft
 from iad_r1.stages.prompting import Prompter
 
 
 def phase_of(context, index: int = 0):
     return sft._Phase(context, context.config.sft.phases[index], index)
+
+
+def loss_of(phase, batch) -> float:
+    return sum(part.item() for part in phase.losses(batch, 0))
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_the_target_tokens(conte
     prompter = Prompter(context.backbone, context.config.sft.prompt)
     total, count = 0.0, 0
     with torch.no_grad():
-        found = phase_of(context).loss(batch, step=0).item()
+        found = loss_of(phase_of(context), batch)
         for sample in batch:  # one at a time, through the model's own forward
             target = context.backbone.encode_target(chain_of_thought(sample, 0).text).tokens
             prompt = prompter.encode(sample)
@@ -74,9 +82,9 @@ def test_a_normal_image_names_no_place(context):
 
 def test_training_lowers_the_loss_and_a_frozen_tower_stays_as_it_was(context, monkeypatch):
     phase, batch = phase_of(context), list(context.dataset.sft[:8])
-    before = phase.loss(batch, 0).item()
+    before = loss_of(phase, batch)
     sft.train(context)
-    assert phase.loss(batch, 0).item() < before
+    assert loss_of(phase, batch) < before
     tower = {k: v.clone() for k, v in context.model.model.visual.state_dict().items()}
     phase_of(context, 1).run(first_step=0)
     for name, value in context.model.model.visual.state_dict().items():
@@ -86,17 +94,124 @@ def test_training_lowers_the_loss_and_a_frozen_tower_stays_as_it_was(context, mo
 def test_a_nan_loss_stops_before_the_weights_change(context, monkeypatch):
     weights = [p.clone() for p in context.model.parameters()]
     monkeypatch.setattr(
-        sft._Phase, "loss", lambda self, batch, step: torch.tensor(math.nan, requires_grad=True)
+        sft._Phase, "losses", lambda self, batch, step: [torch.tensor(math.nan, requires_grad=True)]
     )
-    with pytest.raises(Exception, match="the loss is nan"):
+    with pytest.raises(TrainingError, match=r"sft step 0: the loss is nan.*sft-00000\.parquet"):
         sft.train(context)
+    table = pandas.read_parquet(context.folder.path / "failed" / "sft-00000.parquet")
+    assert len(table) == context.config.sft.phases[0].batch_size
+    assert all(
+        context.backbone.decode(row["token_ids"].tolist()) == row["target"] != ""
+        for _, row in table.iterrows()
+    )
     assert all(torch.equal(a, b) for a, b in zip(weights, context.model.parameters(), strict=True))
 
 
 def test_cached_features_give_the_same_loss_as_encoding_the_pictures(context):
     frozen, batch = phase_of(context, 1), list(context.dataset.sft[:6])
-    first = frozen.loss(batch, 0).item()
-    assert frozen.loss(batch, 0).item() == first  # now from the cache
+    first = loss_of(frozen, batch)
+    assert loss_of(frozen, batch) == first  # now from the cache
     assert len(frozen.features) == 6
-    live = phase_of(context, 0).loss(batch, 0).item()
+    live = loss_of(phase_of(context, 0), batch)
     assert live == pytest.approx(first, rel=1e-5)
+
+
+# ------------------------------------------------- several samples in one sequence, and in several
+
+
+def gradient_of(context, batch, *, phase=None) -> torch.Tensor:
+    """Of the batch's loss, part by part as the stage does it."""
+    phase = phase or phase_of(context)
+    context.model.zero_grad(set_to_none=True)
+    for part in phase.losses(batch, 0):
+        part.backward()
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone()
+            for p in context.model.parameters()
+        ]
+    )
+
+
+def test_packed_samples_have_the_gradient_of_each_alone(context):
+    """Samples of unequal length, in one sequence, against the model's own forward one by one."""
+    batch = [*context.dataset.sft[:4], *context.dataset.sft[10:13]]
+    packed = gradient_of(context, batch)
+    prompter = Prompter(context.backbone, context.config.sft.prompt)
+    targets = [context.backbone.encode_target(chain_of_thought(s, 0).text).tokens for s in batch]
+    assert len({len(target) for target in targets}) > 1
+    context.model.zero_grad(set_to_none=True)
+    for sample, target in zip(batch, targets, strict=True):
+        inputs = prompter.encode(sample).inputs
+        alone = cases.plain_logprobs(context.model, inputs, list(target))
+        (-alone.sum() / sum(map(len, targets))).backward()
+    grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in context.model.parameters())
+    assert cases.relative(packed, torch.cat([g.flatten() for g in grads])) < 1e-5
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_no_sample_of_a_packed_batch_reaches_another(family):
+    """The gradient of one sample's loss is exactly zero in the inputs of the others."""
+    model = cases.model(family)
+    prompts = [cases.prompt(family, n, seed=n) for n in (1, 2, 1)]
+    targets = cases.completions(family, [[6], [9], [4]])
+    seen: list[torch.Tensor] = []
+
+    def keep(_module, _inputs, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.get_input_embeddings().register_forward_hook(keep)
+    logprob = completion_logprobs(model, prompts, targets).logprob
+    lengths = [p["input_ids"].shape[1] for p in prompts]
+    fed = [len(group[0]) - 1 for group in targets]  # the last token predicts nothing
+    for own in range(3):
+        for output in seen:
+            output.grad = None
+        logprob[own].sum().backward(retain_graph=True)
+        for output, sizes in zip(seen, (lengths, fed), strict=True):
+            assert output.grad is not None
+            parts = output.grad.split(sizes)
+            for other, part in enumerate(parts):
+                assert bool(part.any()) is (other == own), (own, other)
+
+
+def test_only_the_trained_tokens_of_the_answer_have_a_loss(context):
+    sample = next(s for s in context.dataset.sft if s.solution.location)
+    unplaced = replace(sample, solution=replace(sample.solution, location=None))
+    phase, logits = phase_of(context), []
+
+    def keep(_module, _inputs, output):
+        output.retain_grad()
+        logits.append(output)
+
+    hook = context.model.lm_head.register_forward_hook(keep)
+    try:
+        for part in phase.losses([unplaced, sample], 0):
+            part.backward()
+    finally:
+        hook.remove()
+    weights = [phase.target(s, 0)[1] for s in (unplaced, sample)]
+    assert 0.0 in weights[0] and 0.0 not in weights[1]
+    moved = logits[0].grad.abs().sum(-1) > 0  # one row for each answer token, none for prompts
+    assert moved.tolist() == [weight > 0 for row in weights for weight in row]
+
+
+@pytest.mark.parametrize("index", [0, 1])  # a tower that learns, and a frozen one
+def test_a_token_budget_changes_how_a_step_is_computed_and_not_what_it_is(
+    context, make_context, index
+):
+    batch = list(context.dataset.sft[:8])
+    whole = gradient_of(context, batch, phase=phase_of(context, index))
+    for budget, parts in ((1, 8), (250, None)):
+        split = make_context(
+            f"sft.token_budget={budget}",
+            "sft.one_shot_share=0",
+            "sft.phases.0.augment=false",
+            "sft.phases.0.location_weight=1.0",
+            "sft.phases.1.location_weight=1.0",
+        )
+        phase = phase_of(split, index)
+        found = list(phase.losses(batch, 0))
+        assert len(found) == parts if parts else 1 < len(found) < 8
+        assert cases.relative(gradient_of(split, batch, phase=phase), whole) < 1e-5
