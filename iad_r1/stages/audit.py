@@ -191,7 +191,7 @@ def _component_table(result: Audit) -> Table:
         table.add_column(column, justify="right")
     for name, d in result.components.items():
         values = (d.mean, d.std, d.low, *d.quartiles, d.high)
-        table.add_row(name, f"{d.n:,}", *(f"{v:.3f}" for v in values), f"{d.zero:.0%}")
+        table.add_row(name, f"{d.n:,}", *(f"{v:.2f}" for v in values), f"{d.zero:.0%}")
     return table
 
 
