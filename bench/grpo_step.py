@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from iad_r1.advantages import advantages
-from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
 from iad_r1.backbones.twins import build_twin
 from iad_r1.losses import policy_loss
 from iad_r1.packing import completion_logprobs
@@ -67,6 +67,7 @@ SIDE = 672  # pixels: 48 x 48 patches, 24 x 24 = 576 image tokens
 COMPLETION = 120
 VOCABULARY = 4096
 RATE, CLIP, KL = 1e-5, 0.2, 0.04
+OTHERS = 5  # operations named beside matrix products and attention
 QUESTION = (
     "You are a quality inspector. Look at the picture and decide whether the product is "
     "defective. Describe the location."
@@ -138,7 +139,7 @@ class Workload:
         self.completions = rng.integers(10, high, (groups, size, COMPLETION)).tolist()
         self.rewards = {tuple(c): float(rng.random()) for g in self.completions for c in g}
 
-    def prompts(self) -> list[Mapping[str, torch.Tensor]]:
+    def prompts(self) -> list[Prompt]:
         backbone = Backbone(self.model, self.processor)
         return [
             backbone.encode(Conversation("{image}" + QUESTION), [picture])
@@ -162,7 +163,7 @@ class Ours:
         self.model = copy.deepcopy(work.model).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0)
         self.reference = copy.deepcopy(work.model).eval()
-        self.encoded = work.prompts()
+        self.encoded = [prompt.inputs for prompt in work.prompts()]
 
     def update(self, packing: Any = "group") -> None:
         scores = [[self.work.rewards[tuple(c)] for c in g] for g in self.work.completions]
@@ -173,15 +174,18 @@ class Ours:
         prompts = self.work.prompts()
         engine = HfEngine(Backbone(self.model, self.work.processor), batch_size=64)
         seeds = [(0, number) for number in range(len(prompts))]
+        inputs = [prompt.inputs for prompt in prompts]
         drawn = engine.generate(prompts, Sampling(self.work.size, COMPLETION, 1.0), seeds)
         groups = [[list(c.tokens) for c in group] for group in drawn]
         scores = [[reward(c) for c in group] for group in groups]
         with torch.no_grad():
-            known = completion_logprobs(self.reference, prompts, groups, entropy=False)
-        self._learn(prompts, groups, scores, known.logprob, "group")
+            known = completion_logprobs(self.reference, inputs, groups, entropy=False)
+        self._learn(inputs, groups, scores, known.logprob, "group")
         return sum(len(c) for group in groups for c in group)
 
-    def _learn(self, prompts: Any, groups: Any, scores: Any, ref: Any, packing: Any) -> None:
+    def _learn(
+        self, prompts: Sequence[Inputs], groups: Any, scores: Any, ref: Any, packing: Any
+    ) -> None:
         gains = torch.tensor([a for group in advantages(scores) for a in group])
         out = completion_logprobs(self.model, prompts, groups, packing=packing)
         loss, _ = policy_loss(
@@ -213,7 +217,7 @@ def trl_trainer(
     whose number of tokens per step is then added to `sampled`."""
     groups, size = len(work.completions), work.size
     flat = [c for group in work.completions for c in group]
-    ids = [p["input_ids"][0].tolist() for p in work.prompts() for _ in range(size)]
+    ids = [p.inputs["input_ids"][0].tolist() for p in work.prompts() for _ in range(size)]
 
     def rollout(prompts: list, trainer: Any) -> dict[str, list]:
         return {
@@ -401,21 +405,33 @@ def flop_count(call: Callable[[], Any]) -> int:
 
 
 def shares(call: Callable[[], Any]) -> dict[str, float]:
-    """Fraction of the time inside matrix products, attention, and everything else."""
+    """Fraction of the time inside matrix products, attention, the largest other operations by
+    name, and all the rest together."""
     with torch.profiler.profile() as profile:
         call()
-    spent = {"matrix products": 0.0, "attention": 0.0, "everything else": 0.0}
+    spent = {"matrix products": 0.0, "attention": 0.0}
+    other: dict[str, float] = {}
     for event in profile.key_averages():
         name = event.key.removeprefix("aten::")
         if name in ("mm", "addmm", "bmm", "baddbmm"):
-            kind = "matrix products"
+            spent["matrix products"] += event.self_cpu_time_total
         elif name.startswith("_scaled_dot_product"):
-            kind = "attention"
+            spent["attention"] += event.self_cpu_time_total
         else:
-            kind = "everything else"
-        spent[kind] += event.self_cpu_time_total
+            other[name] = other.get(name, 0.0) + event.self_cpu_time_total
+    largest = sorted(other, key=other.__getitem__, reverse=True)[:OTHERS]
+    spent |= {name: other.pop(name) for name in largest}
+    spent["everything else"] = sum(other.values())
     total = sum(spent.values())
     return {kind: round(value / total, 3) for kind, value in spent.items()}
+
+
+def processor() -> str:
+    """The processor's name as Linux knows it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -428,10 +444,11 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "torch": torch.__version__,
         "trl": trl.__version__,
         "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
