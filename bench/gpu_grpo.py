@@ -104,7 +104,8 @@ class Ours:
     """Updates, and whole steps, of this project on the work's own model."""
 
     def __init__(self, work: Work, packing: Packing) -> None:
-        self.work, self.packing = work, packing
+        self.work = work
+        self.packing: Packing = packing
         self.adam = torch.optim.AdamW(work.model.parameters(), lr=RATE, weight_decay=0.0)
         self.inputs = [prompt.inputs for prompt in work.prompts()]
 
