@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_run import SMALL
 
 from iad_r1 import compose, data
 from iad_r1.backbones import tiny
@@ -14,20 +15,6 @@ from iad_r1.grid import as_grid
 from iad_r1.run_folder import RunFolder
 from iad_r1.stages.context import Context
 from iad_r1.stages.pipeline import corpus
-
-SMALL = [
-    "data.sizes.sft=24",
-    "data.sizes.rl=12",
-    "data.sizes.validation=8",
-    "data.sizes.test=8",
-    "rollout.max_tokens=12",
-    "evaluate.max_tokens=12",
-    "grpo.prompts_per_step=4",
-    "grpo.group_size=4",
-    "grpo.steps=2",
-    "engine.ranks=1",
-    "tracking=none",
-]
 
 
 @pytest.fixture

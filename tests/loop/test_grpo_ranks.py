@@ -1,0 +1,100 @@
+"""A step of SC-GRPO is the same step however many ranks take it, with every option switched on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SMALL
+
+from iad_r1 import distributed
+
+OPTIONS = [
+    "grpo.degenerate_groups=resample",
+    "grpo.resample_limit=2",
+    "grpo.group_size=2",  # two completions often earn the same: there is something to draw anew
+    "grpo.minibatches=2",
+    "grpo.updates_per_batch=2",
+    "grpo.reference_refresh=1",
+    "grpo.importance.level=token",
+    "grpo.vision_lr_scale=0",
+    "grpo.token_budget=200",
+    "grpo.learning_rate=1e-5",
+    "rollout.top_p=0.9",
+    "engine.device=cpu",
+]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import torch
+from iad_r1 import compose, data, distributed
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.grid import as_grid
+from iad_r1.run_folder import RunFolder
+from iad_r1.stages import grpo
+from iad_r1.stages.collect import Collector
+from iad_r1.stages.context import Context
+from iad_r1.types import Score
+
+base, options, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+Collector.score = lambda self, samples, groups: [
+    [Score(float(sum(c.tokens) % 2), {"answer": 0.0}) for c in group] for group in groups
+]
+config = compose.compose(options)
+dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+lines = []
+with distributed.joined(config.engine):
+    context = Context(config, RunFolder(out), None, dataset, Backbone.load(base), "base")
+    context.log = lambda stage, step, values: lines.append(dict(values))
+    grpo.train(context)
+    if distributed.is_main():
+        moved = torch.cat([p.detach().flatten() for p in context.model.parameters()])
+        torch.save({"lines": lines, "weights": moved}, out / "result.pt")
+"""
+SAME = (
+    "reward", "degenerate_groups", "resampled_groups", "degenerate_left", "loss", "kl",
+    "ratio_min", "ratio_max", "entropy", "grad_norm", "learning_rate", "importance_mean",
+    "importance_min", "sampler_gap_max", "advantage_std", "length_mean", "clip_fraction_low",
+)  # fmt: skip
+
+
+def trained(folder: Path, base: Path, ranks: int) -> dict:
+    out = folder / f"ranks{ranks}"
+    out.mkdir()
+    file = folder / "program.py"
+    file.write_text(PROGRAM, encoding="utf-8")
+    (out / "config.json").write_text("{}")
+    root = str(Path(distributed.__file__).resolve().parent.parent)
+    start = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    options = [*SMALL, *OPTIONS, f"engine.ranks={ranks}"]
+    done = subprocess.run(
+        [sys.executable, *(start if ranks > 1 else []), str(file), str(base),
+         json.dumps(options), str(out)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out / "result.pt", weights_only=True)
+
+
+def test_one_two_and_three_ranks_take_the_same_steps(tmp_path, make_context):
+    base = make_context().folder.checkpoint("base")
+    alone = trained(tmp_path, base, 1)
+    assert len(alone["lines"]) == 2
+    assert sum(line["resampled_groups"] for line in alone["lines"]) > 0
+    assert any(line["degenerate_left"] < line["degenerate_groups"] for line in alone["lines"])
+    assert all(line["grad_norm"] > 0 for line in alone["lines"])
+    for ranks in (2, 3):  # 3 ranks share 4 groups unevenly
+        found = trained(tmp_path, base, ranks)
+        for line, expected in zip(found["lines"], alone["lines"], strict=True):
+            assert {name: line[name] for name in SAME} == pytest.approx(
+                {name: expected[name] for name in SAME}, rel=1e-3, abs=1e-6
+            ), ranks
+        torch.testing.assert_close(found["weights"], alone["weights"], atol=1e-6, rtol=1e-4)
