@@ -8,6 +8,7 @@ its ranks, when the process that started it is gone.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
         # SIGQUIT: the one signal that torchrun answers by itself; see `pass_on`
         ["--signals-to-handle=SIGQUIT", f"--shutdown-timeout={GRACE}", *arguments]
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ from iad_r1.packing import Logprobs, completion_logprobs, micro_batches, vision_
 from iad_r1.stages import guards, optim
 from iad_r1.stages.collect import Collector
 from iad_r1.stages.context import Context
-from iad_r1.stages.learner import Learner
+from iad_r1.stages.learner import open_learner
 from iad_r1.stages.metering import Clock, peak_memory
 from iad_r1.stages.reference import Reference
 from iad_r1.stages.saving import Saver
@@ -48,7 +48,8 @@ def train(context: Context) -> None:
             watch.recall(folder / "metrics.jsonl", "grpo", step)
             clock = Clock()
             policy.refresh_reference(step)
-            batch = collector.collect(batches[step], step, clock)
+            with policy.learner.whole():
+                batch = collector.collect(batches[step], step, clock)
             with guards.kept(folder, "grpo", step, partial(collector.rows, batch)):
                 gains = advantages(batch.rewards(), grpo.advantage)
                 rollout = policy.keep(batch.prompts, share(batch.groups), share(gains))
@@ -65,6 +66,7 @@ def train(context: Context) -> None:
             watch.see("grpo", step, values)
             saver.done(step, values)
     collector.close()
+    policy.learner.close()
     optim.train_only(context.model, vision=True)
 
 
@@ -100,6 +102,7 @@ class Rollout:
     reference: Tensor | None = None
     old: Tensor | None = None
     mismatch: dict[str, float] = field(default_factory=dict)  # of sampler and trainer, raw
+    spare: Rollout | None = None  # a group to compute with when none is left to learn from
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,15 @@ class Policy:
                 lora=config.tuning.name == "lora",
                 refreshed=self.grpo.reference_refresh is not None,
             )
-        self.learner = Learner(
+        self.learner = open_learner(
+            config.engine,
             self.model,
             self.grpo,
             steps * self.grpo.updates_per_batch * self.grpo.minibatches,
             vision_lr_scale=self.grpo.vision_lr_scale,
         )
+        if self.reference is not None and self.reference.model is not self.model:
+            self.learner.store(self.reference.model)
 
     def saved(self) -> dict[str, nn.Module]:
         """What a checkpoint must hold beside model and optimiser."""
@@ -159,7 +165,7 @@ class Policy:
         """Every `reference_refresh` steps the policy becomes its own reference."""
         every = self.grpo.reference_refresh
         if self.reference is not None and every is not None and step and step % every == 0:
-            with self.learner.whole():
+            with self.learner.whole(), self.learner.whole(self.reference.model, change=True):
                 self.reference.refresh()
 
     def keep(
@@ -175,17 +181,32 @@ class Policy:
         no policy gradient, only the KL term would act on them.
         """
         slots = share(range(self.grpo.prompts_per_step))[: len(prompts)]
+        first = slots[:1], prompts[:1], groups[:1], advantage[:1]
         if self.grpo.degenerate_groups != "keep":
             live = [i for i, gains in enumerate(advantage) if not is_degenerate(gains)]
             prompts, groups = [prompts[i] for i in live], [groups[i] for i in live]
             advantage, slots = [advantage[i] for i in live], [slots[i] for i in live]
+        rollout = self.as_tensors(slots, prompts, groups, advantage)
+        if not slots:
+            rollout.spare = self.as_tensors(*first)
+        self.fill(rollout)
+        return rollout
+
+    def as_tensors(
+        self,
+        slots: list[int],
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Completion]],
+        advantage: Rewards,
+    ) -> Rollout:
+        """The groups as the loss reads them."""
         flat = [completion for group in groups for completion in group]
         width = max((len(completion.tokens) for completion in flat), default=0)
         sampler, counted = torch.zeros(2, len(flat), width, device=self.model.device)
         for row, completion in enumerate(flat):
             sampler[row, : len(completion.tokens)] = torch.tensor(completion.logprobs)
             counted[row, : len(completion.tokens)] = self.counts(completion)
-        rollout = Rollout(
+        return Rollout(
             slots=slots,
             prompts=[prompt.inputs for prompt in prompts],
             completions=[[completion.tokens for completion in group] for group in groups],
@@ -197,22 +218,31 @@ class Policy:
             sampler=sampler,
             trainer=torch.zeros_like(sampler),
         )
-        self.fill(rollout)
-        return rollout
 
     @torch.no_grad()
     def fill(self, rollout: Rollout) -> None:
         """Add what is computed once per batch: image features under a frozen tower, which the
         reference shares, and the log-probs of the reference and of the policy as it is."""
         groups = list(range(len(rollout.prompts)))
-        if self.frozen_tower:  # one at a time: no feature depends on the company it came in
-            rollout.vision = [vision_features(self.model, [p])[0] for p in rollout.prompts]
-        if self.reference is not None and groups:
-            with self.reference.active() as model:
-                rollout.reference = self.logprobs(model, rollout, groups).logprob
-        if self.grpo.minibatches > 1 and groups:
-            rollout.trainer = self.logprobs(self.model, rollout, groups).logprob
+        if self.frozen_tower:
+            with self.learner.whole():
+                for part in (rollout, rollout.spare):
+                    self.see(part)
+        if self.reference is not None:
+            with self.learner.whole(self.reference.model), self.reference.active() as model:
+                rollout.reference = (
+                    self.logprobs(model, rollout, groups).logprob if groups else None
+                )
+        if self.grpo.minibatches > 1:
+            with self.learner.whole():
+                if groups:
+                    rollout.trainer = self.logprobs(self.model, rollout, groups).logprob
             rollout.old = rollout.trainer.clone()
+
+    def see(self, rollout: Rollout | None) -> None:
+        """Add image features: one picture at a time, so that none depends on its company."""
+        if rollout is not None:
+            rollout.vision = [vision_features(self.model, [p])[0] for p in rollout.prompts]
 
     def counts(self, completion: Completion) -> bool:
         """Whether a completion is in the loss: one cut off at the limit may be masked."""
@@ -260,12 +290,14 @@ class Policy:
         index = [row for group in groups for row in rollout.rows[group].tolist()]
         n_tokens = distributed.total(float(rollout.counted[index].sum()))
         n_sequences = distributed.total(len(index))
-        learned = [
-            self.backward(rollout, part, n_sequences, n_tokens, where)
+        learned: list[LossStats] = []
+        parts = [
+            partial(self.loss, rollout, part, n_sequences, n_tokens, learned)
             for part in self._micro_batches(rollout, groups)
         ]
-        loss = distributed.total(sum(loss for loss, _ in learned))
-        stats = [s for found in distributed.everyone([s for _, s in learned]) for s in found]
+        loss = self.learner.accumulate(parts, where, idle=partial(self.idle, rollout))
+        loss = distributed.total(loss)
+        stats = [s for found in distributed.everyone(learned) for s in found]
         if rollout.old is None and self.grpo.minibatches == 1:
             rollout.mismatch = self.check_sampler(rollout, where)
             rollout.old = rollout.trainer.clone()
@@ -277,15 +309,15 @@ class Policy:
             done["learning_rate"],
         )
 
-    def backward(
+    def loss(
         self,
         rollout: Rollout,
         part: Sequence[int],
         n_sequences: float,
         n_tokens: float,
-        where: str,
-    ) -> tuple[float, LossStats]:
-        """Add the gradient of the groups `part`; their share of the loss and its statistics."""
+        learned: list[LossStats],
+    ) -> Tensor:
+        """The share of the groups `part` in the loss (Eq. 11); adds its statistics to `learned`."""
         self.model.train()
         policy = self.logprobs(self.model, rollout, part)
         index = torch.cat([rollout.rows[group] for group in part])
@@ -311,8 +343,13 @@ class Policy:
             importance=self.importance(before, rollout.sampler[index, :width], counted),
             entropy=policy.entropy,
         )
-        self.learner.backward(loss, where)
-        return loss.item(), stats
+        learned.append(stats)
+        return loss
+
+    def idle(self, rollout: Rollout) -> Tensor:
+        """A pass through the policy like those of `loss`, for ranks that have fewer of them."""
+        held = rollout if rollout.spare is None else rollout.spare
+        return self.logprobs(self.model, held, [0]).logprob.sum()
 
     def importance(self, trainer: Tensor, sampler: Tensor, counted: Tensor) -> Tensor | None:
         """The weight of each token or sequence for having been drawn by `sampler`; None: all 1."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from iad_r1 import distributed
-from iad_r1.config import Optimiser
+from iad_r1.config import Engine, Optimiser
 from iad_r1.stages import optim
 
 STATE = "optimiser.pt"
+Part = Callable[[], Tensor]  # computes a loss
 
 
 class Learner:
     """AdamW on every rank, over gradients summed across ranks.
 
-    One step is any number of `backward`, also none, and one `update` on every rank. The loops use
-    nothing else of an optimiser, so how weights and states are kept is this class' business.
+    One step is one `accumulate` and one `update`, on every rank. The loops use nothing else of an
+    optimiser, so how weights and states are kept is this class' business; what reads weights
+    outside `accumulate` does so inside `whole`.
 
     Args:
         model: whose parameters that require a gradient learn.
@@ -52,10 +55,24 @@ class Learner:
         )
         self.schedule = optim.scheduler(self.adam, settings.schedule, settings.warmup_steps, steps)
 
-    def backward(self, loss: Tensor, where: str) -> None:
-        """Add the gradient of this rank's part of the loss; TrainingError if it is not finite."""
+    def accumulate(self, parts: Sequence[Part], where: str, idle: Part | None = None) -> float:
+        """Add the gradient of this rank's part of the loss; its value, summed over `parts`.
+
+        Args:
+            parts: each computes the loss of one micro-batch, and may be called only once.
+            idle: some computation with the model that a rank makes when another has more parts:
+                learners that keep weights in parts need all ranks to make as many. None: a rank
+                always has as many as the others.
+
+        TrainingError if a loss is not finite.
+        """
+        return sum(self.backward(part(), where) for part in parts)
+
+    def backward(self, loss: Tensor, where: str) -> float:
+        """Add the gradient of one loss. TrainingError if it is not finite."""
         optim.check_finite(loss, where)
         loss.backward()
+        return loss.item()
 
     def update(self, where: str) -> dict[str, float]:
         """Take the step; its gradient norm before clipping and its learning rate.
@@ -67,9 +84,16 @@ class Learner:
         return {"grad_norm": norm, "learning_rate": rate}
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Inside, every rank can read all weights of the model."""
+    def whole(self, *modules: nn.Module, change: bool = False) -> Iterator[None]:
+        """Inside, every rank can read all weights of the modules (none given: of the model); with
+        `change` also write them, each rank the same. All ranks enter it together."""
         yield
+
+    def store(self, module: nn.Module) -> None:
+        """Take care of a module that never learns, such as a reference, from now on."""
+
+    def close(self) -> None:
+        """After the last update: the model is an ordinary one again, whole on every rank."""
 
     def save(self, folder: Path) -> None:
         """Write optimiser and schedule into `folder`; every rank calls it."""
@@ -86,3 +110,23 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Optimiser and schedule, equal on every rank."""
         return {"adam": self.adam.state_dict(), "schedule": self.schedule.state_dict()}
+
+
+def open_learner(
+    engine: Engine,
+    model: nn.Module,
+    settings: Optimiser,
+    steps: int,
+    *,
+    lr_scale: float = 1.0,
+    vision_lr_scale: float = 1.0,
+) -> Learner:
+    """The learner that `engine=...` names; the arguments are `Learner`'s."""
+    if engine.name == "single":
+        return Learner(model, settings, steps, lr_scale=lr_scale, vision_lr_scale=vision_lr_scale)
+    os.environ.setdefault("DS_ACCELERATOR", next(model.parameters()).device.type)
+    from iad_r1.stages.zero import ZeroLearner  # needs DeepSpeed, which others may not have
+
+    return ZeroLearner(
+        model, settings, steps, engine, lr_scale=lr_scale, vision_lr_scale=vision_lr_scale
+    )

@@ -98,6 +98,14 @@ def check_finite(loss: torch.Tensor, where: str) -> None:
         )
 
 
+def not_finite(norm: float, where: str) -> TrainingError:
+    """What to raise instead of taking a step with a NaN or infinite gradient."""
+    return TrainingError(
+        f"{where}: the gradient norm is {norm}. The weights were not updated; lower the "
+        "learning rate or look at the last rows of metrics.jsonl."
+    )
+
+
 def scheduler(
     optim: torch.optim.Optimizer, name: str, warmup_steps: int, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -119,10 +127,7 @@ def update(
     distributed.sum_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not torch.isfinite(norm):
-        raise TrainingError(
-            f"{where}: the gradient norm is {float(norm)}. The weights were not updated; lower the "
-            "learning rate or look at the last rows of metrics.jsonl."
-        )
+        raise not_finite(float(norm), where)
     optim.step()
     schedule.step()
     optim.zero_grad(set_to_none=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iad_r1 import distributed
@@ -23,7 +24,7 @@ from iad_r1.data.defects import DEFECT_TYPES
 from iad_r1.data.synthetic import pretraining_batch
 from iad_r1.stages import optim
 from iad_r1.stages.context import Context
-from iad_r1.stages.learner import Learner
+from iad_r1.stages.learner import open_learner
 from iad_r1.stages.saving import Saver
 from iad_r1.stages.sft import photometric
 
@@ -65,7 +66,7 @@ def train(context: Context) -> None:
         head = nn.Linear(tower.config.out_hidden_size, BLOCKS * BLOCKS * (len(DEFECT_TYPES) + 1))
     both = nn.ModuleDict({"visual": tower, "head": head.to(device)})
     steps = settings.steps
-    learner = Learner(both, settings, steps)
+    learner = open_learner(context.config.engine, both, settings, steps)
     saver = Saver(context, "pretrain", learner, 0, steps, extra={"head": head})
     weight = torch.tensor([settings.normal_weight] + [1.0] * len(DEFECT_TYPES), device=device)
     both.train()
@@ -75,17 +76,26 @@ def train(context: Context) -> None:
             mine = distributed.share(order[step])
             pictures = [augmented(images[i], f"{seed}/{step}/{i}") for i in mine]
             encoded = processor(images=pictures, return_tensors="pt").to(device)
-            features = tower(encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
-            scores = head(features.pooler_output).view(-1, len(weight))
             wanted = labels[mine].flatten()
-            loss = F.cross_entropy(scores, wanted, weight=weight, reduction="sum")
-            loss = loss / distributed.total(weight[wanted].sum().item())
-            learner.backward(loss, f"pretrain step {step}")
-            values = {"loss": distributed.total(loss.item())}
+            count = distributed.total(weight[wanted].sum().item())
+            objective = partial(_loss, both, encoded, wanted, weight, count)
+            loss = learner.accumulate([objective], f"pretrain step {step}")
+            values = {"loss": distributed.total(loss)}
             values |= learner.update(f"pretrain step {step}")
             context.log("pretrain", step, values)
             bar.advance(loss=values["loss"])
             saver.done(step, values)
+    learner.close()
+
+
+def _loss(
+    both: nn.ModuleDict, encoded: Any, wanted: Tensor, weight: Tensor, count: float
+) -> Tensor:
+    """Weighted cross-entropy of the blocks' classes, summed over this rank's and divided by
+    `count`, the weight of all ranks' blocks."""
+    features = both["visual"](encoded["pixel_values"], grid_thw=encoded["image_grid_thw"])
+    scores = both["head"](features.pooler_output).view(-1, len(weight))
+    return F.cross_entropy(scores, wanted, weight=weight, reduction="sum") / count
 
 
 def augmented(image: np.ndarray, stream: str) -> Image.Image:

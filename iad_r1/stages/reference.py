@@ -33,6 +33,12 @@ class Reference:
         elif refreshed:
             self.copy = _Adapter(policy)
 
+    @property
+    def model(self) -> nn.Module:
+        """Whose weights `active` reads, which have to be whole then: the copy's or the policy's."""
+        own = self.copy is None or isinstance(self.copy, _Adapter)
+        return self.policy if own or self.copy is None else self.copy
+
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """The model to ask; inside, under LoRA, the policy is not itself."""

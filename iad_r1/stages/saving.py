@@ -96,7 +96,7 @@ class Saver:
     def _write(self, partial: Path, step: int) -> None:
         self.learner.save(partial)
         torch.save(checkpoint.random_state(), partial / _random_file())
-        with self.learner.whole():
+        with self.learner.whole(self.learner.model, *self.extra.values()):
             if not distributed.is_main():
                 return
             self.context.backbone.write(partial)
@@ -142,11 +142,12 @@ class Saver:
         return newest.step
 
     def _load_weights(self, found: Unfinished) -> None:
-        self.context.backbone.read(found.path)
         device = self.context.model.device
-        for name, module in self.extra.items():
-            state = torch.load(found.path / f"{name}.pt", map_location=device, weights_only=True)
-            module.load_state_dict(state)
+        with self.learner.whole(self.learner.model, *self.extra.values(), change=True):
+            self.context.backbone.read(found.path)
+            for name, module in self.extra.items():
+                path = found.path / f"{name}.pt"
+                module.load_state_dict(torch.load(path, map_location=device, weights_only=True))
 
     def _load_random(self, found: Unfinished) -> None:
         """Of as many ranks as were saved; a further rank keeps the streams it was started with."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from iad_r1.grid import as_grid
 from iad_r1.packing import completion_logprobs, micro_batches, vision_features
 from iad_r1.stages import guards, optim
 from iad_r1.stages.context import Context
-from iad_r1.stages.learner import Learner
+from iad_r1.stages.learner import Learner, Part, open_learner
 from iad_r1.stages.prompting import Augment, Prompter, Room
 from iad_r1.stages.saving import Saver
 from iad_r1.types import Sample
@@ -51,6 +52,7 @@ class _Phase:
         )
         self.seed = context.config.seed * 1000 + index
         self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
+        self.learner: Learner | None = None  # while the leg runs
         self.features: dict[
             tuple[str, int], Tensor | None
         ] = {}  # of images, while the tower is frozen
@@ -61,7 +63,8 @@ class _Phase:
         steps = optim.n_steps(phase, len(self.samples), phase.batch_size)
         parts = self.context.config.tuning.train
         optim.train_only(model, vision=not phase.freeze_vision, parts=parts)
-        learner = Learner(
+        self.learner = learner = open_learner(
+            self.context.config.engine,
             model,
             self.sft,
             steps,
@@ -81,20 +84,20 @@ class _Phase:
                 self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
                 saver.done(step, values)
+        learner.close()
         optim.train_only(model, vision=True)
         return first_step + steps
 
     def step(self, learner: Learner, batch: Sequence[Sample], step: int) -> dict[str, float]:
         """One optimiser step on the batch of all ranks, some samples at a time."""
-        where, loss = f"sft step {step}", 0.0
-        for part in self.losses(batch, step):
-            learner.backward(part, where)
-            loss += part.item()
+        where, parts = f"sft step {step}", self.losses(batch, step)
+        loss = learner.accumulate(parts, where, idle=parts[0])
         return {"loss": distributed.total(loss), **learner.update(where)}
 
-    def losses(self, batch: Sequence[Sample], step: int) -> Iterator[Tensor]:
-        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats, in
-        parts that add up to it; several samples lie in one sequence and do not see each other.
+    def losses(self, batch: Sequence[Sample], step: int) -> list[Part]:
+        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats, as
+        functions that compute the parts which add up to it; several samples lie in one sequence and
+        do not see each other.
 
         A part has at most `sft.token_budget` tokens, or a single sample. Words that name the place
         count `location_weight` times, untrained spans not at all. On several ranks these are the
@@ -111,10 +114,12 @@ class _Phase:
             self.prompter.room.check(prompt, len(target.tokens))
         whole = distributed.total(sum(sum(weights) for _, weights in targets))
         vision = self.vision(batch, shots, prompts) if self.phase.freeze_vision else None
+        found: list[Part] = []
         for part in self.parts(prompts, targets):
             features = None if vision is None else [vision[i] for i in part]
             chosen = [prompts[i].inputs for i in part], [targets[i] for i in part]
-            yield self.weighted(*chosen, features) / whole
+            found.append(partial(self.weighted, *chosen, features, whole))
+        return found
 
     def parts(self, prompts: Sequence[Prompt], targets: Sequence[Weighted]) -> list[list[int]]:
         """Which samples share a forward."""
@@ -128,8 +133,9 @@ class _Phase:
         prompts: Sequence[Inputs],
         targets: Sequence[Weighted],
         vision: Sequence[Tensor | None] | None,
+        whole: float,
     ) -> Tensor:
-        """The weighted sum of the targets' negative log-likelihoods."""
+        """The weighted sum of the targets' negative log-likelihoods, over the `whole` weight."""
         result = completion_logprobs(
             self.context.model,
             prompts,
@@ -140,7 +146,7 @@ class _Phase:
         weights = torch.zeros_like(result.logprob)
         for row, (_, weight) in enumerate(targets):
             weights[row, : len(weight)] = torch.tensor(weight)
-        return -(result.logprob * weights).sum()
+        return -(result.logprob * weights).sum() / whole
 
     def rows(self, batch: Sequence[Sample], step: int) -> list[dict[str, Any]]:
         """The batch as a table, for when it could not be learned from."""
@@ -190,9 +196,11 @@ class _Phase:
         """Features of each prompt's pictures, computed once and by themselves, so that they do not
         depend on the company in which they were first asked for."""
         keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
-        for key, prompt in zip(keys, prompts, strict=True):
-            if key not in self.features:
-                self.features[key] = vision_features(self.context.model, [prompt.inputs])[0]
+        new = [(k, p) for k, p in zip(keys, prompts, strict=True) if k not in self.features]
+        if distributed.total(len(new)):  # all ranks must agree on whether weights are gathered
+            with self.learner.whole() if self.learner else nullcontext():
+                for key, prompt in new:
+                    self.features[key] = vision_features(self.context.model, [prompt.inputs])[0]
         return [self.features[key] for key in keys]
 
 

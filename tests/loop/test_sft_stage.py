@@ -22,7 +22,7 @@ def phase_of(context, index: int = 0):
 
 
 def loss_of(phase, batch) -> float:
-    return sum(part.item() for part in phase.losses(batch, 0))
+    return sum(part().item() for part in phase.losses(batch, 0))
 
 
 @pytest.fixture
@@ -94,7 +94,9 @@ def test_training_lowers_the_loss_and_a_frozen_tower_stays_as_it_was(context, mo
 def test_a_nan_loss_stops_before_the_weights_change(context, monkeypatch):
     weights = [p.clone() for p in context.model.parameters()]
     monkeypatch.setattr(
-        sft._Phase, "losses", lambda self, batch, step: [torch.tensor(math.nan, requires_grad=True)]
+        sft._Phase,
+        "losses",
+        lambda self, batch, step: [lambda: torch.tensor(math.nan, requires_grad=True)],
     )
     with pytest.raises(TrainingError, match=r"sft step 0: the loss is nan.*sft-00000\.parquet"):
         sft.train(context)
@@ -124,7 +126,7 @@ def gradient_of(context, batch, *, phase=None) -> torch.Tensor:
     phase = phase or phase_of(context)
     context.model.zero_grad(set_to_none=True)
     for part in phase.losses(batch, 0):
-        part.backward()
+        part().backward()
     return torch.cat(
         [
             (torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone()
@@ -188,7 +190,7 @@ def test_only_the_trained_tokens_of_the_answer_have_a_loss(context):
     hook = context.model.lm_head.register_forward_hook(keep)
     try:
         for part in phase.losses([unplaced, sample], 0):
-            part.backward()
+            part().backward()
     finally:
         hook.remove()
     weights = [phase.target(s, 0)[1] for s in (unplaced, sample)]
@@ -212,6 +214,6 @@ def test_a_token_budget_changes_how_a_step_is_computed_and_not_what_it_is(
             "sft.phases.1.location_weight=1.0",
         )
         phase = phase_of(split, index)
-        found = list(phase.losses(batch, 0))
+        found = phase.losses(batch, 0)
         assert len(found) == parts if parts else 1 < len(found) < 8
         assert cases.relative(gradient_of(split, batch, phase=phase), whole) < 1e-5
