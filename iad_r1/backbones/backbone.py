@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ class Backbone:
         *,
         trust_remote_code: bool = False,
     ) -> Backbone:
-        """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none.
+        """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none,
+        ConfigError if its architecture is not known here.
 
         Args:
             trust_remote_code: whether code that comes with the weights may run.
@@ -102,6 +104,8 @@ class Backbone:
                 f"{path} holds no config.json, so it is not a Hugging Face checkpoint. "
                 "Give the folder that holds config.json and *.safetensors."
             )
+        if not trust_remote_code:  # with it, only the code knows what it builds
+            _family(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
         model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )

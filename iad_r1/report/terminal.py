@@ -207,8 +207,11 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
     trained = [stage for stage in ("grpo", "sft") if (folder / "checkpoints" / stage).is_dir()]
     if trained:
         yield "weights", f"{here}/checkpoints/{trained[0]}"
-        backbone = (_read(folder / "config.json").get("backbone") or {}).get("name")
+        config = _read(folder / "config.json")
+        backbone = (config.get("backbone") or {}).get("name")
         chosen = f" backbone={backbone}" if backbone else ""
+        kind = (config.get("weights") or {}).get("name", "published")
+        chosen += f" weights={kind}" if kind != "published" else ""
         command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
         yield "next", command
     elif results:

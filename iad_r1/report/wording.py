@@ -7,13 +7,13 @@ from typing import Any
 
 STAGES = ("base", "pretrain", "sft", "grpo")  # in the order of training
 STAGE_NAMES = {
-    "base": "as published",
+    "base": "as loaded",
     "pretrain": "before training",
     "sft": "after PA-SFT",
     "grpo": "after SC-GRPO",
 }
 MODEL_NAMES = {  # the weights themselves, where "after" would not read well
-    "base": "the published model",
+    "base": "the model as loaded",
     "pretrain": "the untrained model",
     "sft": "PA-SFT",
     "grpo": "SC-GRPO",
