@@ -30,6 +30,8 @@ ComposeError = (HydraException, OmegaConfBaseException)
 # name (a hub id, a packaged vocabulary): it is a path if spelled as one, or if it is there.
 PATHS = ("init", "data.root", "stage.completions")
 NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
+# Short names of stage=plan (conf/stage/plan.yaml), which hands them on to `stage`.
+ALIASES = ("gpus", "gpu_memory")
 
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
@@ -48,6 +50,8 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
+    for key in ALIASES:
+        plain.pop(key, None)
     for key in (*PATHS, *NAME_OR_PATH):
         _make_absolute(plain, key, directory)
     try:

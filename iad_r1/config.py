@@ -21,6 +21,7 @@ from pydantic import PositiveInt as Count
 from iad_r1.data.config import DataConfig
 from iad_r1.errors import ConfigError
 from iad_r1.grid import GridConfig
+from iad_r1.memory_config import PlanStage
 from iad_r1.rewards.audit_config import AuditStage
 from iad_r1.rewards.config import RewardsConfig
 from iad_r1.tracking_config import TrackingConfig
@@ -42,7 +43,7 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
-Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit"]
+Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit", "plan"]
 
 
 class RunStage(Section):
@@ -52,7 +53,7 @@ class RunStage(Section):
     steps: Annotated[list[Step], Field(min_length=1)]
 
 
-Stage = Annotated[RunStage | AuditStage, Field(discriminator="name")]
+Stage = Annotated[RunStage | AuditStage | PlanStage, Field(discriminator="name")]
 
 
 class Length(Section):

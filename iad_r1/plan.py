@@ -25,6 +25,10 @@ def lines(config: Config, output: str) -> Iterator[str]:
     if config.stage.name == "report":
         yield f"report on {config.init}"
         return
+    if config.stage.name == "plan":
+        yield f"memory of {config.backbone.name}, {config.stage.gpus} GPUs"
+        yield _row("output", output)
+        return
     yield f"{config.stage.name} on {config.backbone.name}, data {config.data.name}"
     yield _row("steps", " -> ".join(steps))
     yield _row("weights", _weights(config))
@@ -104,6 +108,8 @@ def _evaluate(config: Config) -> str:
 def check_inputs(config: Config) -> Start | None:
     """Make sure that the folders which the settings name are there and fit; the checkpoint that
     `init` stands for. Raises ConfigError, DataError or WeightsError."""
+    if config.stage.name == "plan":  # by arithmetic
+        return None
     if config.stage.name in ("report", "audit"):  # these read an earlier run, not its weights
         if config.init is not None:
             RunFolder.open(config.init)
@@ -121,7 +127,7 @@ def check_weights(config: Config, start: Start | None, outputs: Path) -> bool:
 
     Raises WeightsError if they are missing, ConfigError if they are not trained far enough.
     """
-    if config.stage.name in ("report", "audit"):
+    if config.stage.name in ("report", "audit", "plan"):
         return True
     here = _find_weights(config, start, outputs)
     _check_fine_tuned(config, start, outputs)
