@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import packing_cases as cases
 import pytest
 import torch
 
@@ -179,3 +180,80 @@ def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewar
     assert changed and all("language_model.layers" in name for name in changed)
     kept = context.folder.checkpoint("grpo-adapter")
     assert json.loads((kept / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["grpo.degenerate_groups=keep"],
+        ["grpo.degenerate_groups=skip", "grpo.token_budget=100", "grpo.packing=group"],
+        ["grpo.degenerate_groups=skip", "grpo.minibatches=2", "grpo.packing=off"],
+    ],
+    ids=["whole", "micro-batches", "minibatches"],
+)
+def test_the_gradient_of_a_step_is_that_of_equation_11(make_context, monkeypatch, options):
+    """Against loops over completions and tokens, through the model's own forward."""
+    context = make_context("rollout.temperature=0.7", *options)
+    rewards = iter([[0.0, 1.0, 1.0, 3.0], [2.0] * 4, [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0]])
+    monkeypatch.setattr(
+        Collector,
+        "score",
+        lambda self, samples, groups: [[Score(r) for r in next(rewards)] for _ in groups],
+    )
+    policy, collector = grpo.Policy(context, steps=1), Collector(context)
+    assert policy.reference is not None and policy.reference.copy is not None
+    with torch.no_grad():  # a reference that is not the policy
+        for weight in policy.reference.copy.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
+    gains = advantages(batch.rewards())
+    rollout = policy.keep(batch.prompts, batch.groups, gains)
+    gradients = []
+
+    def keep_gradient(where):
+        parameters = list(context.model.parameters())
+        gradients.append(
+            torch.cat(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+            )
+        )
+        context.model.zero_grad(set_to_none=True)
+        return {"grad_norm": 0.0, "learning_rate": 0.0}
+
+    monkeypatch.setattr(policy.learner, "update", keep_gradient)
+    policy.learn(rollout, 0)
+
+    placeholders = torch.tensor(context.backbone.placeholders)
+
+    def plain(model, prompt, tokens):
+        hook = model.lm_head.register_forward_hook(
+            lambda _m, _i, out: out.index_fill(-1, placeholders, -torch.inf) / 0.7
+        )
+        try:
+            return cases.plain_logprobs(model, prompt.inputs, list(tokens))
+        finally:
+            hook.remove()
+
+    skipped = {1} if "grpo.degenerate_groups=skip" in options else set()
+    parts = [[0, 1], [2, 3]] if "grpo.minibatches=2" in options else [[0, 1, 2, 3]]
+    assert len(gradients) == len(parts)
+    for part, found in zip(parts, gradients, strict=True):
+        live = [group for group in part if group not in skipped]
+        context.model.zero_grad(set_to_none=True)
+        for group in live:
+            for completion, gain in zip(batch.groups[group], gains[group], strict=True):
+                prompt = batch.prompts[group]
+                mine = plain(context.model, prompt, completion.tokens)
+                with torch.no_grad():
+                    theirs = plain(policy.reference.copy, prompt, completion.tokens)
+                ratio, apart = (mine - mine.detach()).exp(), theirs - mine
+                per_token = -ratio * gain + 0.02 * (apart.exp() - apart - 1)
+                (per_token.mean() / (4 * len(live))).backward()
+        expected = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                for p in context.model.parameters()
+            ]
+        )
+        assert expected.norm() > 1e-3
+        assert cases.relative(found, expected) < 2e-5
