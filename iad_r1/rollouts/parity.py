@@ -1,0 +1,300 @@
+"""The gate between sampler and trainer: are both running the same weights on the same prompt?
+
+On a few fixed prompts it compares what reaches both sides (expanded token ids, pictures' tensors),
+the weights the engine holds (sums of elements), and what both say of the same completions. Then it
+changes a vision weight in the engine alone, which has to show. Every fault that other trainers
+shipped here (`tests/system/test_vllm_faults.py`) fails one of these. A failure ends the run with
+one message: the number, its limit, and the likely cause, found by trying remedies.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iad_r1 import distributed
+from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.config import Parity
+from iad_r1.errors import MismatchError
+from iad_r1.packing import Packing, completion_logprobs, unwrap
+from iad_r1.rollouts.sampling import Sampling
+from iad_r1.rollouts.vllm_engine import VllmEngine, check_ids
+from iad_r1.types import Completion
+
+# nats, worst token. Rounding explains 2e-6 in float32; bfloat16 kernels of the two sides round in
+# another order, 3e-2 on the tiny twins and more with depth.
+LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.15}
+SUM_LIMIT = 1e-6  # of |sum|: the same numbers, added in the same precision
+GROUP = 2  # completions of each probe: the second finds the first one's prompt in the cache
+TOWER = ("visual.", "vision_tower.", "vision_model.")
+Completions = list[list[Completion]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check, as a line of `parity.csv`. Gaps are in nats, of the worst token.
+
+    `gap` is between sampler and trainer; `shown` the same after a vision weight was changed in the
+    engine alone, which has to stand out; `sums` the largest relative difference between
+    weights that were sent and weights that the engine holds, over `weights` parameters that can be
+    read there.
+    """
+
+    stage: str
+    step: int
+    probes: int
+    tokens: int
+    gap: float
+    limit: float
+    shown: float
+    sums: float
+    weights: int
+    seconds: float
+
+
+class Gate:
+    """Compares an engine with the model it was synchronised with.
+
+    Args:
+        engine: synchronised; it is so again after every check.
+        backbone: the trainer's side.
+        probes: prompts, the same at every check.
+        settings: how many tokens, and the limit.
+        temperature: the run's own, so that what is compared is what is trained.
+        packing: of the trainer's forward.
+        path: of `parity.csv`; None keeps no history. Written by rank 0.
+    """
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        backbone: Backbone,
+        probes: Sequence[Prompt],
+        settings: Parity,
+        *,
+        temperature: float,
+        packing: Packing,
+        path: Path | None,
+    ) -> None:
+        self.engine, self.backbone, self.probes = engine, backbone, list(probes)
+        self.sampling = Sampling(GROUP, settings.tokens, temperature)
+        self.packing: Packing = packing
+        self.path = path
+        self.limit = settings.limit or LIMIT[unwrap(backbone.model).dtype]
+
+    def check(self, stage: str, step: int) -> Row:
+        """All comparisons; every rank calls it at the same place.
+
+        MismatchError with the number and the likely cause if one fails.
+        """
+        start, where = time.perf_counter(), f"parity gate, {stage} step {step}"
+        for probe in self.probes:
+            compare_inputs(self.engine, probe)
+        sums, weights = self.compare_sums(where)
+        gap = self.gap()
+        if not gap <= self.limit:
+            self.fail(where, gap)
+        shown = self.gap_with_changed_vision()
+        row = Row(
+            stage, step, len(self.probes), self.sampling.max_tokens, gap, self.limit, shown, sums,
+            weights, time.perf_counter() - start,
+        )  # fmt: skip
+        if self.path is not None and distributed.is_main():
+            append(self.path, row)
+        least = max(2 * gap, self.limit / 10)  # stale features leave `shown` at `gap` itself
+        if not shown > least:
+            raise MismatchError(
+                f"{where}: a change of a vision weight moves no log-prob of the sampler (largest "
+                f"difference {shown:.3g} nats, it should exceed {least:.3g}). Likely cause: "
+                "image features or prompts of the old weights are still cached, or vision weights "
+                "do not reach the engine. Use rollout=hf, and report this."
+            )
+        return row
+
+    def gap(self, packing: Packing | None = None) -> float:
+        """Largest difference between sampler and trainer on a token, over all ranks, in nats;
+        infinite if one of them is not a number."""
+        seeds = [(0, index) for index in range(len(self.probes))]
+        groups = self.engine.generate(self.probes, self.sampling, seeds)
+        apart = difference(
+            groups, self.trainer_logprobs(groups, packing or self.packing), self.probes
+        )
+        return max(distributed.everyone(apart))
+
+    @torch.no_grad()
+    def trainer_logprobs(self, groups: Completions, packing: Packing) -> Tensor:
+        """[N, T] what the trainer says of the same tokens."""
+        model = self.backbone.model
+        was_training = model.training
+        model.eval()
+        found = completion_logprobs(
+            model,
+            [probe.inputs for probe in self.probes],
+            [[completion.tokens for completion in group] for group in groups],
+            packing=packing,
+            temperature=self.sampling.temperature,
+            suppressed=self.backbone.placeholders,
+            entropy=False,
+        )
+        model.train(was_training)
+        return found.logprob
+
+    def compare_sums(self, where: str) -> tuple[float, int]:
+        """Largest relative difference between weights sent and held, and how many were compared."""
+        sent, held = self.engine.sums or {}, self.engine.weight_sums()
+        worst, name = 0.0, ""
+        for key in sent.keys() & held.keys():
+            apart = abs(sent[key] - held[key]) / max(abs(sent[key]), 1.0)
+            if not apart <= worst:
+                worst, name = apart, key
+        if not max(distributed.everyone(worst)) <= SUM_LIMIT:
+            raise MismatchError(
+                f"{where}: the engine holds other weights than it was sent: the elements "
+                f"of {name or 'a weight on another rank'} add up to {held.get(name, 0):.9g} "
+                f"instead of {sent.get(name, 0):.9g}. Likely cause: something put old weights "
+                "back, such as a wake-up after sleep. Use rollout.sleep=false, and report this."
+            )
+        return worst, len(sent.keys() & held.keys())
+
+    def gap_with_changed_vision(self) -> float:
+        """`gap` while the engine alone has another vision weight."""
+        self.engine.sync(change=_Once())
+        found = self.gap()
+        self.engine.sync()
+        return found
+
+    def fail(self, where: str, gap: float) -> None:
+        """Raise, with the cause that trying remedies points at. Ranks try the same ones."""
+        cause = "none of the usual causes: report this with the versions in manifest.json"
+        for name, remedy in self.remedies():
+            if remedy() <= self.limit:
+                cause = name
+                break
+        raise MismatchError(
+            f"{where}: sampler and trainer disagree by {gap:.3g} nats on a token (limit "
+            f"{self.limit:g}): they do not run the same policy. Likely cause: {cause}."
+        )
+
+    def remedies(self) -> list[tuple[str, Callable[[], float]]]:
+        """Causes, each with a trial of what would remove it and the gap that is left."""
+
+        def after(*actions: Callable[[], Any]) -> Callable[[], float]:
+            def trial() -> float:
+                for action in actions:
+                    action()
+                return self.gap()
+
+            return trial
+
+        engine = self.engine
+        return [
+            ("keys and values of an earlier prompt were used after weights had changed (prefix "
+             "cache)", after(engine.reset_prefix_cache)),
+            ("image features of earlier weights were used (encoder cache)",
+             after(engine.reset_encoder_cache, engine.reset_prefix_cache)),
+            ("weights had changed and were not sent to the engine", after(engine.sync)),
+            ("the trainer's packed forward; use grpo.packing=off", lambda: self.gap("off")),
+        ]  # fmt: skip
+
+
+class _Once:
+    """Drowns the first matrix of the vision tower that passes in noise."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        if self.done or tensor.ndim < 2 or not any(part in name for part in TOWER):
+            return tensor
+        self.done = True
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        return tensor + 4 * noise * tensor.float().std().to(tensor)
+
+
+def difference(groups: Completions, trainer: Tensor, probes: Sequence[Prompt]) -> float:
+    """Largest |sampler - trainer| over the tokens of all groups; infinite if one is not finite."""
+    flat = [completion for group in groups for completion in group]
+    worst = 0.0 if probes else math.inf
+    for row, completion in enumerate(flat):
+        said = torch.tensor(completion.logprobs, dtype=torch.float64)
+        apart = (said - trainer[row, : len(said)].cpu().double()).abs().max().item()
+        worst = max(worst, apart if math.isfinite(apart) else math.inf)
+    return worst
+
+
+# --- what reaches both sides -------------------------------------------------------------------
+
+
+def compare_inputs(engine: VllmEngine, probe: Prompt) -> None:
+    """MismatchError unless vLLM's processor makes the same ids and picture tensors of a prompt."""
+    ids, pictures = engine.processed(probe)
+    check_ids(probe, ids)
+    for index, theirs in enumerate(pictures):
+        for key, value in theirs.items():
+            ours = picture_tensor(probe.inputs, key, index)
+            if ours is not None and not same_tensor(ours, value):
+                raise MismatchError(
+                    f"{probe.name or 'a probe'}: picture {index + 1} reaches trainer and engine "
+                    f"with different {key} ({_shape(ours)} and {_shape(value)}"
+                    f"{_apart(ours, value)}). Likely cause: another limit on picture sizes, or "
+                    "another image processor, on one side."
+                )
+
+
+def picture_tensor(inputs: Mapping[str, Tensor], key: str, index: int) -> Tensor | None:
+    """The trainer's tensor of one picture; None if the trainer has no such input.
+
+    Qwen's processors put the patches of all pictures one after the other; the others have a row
+    for each picture, padded with zeros to the most tiles.
+    """
+    if key not in inputs:
+        return None
+    grid = inputs.get("image_grid_thw")
+    if key.startswith("pixel_values") and grid is not None:
+        counts = grid.prod(-1).tolist()
+        return inputs[key].split(counts)[index]
+    tiles = inputs.get("num_patches")
+    return inputs[key][index] if tiles is None else inputs[key].split(tiles.tolist())[index]
+
+
+def same_tensor(ours: Tensor, theirs: Any) -> bool:
+    """Equal bit for bit in vLLM's precision, up to tiles of padding."""
+    theirs = torch.as_tensor(theirs)
+    if theirs.ndim == ours.ndim and theirs.shape[1:] == ours.shape[1:]:
+        rest = ours[len(theirs) :]
+        return len(theirs) <= len(ours) and not rest.any() and _equal(ours[: len(theirs)], theirs)
+    return theirs.numel() == ours.numel() and _equal(ours.reshape(theirs.shape), theirs)
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.equal(ours.to(theirs.dtype), theirs)
+
+
+def _shape(value: Any) -> str:
+    return "x".join(map(str, torch.as_tensor(value).shape)) or "a number"
+
+
+def _apart(ours: Tensor, theirs: Any) -> str:
+    theirs = torch.as_tensor(theirs)
+    if theirs.shape != ours.shape:
+        return ""
+    return f", up to {(ours.double() - theirs.double()).abs().max().item():.3g} apart"
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a line to `parity.csv`, after a header if it is new."""
+    new = not path.is_file()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
