@@ -280,9 +280,9 @@ def importance_weights(
     sampler_logp: Tensor,
     mask: Tensor,
     *,
-    level: ImportanceLevel = "token",
-    mode: ImportanceMode = "truncate",
-    cap: float = 2.0,
+    level: ImportanceLevel,
+    mode: ImportanceMode,
+    cap: float,
 ) -> tuple[Tensor, ImportanceStats]:
     """Correction for completions that another policy drew than the one that is trained: vLLM's
     kernels, or a sampler cut off by top-p or top-k. No gradient.
@@ -297,10 +297,9 @@ def importance_weights(
     """
     delta = (trainer_logp - sampler_logp).detach().float().masked_fill(~mask, 0.0)
     whole = level == "sequence"
-    raw = torch.exp(delta.sum(-1, keepdim=True) if whole else delta)
-    stats = _importance_stats(
-        delta[mask].abs(), raw[mask.any(-1, keepdim=True) if whole else mask], cap
-    )
+    raw = torch.exp(delta.sum(1, keepdim=True) if whole else delta)
+    weighing = mask.any(1) if whole else mask
+    stats = _importance_stats(delta[mask].abs(), raw[weighing], cap)
     if level == "off":
         return torch.ones_like(raw), stats
     if mode == "truncate":

@@ -19,6 +19,8 @@ from iad_r1.losses import (
 )
 
 AGGREGATIONS = ["sequence_mean", "token_mean", "fixed_length"]
+TOKEN: dict[str, Any] = {"level": "token", "mode": "truncate", "cap": 2.0}
+SEQUENCE: dict[str, Any] = TOKEN | {"level": "sequence"}
 PAPER: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.04}
 
 
@@ -309,9 +311,9 @@ def test_token_weights_are_truncated_or_dropped_above_the_cap():
     trainer, sampler, mask = sampler_gap()
     e = math.exp
     raw = torch.tensor([[1.0, e(1.5), e(-1.0)], [e(0.5), e(0.5), 1.0]])
-    cut, stats = importance_weights(trainer, sampler, mask, mode="truncate", cap=2.0)
+    cut, stats = importance_weights(trainer, sampler, mask, **TOKEN)
     torch.testing.assert_close(cut, raw.clamp(max=2.0))
-    dropped, _ = importance_weights(trainer, sampler, mask, mode="mask", cap=2.0)
+    dropped, _ = importance_weights(trainer, sampler, mask, **TOKEN | {"mode": "mask"})
     torch.testing.assert_close(dropped, torch.where(raw <= 2.0, raw, 0.0))
     assert not cut.requires_grad
     assert stats.scalars() == pytest.approx(
@@ -328,27 +330,27 @@ def test_token_weights_are_truncated_or_dropped_above_the_cap():
 
 def test_sequence_weights_use_the_whole_sequence():
     trainer, sampler, mask = sampler_gap()
-    weights, stats = importance_weights(trainer, sampler, mask, level="sequence", cap=2.0)
+    weights, stats = importance_weights(trainer, sampler, mask, **SEQUENCE)
     torch.testing.assert_close(weights, torch.tensor([[math.exp(0.5)], [2.0]]))
     scalars = stats.scalars()
     assert scalars["importance_max"] == pytest.approx(math.e)
     assert scalars["importance_mean"] == pytest.approx((math.e + math.exp(0.5)) / 2)
     assert scalars["importance_capped"] == 1 / 2
     assert scalars["sampler_gap_mean"] == pytest.approx(3.5 / 5)  # still of tokens
-    dropped, _ = importance_weights(trainer, sampler, mask, level="sequence", mode="mask", cap=2.0)
+    dropped, _ = importance_weights(trainer, sampler, mask, **SEQUENCE | {"mode": "mask"})
     torch.testing.assert_close(dropped, torch.tensor([[math.exp(0.5)], [0.0]]))
 
 
 def test_off_still_reports_the_raw_mismatch():
     trainer, sampler, mask = sampler_gap()
-    weights, stats = importance_weights(trainer, sampler, mask, level="off", cap=2.0)
+    weights, stats = importance_weights(trainer, sampler, mask, **TOKEN | {"level": "off"})
     assert weights.shape == mask.shape and (weights == 1).all()
     assert stats.scalars()["importance_max"] > 2
 
 
 def test_a_weight_of_exactly_the_cap_is_kept():
     one = torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1).bool()
-    weights, stats = importance_weights(*one, mode="mask", cap=1.0)
+    weights, stats = importance_weights(*one, level="token", mode="mask", cap=1.0)
     assert weights.item() == 1.0 and stats.scalars()["importance_capped"] == 0.0
 
 
@@ -357,21 +359,21 @@ def test_importance_statistics_of_parts_join_to_those_of_the_whole(level):
     data = batch(6, 5)
     data["mask"][2] = False  # a sequence that does not count has no ratio
     args = data["logp"], data["old_logp"], data["mask"]
-    _, whole = importance_weights(*args, level=level, cap=1.1)
+    _, whole = importance_weights(*args, level=level, mode="truncate", cap=1.1)
     parts = [
-        importance_weights(*(a[rows] for a in args), level=level, cap=1.1)[1]
+        importance_weights(*(a[rows] for a in args), level=level, mode="mask", cap=1.1)[1]
         for rows in (slice(0, 2), slice(2, 3), slice(3, 6))
     ]
     assert parts[1].scalars() == {}
     assert (parts[0] + parts[1] + parts[2]).scalars() == pytest.approx(whole.scalars())
     with pytest.raises(ValueError, match="importance mode 'cut'"):
         mode: Any = "cut"
-        importance_weights(*args, mode=mode)
+        importance_weights(*args, level="token", mode=mode, cap=1.0)
 
 
 def test_equal_engines_weigh_exactly_one_and_weights_scale_the_policy_term_only():
     data = batch(3, 4)
-    ones, _ = importance_weights(data["logp"], data["logp"], data["mask"])
+    ones, _ = importance_weights(data["logp"], data["logp"], data["mask"], **TOKEN)
     assert (ones == 1).all()
     n = counts(data["mask"])
     base, _ = policy_loss(**data, **PAPER, **n)
