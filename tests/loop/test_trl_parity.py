@@ -181,11 +181,23 @@ def test_one_batch_moves_the_weights_as_trl_does(
     setting: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "TRL_EXPERIMENTAL_SILENCE", "1")
+    assert_as_trl("qwen2_5_vl", setting, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
+def test_so_do_other_families_that_trl_trains(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "TRL_EXPERIMENTAL_SILENCE", "1")
+    assert_as_trl(family, CASES[0], tmp_path)
+
+
+def assert_as_trl(family: str, setting: tuple, folder: Path) -> None:
     rule, kind, scale, aggregation, loss_type, updates = setting
-    scenario = Scenario("qwen2_5_vl")
+    scenario = Scenario(family)
     start = weights(scenario.start)
     losses, kls, after = ours(scenario, rule, kind, aggregation, updates)
-    their_losses, their_kls, expected = theirs(scenario, rule, scale, loss_type, updates, tmp_path)
+    their_losses, their_kls, expected = theirs(scenario, rule, scale, loss_type, updates, folder)
     assert len(losses) == len(their_losses) == updates
     assert losses == pytest.approx(their_losses, rel=1e-5, abs=1e-6)
     assert kls == pytest.approx(their_kls, rel=1e-5) and min(kls) > 1e-3
