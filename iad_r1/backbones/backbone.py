@@ -119,7 +119,9 @@ class Backbone:
 
     def write(self, folder: Path) -> None:
         """Write into a folder that exists; of a model with an adapter, the adapter alone."""
-        self.model.save_pretrained(folder)
+        # embeddings are never resized here; asked to find that out, peft would look on the hub
+        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(folder, **options)
         self.processor.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
