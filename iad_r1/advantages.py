@@ -74,11 +74,11 @@ def _centred(group: Sequence[float]) -> list[float]:
 
 
 def _divided(values: list[float], scale: float) -> list[float]:
+    """Zeros stay zeros whatever the scale, which is 0 if nothing differs and eps is 0."""
     return [v / scale if v else 0.0 for v in values]
 
 
 def _sample_std(values: Sequence[float]) -> float:
-    if len(values) < 2 or is_degenerate(values):
-        return 0.0
+    """0 for a single value."""
     mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))

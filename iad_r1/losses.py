@@ -6,6 +6,7 @@ Log-probs are in nats. `mask` is True on completion tokens, end of turn included
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +29,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and the entropy of its distribution, `chunk` tokens at a time.
@@ -312,7 +313,7 @@ def importance_weights(
 def _importance_stats(gap: Tensor, raw: Tensor, cap: float) -> ImportanceStats:
     """From the gaps of the tokens that count [n] and the ratios that weigh them [m]."""
     if not len(gap):
-        return ImportanceStats(0, 0.0, 0.0, 0, 0.0, float("inf"), 0.0, 0)
+        return ImportanceStats(0, 0.0, 0.0, 0, 0.0, math.inf, 0.0, 0)
     return ImportanceStats(
         tokens=len(gap),
         gap_sum=gap.sum().item(),

@@ -22,6 +22,18 @@ def test_group_std_is_the_papers_equation_with_the_sample_deviation():
     assert advantages([group]) == [pytest.approx(expected)]
 
 
+def test_two_completions_and_one():
+    assert advantages([[0.0, 1.0], [5.0]]) == [
+        pytest.approx([-0.5 / (math.sqrt(0.5) + 1e-4), 0.5 / (math.sqrt(0.5) + 1e-4)]),
+        [0.0],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["group_std", "batch_std"])
+def test_without_eps_equal_rewards_are_no_division_by_zero(kind):
+    assert advantages([[1.0, 1.0], [1.0, 1.0]], kind, eps=0.0) == [[0.0, 0.0], [0.0, 0.0]]
+
+
 def test_no_std_only_centres():
     assert advantages([[0.0, 1.0, 1.0, 3.0]], "no_std") == [[-1.25, -0.25, -0.25, 1.75]]
 

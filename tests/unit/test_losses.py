@@ -279,10 +279,30 @@ def test_no_tensor_is_larger_than_one_chunk_of_the_vocabulary_and_none_is_kept()
     assert seen.elements == chunk * vocabulary
 
 
+def test_what_fits_into_one_chunk_is_computed_once():
+    calls: list[int] = []
+    weight = torch.randn(9, 4)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        calls.append(len(states))
+        return states @ weight.T
+
+    for chunk, expected in ((6, [6]), (4, [4, 2, 4, 2])):  # forward, then again in the backward
+        calls.clear()
+        hidden = torch.randn(6, 4, requires_grad=True)
+        token_logprobs(hidden, head, torch.arange(6), chunk=chunk)[0].sum().backward()
+        assert sorted(calls) == sorted(expected)
+
+
+def test_states_and_targets_of_unequal_length_are_no_table():
+    with pytest.raises(ValueError, match="shorter"):
+        token_logprobs(torch.randn(7, 4), torch.randn(9, 4), torch.arange(4), chunk=3)
+
+
 def test_bfloat16_logits_are_normalised_in_float32():
     head = torch.nn.Linear(16, 5000, bias=False).bfloat16()
     hidden = torch.randn(7, 16).bfloat16()
-    logp, entropy = token_logprobs(hidden, head, torch.arange(7))
+    logp, entropy = token_logprobs(hidden, head, torch.arange(7), chunk=7)
     assert logp.dtype == entropy.dtype == torch.float32
     expected = F.log_softmax(head(hidden).float(), -1)[range(7), range(7)]
     torch.testing.assert_close(logp, expected)
@@ -292,9 +312,9 @@ def test_entropy_can_be_left_out_and_survives_impossible_tokens():
     weight, hidden = torch.eye(4), torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
     target = torch.tensor([0])
     # a linear layer would make NaN of 0 * inf, so the head is a function here
-    _, entropy = token_logprobs(hidden, lambda x: x, target)
+    _, entropy = token_logprobs(hidden, lambda x: x, target, chunk=8)
     assert float(entropy) == pytest.approx(math.log(2))
-    _, skipped = token_logprobs(torch.ones(1, 4), weight, target, entropy=False)
+    _, skipped = token_logprobs(torch.ones(1, 4), weight, target, chunk=8, entropy=False)
     assert float(skipped) == 0.0
 
 
@@ -365,6 +385,9 @@ def test_importance_statistics_of_parts_join_to_those_of_the_whole(level):
         for rows in (slice(0, 2), slice(2, 3), slice(3, 6))
     ]
     assert parts[1].scalars() == {}
+    unlikely = torch.full((1, 2), -3.0), torch.full((1, 2), -1.0), torch.ones(1, 2).bool()
+    low = importance_weights(*unlikely, level=level, mode="mask", cap=1.0)[1]
+    assert (parts[1] + low).scalars() == low.scalars()
     assert (parts[0] + parts[1] + parts[2]).scalars() == pytest.approx(whole.scalars())
     with pytest.raises(ValueError, match="importance mode 'cut'"):
         mode: Any = "cut"
