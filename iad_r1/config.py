@@ -43,13 +43,13 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
-Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit", "plan"]
+Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit", "plan", "parity"]
 
 
 class RunStage(Section):
     """`stage=...`: one job, as the steps it takes in order."""
 
-    name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report"]
+    name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report", "parity"]
     steps: Annotated[list[Step], Field(min_length=1)]
 
 
@@ -420,6 +420,7 @@ def contradictions(config: Config) -> Iterator[str]:
         yield from _grpo_rules(config)
     yield from _tuning_rules(config, steps)
     yield from _weights_rules(config, steps)
+    yield from _vllm_rules(config, steps)
     if config.stage.name == "report" and config.init is None:
         yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
     if config.stage.name == "audit" and config.init is None and config.stage.completions is None:
@@ -496,6 +497,18 @@ def _tuning_rules(config: Config, steps: list[Step]) -> Iterator[str]:
         yield (
             f"tuning.train=[{parts}] with {frozen[0]}: nothing would learn. Add language to "
             "tuning.train, or let the vision side learn."
+        )
+
+
+def _vllm_rules(config: Config, steps: list[Step]) -> Iterator[str]:
+    rollout = config.rollout
+    if isinstance(rollout, HfRollout):
+        return
+    pictures = 1 + max(config.evaluate.shots) if "evaluate" in steps else 1
+    if pictures > rollout.max_images:
+        yield (
+            f"evaluate.shots={config.evaluate.shots} with rollout.max_images={rollout.max_images}: "
+            f"a prompt holds {pictures} pictures. Use rollout.max_images={pictures}."
         )
 
 

@@ -28,6 +28,7 @@ STAGES = {
     "evaluate": "iad_r1.stages.pipeline",
     "report": "iad_r1.stages.report",
     "audit": "iad_r1.stages.audit",
+    "parity": "iad_r1.stages.parity",
     "plan": "iad_r1.stages.plan",
 }
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
@@ -49,6 +50,16 @@ class HfEngine:
                 results[batch[row // sampling.group_size]].append(completion)
         self.backbone.model.train(was_training)
         return results
+
+    def stream(
+        self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(number of the prompt, its G completions), a batch at a time (see `Engine`)."""
+        numbered = enumerate(asked)
+        while batch := list(islice(numbered, max(1, self.batch_size // sampling.group_size))):
+            prompts, seeds = zip(*(pair for _, pair in batch), strict=True)
+            groups = self.generate(prompts, sampling, seeds)
+            yield from ((number, group) for (number, _), group in zip(batch, groups, strict=True))
 
     def sync(self) -> None:
         """Nothing to do: the weights are the trainer's own."""

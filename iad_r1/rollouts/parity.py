@@ -88,7 +88,12 @@ class Gate:
         self.sampling = Sampling(GROUP, settings.tokens, temperature)
         self.packing: Packing = packing
         self.path = path
+        self.every, self._checked = settings.every, False
         self.limit = settings.limit or LIMIT[unwrap(backbone.model).dtype]
+
+    def due(self, step: int) -> bool:
+        """Whether this step is one to check; the first one of a process always is."""
+        return not self._checked or step % self.every == 0
 
     def check(self, stage: str, step: int) -> Row:
         """All comparisons; every rank calls it at the same place.
@@ -96,6 +101,7 @@ class Gate:
         MismatchError with the number and the likely cause if one fails.
         """
         start, where = time.perf_counter(), f"parity gate, {stage} step {step}"
+        self._checked = True
         for probe in self.probes:
             compare_inputs(self.engine, probe)
         sums, weights = self.compare_sums(where)

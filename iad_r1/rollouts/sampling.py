@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,15 @@ class Engine(Protocol):
         """G completions for each prompt, in the order of the prompts.
 
         The same weights, prompt and seed give the same completions, whatever else is asked.
+        """
+        ...
+
+    def stream(
+        self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(number of the prompt, its G completions) as they are finished, in any order.
+
+        Prompts are taken from `asked` as the engine has room for them.
         """
         ...
 

@@ -14,6 +14,7 @@ from iad_r1.distributed import gather, share
 from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
+from iad_r1.stages.gate import open_gate
 from iad_r1.stages.metering import Clock
 from iad_r1.stages.prompting import Prompter, Room
 from iad_r1.stages.rollout_log import failed_rows, reward_statistics, rollout_rows
@@ -60,6 +61,7 @@ class Collector:
         self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
         self.rewards = rewards.load(config.rewards, config.grid)
         self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
+        self.gate = open_gate(context, self.engine, self.prompter)
 
     def close(self) -> None:
         """Give the engine back."""
@@ -70,6 +72,9 @@ class Collector:
         `degenerate_groups=resample`, groups that carry no signal are drawn anew."""
         self.engine.sync()
         clock.lap("sync")
+        if self.gate is not None and self.gate.due(step):
+            self.gate.check("grpo", step)
+            clock.lap("parity")
         prompts = [self.prompter.encode(sample) for sample in share(samples)]
         groups = gather(self.sample(prompts, step, share(range(len(samples)))))
         clock.lap("sample")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from iad_r1.packing import completion_logprobs
 from iad_r1.prompts import form as released_form
 from iad_r1.rewards import Vocabulary, vocabulary
 from iad_r1.rollouts import open_engine
-from iad_r1.rollouts.sampling import Sampling
+from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.stages.context import Context
 from iad_r1.stages.predictions import append, read_predictions, repair
 from iad_r1.stages.prompting import Prompter, Room, shown
@@ -55,6 +56,7 @@ def run(context: Context) -> list[dict[str, Any]]:
                 bar.advance(len(answers))
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
+    asking.engine.close()
     return rows
 
 
@@ -95,25 +97,34 @@ class _Asking:
         room = Room("evaluate.max_length", asked.max_length, asked.max_tokens)
         self.prompter = Prompter(context.backbone, asked.prompt, room)
         self.engine = open_engine(self.config, context.backbone, self.config.evaluate.batch_size)
+        self.engine.sync()
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
     ) -> Iterator[list[Prediction]]:
-        """Greedy predictions in order, a batch of all ranks at a time."""
-        size = self.config.evaluate.batch_size * distributed.world()
+        """Greedy predictions as they are finished, about a batch of every rank at a time.
+
+        The engine is given all of a rank's prompts, as it has room for them, and goes on with the
+        others while a batch is judged.
+        """
+        mine, size = distributed.share(samples), self.config.evaluate.batch_size
         sampling = Sampling(1, self.config.evaluate.max_tokens, temperature=0.0)
-        for start in range(0, len(samples), size):
-            mine = distributed.share(samples[start : start + size])
-            prompts = [self.prompter.encode(sample, shots) for sample in mine]
-            greedy = self.engine.generate(prompts, sampling, [()] * len(prompts))
-            drawn = [group[0] for group in greedy]
-            p_yes = self.p_yes(prompts, drawn)
-            yield distributed.gather(
-                [
-                    judge(sample, split, shots, completion, p, self.config)
-                    for sample, completion, p in zip(mine, drawn, p_yes, strict=True)
-                ]
-            )
+        asked: dict[int, Prompt] = {}  # in flight
+
+        def ask() -> Iterator[tuple[Prompt, Seed]]:
+            for number, sample in enumerate(mine):
+                asked[number] = self.prompter.encode(sample, shots)
+                yield asked[number], ()
+
+        finished = self.engine.stream(ask(), sampling)
+        for _ in range(math.ceil(len(samples) / (size * distributed.world()))):
+            batch = [(n, asked.pop(n), group[0]) for n, group in islice(finished, size)]
+            p_yes = self.p_yes([prompt for _, prompt, _ in batch], [drawn for *_, drawn in batch])
+            answers = [
+                judge(mine[n], split, shots, drawn, p, self.config)
+                for (n, _, drawn), p in zip(batch, p_yes, strict=True)
+            ]
+            yield [answer for part in distributed.everyone(answers) for answer in part]
 
     @torch.no_grad()
     def p_yes(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> list[float | None]:

@@ -28,12 +28,22 @@ def adapter(context: Context, step: str) -> Iterator[None]:
     if not isinstance(tuning, LoraTuning) or step == "pretrain":
         yield
         return
+    # the policy that is trained must be the one that was sampled from, which drops nothing
+    wrap(context, tuning, dropout=0.0 if step == "grpo" else tuning.dropout)
+    yield
+    if distributed.is_main():
+        with checkpoint.write_folder(context.folder.checkpoint(f"{step}-adapter")) as partial:
+            context.backbone.write(partial)
+    context.backbone.model = context.backbone.model.merge_and_unload()
+
+
+def wrap(context: Context, tuning: LoraTuning, *, dropout: float) -> None:
+    """Put a fresh adapter on the model; it changes nothing before it is trained."""
     base = context.backbone.model
     settings = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
-        # the policy that is trained must be the one that was sampled from, which drops nothing
-        lora_dropout=0.0 if step == "grpo" else tuning.dropout,
+        lora_dropout=dropout,
         target_modules=linear_layers(base, tuning.train),
         init_lora_weights=True,
     )
@@ -41,11 +51,6 @@ def adapter(context: Context, step: str) -> Iterator[None]:
     with torch.random.fork_rng():  # every rank must draw the same adapter
         torch.manual_seed(context.config.seed)
         context.backbone.model = get_peft_model(base, settings)
-    yield
-    if distributed.is_main():
-        with checkpoint.write_folder(context.folder.checkpoint(f"{step}-adapter")) as partial:
-            context.backbone.write(partial)
-    context.backbone.model = context.backbone.model.merge_and_unload()
 
 
 def _name_base(context: Context, base: Any) -> None:
