@@ -67,13 +67,13 @@ def _chunk_logprobs(
     logits: Tensor, ids: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """[n, V] logits to ([n], [n]) in float32, whatever the type of the logits."""
-    logps = F.log_softmax(logits.float() / temperature, dim=-1)
-    chosen = logps.gather(-1, ids[:, None]).squeeze(-1)
+    logps = torch.log_softmax(logits.float() / temperature, 1)
+    chosen = logps.gather(1, ids[:, None]).squeeze(1)
     if not entropy:
         return chosen, torch.zeros_like(chosen)
     with torch.no_grad():
         # special tokens masked to -inf contribute 0, not NaN
-        spread = -torch.xlogy(probs := logps.exp(), probs).sum(-1)
+        spread = -torch.xlogy(probs := logps.exp(), probs).sum(1)
     return chosen, spread
 
 
@@ -203,9 +203,9 @@ def _aggregate(
     max_tokens: int | None,
 ) -> Tensor:
     # where, not a product: a NaN in the padding must not reach the sum
-    rows = torch.where(mask, per_token, 0.0).sum(-1)
+    rows = torch.where(mask, per_token, 0.0).sum(1)
     if kind == "sequence_mean":
-        return (rows / mask.sum(-1).clamp(min=1)).sum() / n_sequences
+        return (rows / mask.sum(1).clamp(min=1)).sum() / n_sequences
     if kind == "token_mean":
         return rows.sum() / n_tokens
     if kind == "fixed_length":
