@@ -29,7 +29,7 @@ class Reference:
         self.policy, self.refreshed = policy, refreshed
         self.copy: nn.Module | None = None
         if not lora:
-            self.copy = copy.deepcopy(policy).requires_grad_(False)
+            self.copy = copy.deepcopy(policy).eval().requires_grad_(False)
         elif refreshed:
             self.copy = _Adapter(policy)
 
