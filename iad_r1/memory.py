@@ -330,13 +330,22 @@ def text_activations(model: Architecture, work: Work, setup: Setup) -> int:
     return text.layers * layer + norm + full + 2 * b * n * text.head_dim
 
 
-def recomputed(model: Architecture, work: Work, setup: Setup) -> int:
-    """With checkpointing: the one layer that is computed again, of the language model or, after
-    it, of the tower."""
-    if not setup.checkpointing:
+def passing_text(model: Architecture, work: Work, setup: Setup) -> int:
+    """What the backward pass through one decoder layer adds while it lasts: with checkpointing the
+    layer computed again; gradients of the MLP's three inner values and of the residual stream, in
+    float32 too around a norm."""
+    text, n, b = model.text, work.tokens, setup.bytes
+    again = text_layer(text, work, setup) if setup.checkpointing else 0
+    return again + b * n * (3 * text.intermediate + 2 * text.hidden) + 4 * n * text.hidden
+
+
+def passing_vision(model: Architecture, work: Work, setup: Setup) -> int:
+    """The same for one layer of the tower, if gradients reach it."""
+    if not setup.sees:
         return 0
-    tower = vision_layer(model.vision, work.patches, setup.bytes) if setup.sees else 0
-    return max(text_layer(model.text, work, setup), tower)
+    vision, m, b = model.vision, work.patches, setup.bytes
+    again = vision_layer(vision, m, b) if setup.checkpointing else 0
+    return again + b * m * (3 * vision.intermediate + 2 * vision.hidden) + 4 * m * vision.hidden
 
 
 def logprobs(model: Architecture, work: Work, setup: Setup, entropy: bool) -> int:
@@ -385,16 +394,17 @@ def training(
     vision = vision_activations(model, work, setup)
     kept = vision + text_activations(model, work, setup)
     chunk = logprobs(model, work, setup, entropy)
-    start = kept + max(chunk, recomputed(model, work, setup))
+    start = kept + max(chunk, passing_text(model, work, setup))
     table = setup.bytes * model.text.table if not setup.lora else 0
     share_of_text = held.gradients
     if setup.sees and setup.lora is None:
         share_of_text = held.gradients * model.text.parameters // model.parameters
-    turned = vision + share_of_text + table
+    entered = vision + passing_vision(model, work, setup)
+    turned = max(vision + table, entered) + share_of_text
     standing = held.standing + extra
     backward = standing + max(start, turned, held.gradients)
     if forwards > 1:
-        backward = standing + held.gradients + max(start, vision + table)
+        backward = standing + held.gradients + max(start, vision + table, entered)
     return Training(
         states=held,
         buffers=extra,
