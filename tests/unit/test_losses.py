@@ -38,6 +38,7 @@ def batch(rows: int, tokens: int, seed: int = 0) -> dict[str, Any]:
         "old_logp": logp + 0.3 * values(rows, tokens),
         "ref_logp": logp + 0.3 * values(rows, tokens),
         "advantage": values(rows),
+        "entropy": values(rows, tokens).abs(),
         "mask": torch.arange(tokens) < lengths[:, None],
     }
 
@@ -174,6 +175,28 @@ def test_clipping_stops_only_the_side_that_moves_further_away(log_ratio, gain, l
     assert logp.grad is not None and bool(logp.grad.abs() > 0) is moves
     scalars = stats.scalars()
     assert (scalars["clip_fraction_low"], scalars["clip_fraction_high"]) == (low, high)
+
+
+def test_what_is_logged_is_a_share_of_the_tokens_that_count():
+    ratio = torch.tensor([[0.5, 0.7, 1.0, 1.5], [1.6, 1.7, 1.1, 9.0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    logp = ratio.log()
+    entropy = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 100.0]])
+    _, stats = policy_loss(
+        logp, torch.zeros(2, 4), logp - 0.5, torch.tensor([-1.0, 1.0]), mask, clip_low=0.2,
+        clip_high=0.2, kl_coef=0.1, kl_kind="k1", n_sequences=2, n_tokens=7, entropy=entropy,
+    )  # fmt: skip
+    assert stats.scalars() == pytest.approx(
+        {
+            "clip_fraction_low": 2 / 7,
+            "clip_fraction_high": 2 / 7,
+            "ratio_min": 0.5,
+            "ratio_mean": 8.1 / 7,
+            "ratio_max": 1.7,
+            "kl": 0.5,
+            "entropy": 4.0,
+        }
+    )
 
 
 def test_asymmetric_clip_uses_each_bound_on_its_own_side():
