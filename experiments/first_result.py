@@ -43,11 +43,12 @@ def main() -> None:
     """Run what is missing, then write the table and its numbers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", choices=ARMS.values(), nargs="+", default=[*ARMS.values()])
     parser.add_argument("--table-only", action="store_true", help="start no run")
     parser.add_argument("settings", nargs="*", help="for every run, as run.py takes them")
     arguments = parser.parse_intermixed_args()
     start = partial(run, settings=arguments.settings, may_run=not arguments.table_only)
-    runs = {seed: folders(seed, start) for seed in arguments.seeds}
+    runs = {seed: folders(seed, arguments.arms, start) for seed in arguments.seeds}
     found = {"rows": list(rows(runs)), "differences": list(differences(runs)), "runs": facts(runs)}
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / "numbers.json", found)
@@ -55,8 +56,11 @@ def main() -> None:
     print(table(found))
 
 
-def folders(seed: int, start: Callable[..., RunFolder]) -> dict[str, RunFolder]:
-    """The finished run of every arm, started now if there is none."""
+def folders(
+    seed: int, arms: Sequence[str], start: Callable[..., RunFolder]
+) -> dict[str, RunFolder]:
+    """The finished run of every arm, started now if there is none. "full" holds the PA-SFT
+    weights that the others start from, so it is always among them."""
     pretrained = start("pretrained", seed, "stage=pretrain")
     full = start(
         "full", seed, "stage.steps=[sft,evaluate,grpo,evaluate]", f"init={pretrained.path}"
@@ -64,17 +68,17 @@ def folders(seed: int, start: Callable[..., RunFolder]) -> dict[str, RunFolder]:
     sft = f"init={full.path / 'checkpoints' / 'sft'}"
     more = "{steps: 300, epochs: null, batch_size: 32, lr_scale: 0.3, vision_lr_scale: 0.1, "
     more += "freeze_vision: false, location_weight: 3.0, augment: true}"
-    answer_only = ["stage=grpo", "stage.steps=[grpo,evaluate]", "rewards=answer_only"]
-    sft_on_rl = [
-        "stage=sft",
-        "stage.steps=[sft,evaluate]",
-        "sft.samples=rl",
-        f"sft.phases=[{more}]",
-    ]
-    return {
-        "full": full,
-        "answer_only": start("answer_only", seed, *answer_only, sft),
-        "sft_on_rl": start("sft_on_rl", seed, *sft_on_rl, sft),
+    controls = {
+        "answer_only": ["stage=grpo", "stage.steps=[grpo,evaluate]", "rewards=answer_only"],
+        "sft_on_rl": [
+            "stage=sft",
+            "stage.steps=[sft,evaluate]",
+            "sft.samples=rl",
+            f"sft.phases=[{more}]",
+        ],
+    }
+    return {"full": full} | {
+        arm: start(arm, seed, *controls[arm], sft) for arm in arms if arm in controls
     }
 
 
@@ -93,6 +97,11 @@ def run(arm: str, seed: int, *overrides: str, settings: Sequence[str], may_run: 
     return run(arm, seed, *overrides, settings=settings, may_run=False)
 
 
+def present(runs: dict[int, dict[str, RunFolder]]) -> dict[str, str]:
+    """The arms, by their names in the table, that were carried out."""
+    return {name: arm for name, arm in ARMS.items() if all(arm in found for found in runs.values())}
+
+
 def answers(runs: dict[int, dict[str, RunFolder]], arm: str, split: str) -> list:
     """The predictions of one arm, a list for each seed; "sft" are the weights all arms start at."""
     stage = {"sft": "sft", "full": "grpo", "answer_only": "grpo", "sft_on_rl": "sft"}[arm]
@@ -103,7 +112,7 @@ def answers(runs: dict[int, dict[str, RunFolder]], arm: str, split: str) -> list
 
 def rows(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any]]:
     """Mean over seeds of every metric, for every arm and split."""
-    for name, arm in {"PA-SFT": "sft", **ARMS}.items():
+    for name, arm in {"PA-SFT": "sft", **present(runs)}.items():
         for split in SPLITS:
             seeds = [metrics.summarise(a, seed=0, resamples=200) for a in answers(runs, arm, split)]
             means = {m: [s[m] for s in seeds] for m in (*METRICS, "miss_rate", "overkill_rate")}
@@ -113,8 +122,8 @@ def rows(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any]]:
 
 def differences(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any]]:
     """Paired differences on the same pictures, pooled over seeds, with 95 % intervals."""
-    pairs = [("sft", arm) for arm in ARMS.values()]
-    pairs += [(control, "full") for control in ("answer_only", "sft_on_rl")]
+    arms = list(present(runs).values())
+    pairs = [("sft", arm) for arm in arms] + [(arm, "full") for arm in arms if arm != "full"]
     for before, after in pairs:
         for split in SPLITS:
             for metric in METRICS:
