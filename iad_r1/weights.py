@@ -73,17 +73,17 @@ def fetch(backbone: HubBackbone) -> Path:
 
 
 def check_usable(folder: Path, backbone: HubBackbone) -> None:
-    """WeightsError if a checkpoint needs code of its own that was not asked for, or has an
-    architecture that is not known here."""
+    """WeightsError if a checkpoint has an architecture that is not known here, code of its own or
+    not: what is not known can be neither trained nor sampled from."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type")
     if kind in FAMILIES:
         return
-    if "auto_map" in config and not backbone.trust_remote_code:
+    if "auto_map" in config:
         raise WeightsError(
-            f"the weights of {backbone.name} in {folder} bring code of their own (model_type "
-            f"{kind!r}), which is not run unless you ask for it; convert them to transformers' "
-            "own layout and give backbone.path=<folder>, or set backbone.trust_remote_code=true."
+            f"the weights of {backbone.name} in {folder} need code of their own (model_type "
+            f"{kind!r}), which is not run; convert them to transformers' own layout and give "
+            "backbone.path=<folder>."
         )
     raise WeightsError(
         f"the weights of {backbone.name} in {folder} are of the architecture {kind!r}; known here "

@@ -119,9 +119,11 @@ class Backbone:
 
     def write(self, folder: Path) -> None:
         """Write into a folder that exists; of a model with an adapter, the adapter alone."""
-        # embeddings are never resized here; asked to find that out, peft would look on the hub
-        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
-        self.model.save_pretrained(folder, **options)
+        if isinstance(self.model, PeftModel):
+            # embeddings are never resized here; to find that out, peft would look on the hub
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:

@@ -60,6 +60,7 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
 def test_merged_weights_and_base_with_adapter_say_the_same(twin_run, name):
     everywhere = "tuning.train=[vision,projector,language]"
     context = twin_run(name, "tuning=lora", "tuning.rank=4", everywhere)
+    torch.manual_seed(0)
     with lora.adapter(context, "sft"), torch.no_grad():
         for key, parameter in context.model.named_parameters():
             if "lora_B" in key:
@@ -72,9 +73,9 @@ def test_merged_weights_and_base_with_adapter_say_the_same(twin_run, name):
     before = logits(base, processor)
     adapted = PeftModel.from_pretrained(base, str(context.folder.checkpoint("sft-adapter")))
     torch.testing.assert_close(
-        logits(adapted, processor), logits(merged, processor), rtol=1e-4, atol=1e-5
+        logits(adapted, processor), logits(merged, processor), rtol=1e-4, atol=1e-3
     )
-    assert (logits(merged, processor) - before).abs().max() > 1e-2
+    assert (logits(merged, processor) - before).abs().max() > 0.5  # of an adapter that matters
 
 
 def test_an_adapter_of_published_weights_names_them_and_not_a_folder_of_this_machine(

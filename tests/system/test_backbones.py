@@ -53,7 +53,7 @@ def check_loads_anywhere(checkpoint: Path) -> None:
     assert model.generation_config.eos_token_id is not None
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("backbone", TRAINED)
 def test_pa_sft_then_sc_grpo_then_evaluation(backbone, iad):
     folder, output, summary = iad("stage=pipeline", f"backbone={backbone}", *QUICK, *ANSWERING)
@@ -80,7 +80,7 @@ def test_pa_sft_then_sc_grpo_then_evaluation(backbone, iad):
     assert "**A rehearsal.**" in card and "| synthetic, new | 1 | 1 |" in card
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("backbone", COMPARED)
 def test_what_the_papers_compare_with_is_evaluated(backbone, iad):
     _, output, summary = iad("stage=evaluate", f"backbone={backbone}", *QUICK)
@@ -89,7 +89,7 @@ def test_what_the_papers_compare_with_is_evaluated(backbone, iad):
     assert "as published" not in output  # they are random, and the table does not say otherwise
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 def test_the_commands_as_they_are_written_down_one_after_the_other(iad):
     """SC-GRPO of a twin needs no earlier run, and can have one; neither names other weights."""
     alone = iad("stage=grpo", "backbone=qwen25vl_3b", "weights=tiny", name="alone")
