@@ -218,13 +218,18 @@ def _offloaded(found: States, setup: Setup, gradients: int) -> States:
 
 
 def buffers(model: Architecture, setup: Setup) -> int:
-    """What DeepSpeed holds beside its states: the bucket in which gradients are summed, and the
-    weights ZeRO-3 has gathered."""
+    """What DeepSpeed holds beside its states: the bucket in which gradients are summed, allocated
+    whole, and the weights ZeRO-3 has gathered: the output layer, and others up to its limit."""
     if setup.engine == "single":
         return 0
-    bucket = setup.bytes * min(REDUCE_BUCKET, trained(model, setup))
-    live = min(LIVE_PARAMETERS, model.parameters) if setup.engine == "zero3" else 0
-    return bucket + setup.bytes * live
+    live = min(LIVE_PARAMETERS + model.text.table, model.parameters)
+    return setup.bytes * (REDUCE_BUCKET + (live if setup.engine == "zero3" else 0))
+
+
+def whole(model: Architecture, setup: Setup) -> int:
+    """What ZeRO-3 gathers for passes that differ between ranks (`Learner.whole`): all weights of
+    one model, for sampling with the training weights and for the reference."""
+    return setup.bytes * model.parameters if setup.engine == "zero3" else 0
 
 
 # --------------------------------------------------------------------------- activations

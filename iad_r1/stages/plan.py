@@ -205,6 +205,7 @@ def row(question: Question, option: Option) -> dict[str, Any]:
                 "activations_checkpointed": checkpointed,
                 "logprobs": option.training.logprobs,
                 "zero_buffers": option.training.buffers,
+                "whole_weights": option.whole,
                 "rollout_weights": option.sampling.weights,
                 "rollout_cache": option.sampling.cache,
                 "rollout_rest": option.sampling.rest,

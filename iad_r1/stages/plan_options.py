@@ -73,15 +73,20 @@ class Option:
     training: memory.Training
     rollout: Literal["none", "vllm", "hf"]
     sampling: memory.Sampling
+    whole: int  # weights that are gathered where ranks do different things
+    scored: bool  # whether a reference policy is asked
     overhead: int
     limit: int
     main: int
 
     @property
     def peak(self) -> int:
-        """The most on each GPU: while training, or while sampling beside the states."""
-        sampling = self.training.states.standing + self.training.buffers + self.sampling.total
-        return max(self.training.peak, sampling) + self.overhead
+        """The most on each GPU: while training; beside the states, while sampling, or while the
+        reference is asked."""
+        beside = self.training.states.standing + self.training.buffers
+        sampling = self.sampling.total + (self.whole if self.rollout == "hf" else 0)
+        scoring = self.whole + self.training.logprobs if self.scored else 0
+        return max(self.training.peak, beside + sampling, beside + scoring) + self.overhead
 
     @property
     def host(self) -> int:
@@ -174,7 +179,8 @@ def _option(
     )
     plain = Option(
         step, tuning, setup, work, math.ceil(share / groups), training, "none",
-        memory.Sampling(0, 0, 0), question.overhead, question.limit, question.main,
+        memory.Sampling(0, 0, 0), memory.whole(question.model, setup),
+        step == "grpo" and question.reference, question.overhead, question.limit, question.main,
     )  # fmt: skip
     return plain if step == "sft" else _sampled(question, plain, share)
 
