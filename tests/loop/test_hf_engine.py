@@ -149,9 +149,9 @@ def test_a_completion_ends_with_its_end_of_turn_or_at_the_limit(backbones):
     flat = [completion for group in groups for completion in group]
     assert {completion.stop for completion in flat} == set(StopReason)
     for completion in flat:
-        ended = completion.tokens[-1] == backbone.end_of_turn
+        ended = completion.tokens[-1] in backbone.ends
         assert ended == (completion.stop is StopReason.STOP)
-        assert backbone.end_of_turn not in completion.tokens[:-1]
+        assert set(backbone.ends).isdisjoint(completion.tokens[:-1])
         assert ended or len(completion.tokens) == 6
         assert len(completion.logprobs) == len(completion.tokens)
 
