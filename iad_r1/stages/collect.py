@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from iad_r1 import distributed, rewards
+from iad_r1 import distributed, rewards, schema
 from iad_r1.advantages import is_degenerate
 from iad_r1.backbones.backbone import Prompt
 from iad_r1.distributed import gather, share
+from iad_r1.prompts import form as released_form
 from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.stages.context import Context
@@ -59,6 +61,11 @@ class Collector:
         self.pool = context.dataset.rl
         room = Room("grpo.max_length", self.grpo.max_length, config.rollout.max_tokens)
         self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
+        self.judge = partial(
+            schema.judge,
+            evaluator=config.evaluate.evaluator,
+            form=released_form(self.grpo.prompt),
+        )
         self.rewards = rewards.load(config.rewards, config.grid)
         self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
         self.gate = open_gate(context, self.engine, self.prompter)
@@ -79,7 +86,7 @@ class Collector:
         groups = gather(self.sample(prompts, step, share(range(len(samples)))))
         clock.lap("sample")
         scores = self.score(samples, groups)
-        found = reward_statistics(samples, groups, scores)
+        found = reward_statistics(samples, groups, scores, self.judge)
         batch = Collected(list(samples), prompts, groups, scores, [0] * len(samples), found)
         clock.lap("score")
         if self.grpo.degenerate_groups == "resample":

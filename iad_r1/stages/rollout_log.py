@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -14,9 +14,16 @@ Groups = Sequence[Sequence[Completion]]
 Scores = Sequence[Sequence[Score]]
 
 
-def reward_statistics(batch: Sequence[Sample], groups: Groups, scores: Scores) -> dict[str, float]:
+def reward_statistics(
+    batch: Sequence[Sample],
+    groups: Groups,
+    scores: Scores,
+    judge: Callable[[str], str] = schema.judge,
+) -> dict[str, float]:
     """Reward and its parts (all, normal and anomalous images; those there are), the share of
     degenerate groups, lengths in tokens, and how often "Yes" is said against how often it is true.
+
+    judge: what a completion answers, as evaluation reads it ("yes", "no" or "invalid").
     """
     found = _rewards("", [score for group in scores for score in group])
     for answer, suffix in (("No", "_normal"), ("Yes", "_anomalous")):
@@ -29,7 +36,7 @@ def reward_statistics(batch: Sequence[Sample], groups: Groups, scores: Scores) -
         found |= _rewards(suffix, chosen)
     flat = [completion for group in groups for completion in group]
     lengths = [len(completion.tokens) for completion in flat]
-    said = [schema.judge(completion.text) for completion in flat]
+    said = [judge(completion.text) for completion in flat]
     degenerate = [is_degenerate([score.total for score in group]) for group in scores]
     return {
         **found,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from iad_r1 import schema
 from iad_r1.config import Length
 from iad_r1.errors import TrainingError
 from iad_r1.stages import optim, pretrain, rollout_log
@@ -141,3 +143,14 @@ def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
     whole = rollout_log.failed_rows("{image}Any defect?", batch, groups, scores)
     assert whole[1]["token_ids"] == [1, 1] and whole[1]["sampler_logprobs"] == [0.0, 0.0]
     assert {row["prompt"] for row in whole} == {"{image}Any defect?"} and whole[3]["reward"] == 2.0
+
+
+def test_the_yes_rate_is_read_as_evaluation_reads_answers():
+    loose = partial(schema.judge, evaluator="iadr1_compat")
+    text = "<answer>Yes, it is</answer>"
+    groups, scores = [group(text)], [[Score(0.0, {"answer": 0.0})]]
+    said = {
+        judge: rollout_log.reward_statistics([sample("Yes")], groups, scores, judge)["yes_rate"]
+        for judge in (schema.judge, loose)
+    }
+    assert said == {schema.judge: 0.0, loose: 1.0}
