@@ -137,6 +137,10 @@ def test_the_released_grpo_of_a_backbone_is_that_of_its_script(name, scripts):
         # the authors' trainer hands its pixel limit to Qwen's processor alone
         limited = "Qwen" in scripts["sft", name]["hub_id"]
         assert recipe.backbone.max_pixels == (int(row["max_pixels"]) if limited else None)
+    drawn = made.rollout
+    assert (drawn.temperature, drawn.top_p, drawn.top_k) == (
+        float(row["temperature"]), float(row["top_p"]), int(row["top_k"]),
+    )  # fmt: skip
     assert made.grpo.epochs == float(row["epochs_script"])
     assert paper.grpo.epochs == float(row["epochs_paper"])
 
