@@ -77,7 +77,7 @@ def _chunk_logprobs(
     return chosen, spread
 
 
-def kl_per_token(logp: Tensor, ref_logp: Tensor, kind: KlKind = "k3") -> Tensor:
+def kl_per_token(logp: Tensor, ref_logp: Tensor, kind: KlKind) -> Tensor:
     """Estimators of KL(policy || reference) per token (Schulman, "Approximating KL divergence").
 
     With d = ref_logp - logp: k1 = -d (unbiased, signed), k2 = d^2 / 2, k3 = exp(d) - d - 1
