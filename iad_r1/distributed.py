@@ -53,6 +53,8 @@ def joined(engine: Processes) -> Iterator[None]:
             f"engine.hosts={engine.hosts} engine.ranks={engine.ranks} are {wanted} processes, but "
             f"{started} were started. Start the run with run.py, which does it, or prints how."
         )
+    # DeepSpeed would look by itself, and say so, whenever a library looks whether it is there.
+    os.environ.setdefault("DS_ACCELERATOR", device(engine).type)
     if not dist.is_torchelastic_launched():
         yield
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,9 @@ Part = Callable[[], Tensor]  # computes a loss
 
 class Learner:
     """AdamW on every rank, over gradients summed across ranks.
+
+    Weights of another precision than float32 are learned as float32 copies and rounded after every
+    step: the papers' learning rate of 1e-6 is smaller than what bfloat16 can add to a weight.
 
     One step is one `accumulate` and one `update`, on every rank. The loops use nothing else of an
     optimiser, so how weights and states are kept is this class' business; what reads weights
@@ -54,6 +56,11 @@ class Learner:
             vision_lr_scale=vision_lr_scale,
         )
         self.schedule = optim.scheduler(self.adam, settings.schedule, settings.warmup_steps, steps)
+        self.masters = self.begin_masters()
+
+    def begin_masters(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Weights that are not float32, each with the float32 copy that learns in its place."""
+        return optim.masters(self.adam)
 
     def accumulate(self, parts: Sequence[Part], where: str, idle: Part | None = None) -> float:
         """Add the gradient of this rank's part of the loss; its value, summed over `parts`.
@@ -80,7 +87,9 @@ class Learner:
         TrainingError if the gradient is not finite: the weights are then left as they were.
         """
         rate = optim.lr(self.adam)
-        norm = optim.update(self.model, self.adam, self.schedule, self.max_grad_norm, where)
+        norm = optim.update(
+            self.model, self.adam, self.schedule, self.max_grad_norm, where, self.masters
+        )
         return {"grad_norm": norm, "learning_rate": rate}
 
     @contextmanager
@@ -88,6 +97,9 @@ class Learner:
         """Inside, every rank can read all weights of the modules (none given: of the model); with
         `change` also write them, each rank the same. All ranks enter it together."""
         yield
+        if change:
+            for weight, master in self.masters:
+                master.data.copy_(weight.data)
 
     def store(self, module: nn.Module) -> None:
         """Take care of a module that never learns, such as a reference, from now on."""
@@ -106,10 +118,16 @@ class Learner:
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
         self.adam.load_state_dict(state["adam"])
         self.schedule.load_state_dict(state["schedule"])
+        for (_, master), saved in zip(self.masters, state["masters"], strict=True):
+            master.data.copy_(saved)
 
     def state(self) -> dict[str, Any]:
         """Optimiser and schedule, equal on every rank."""
-        return {"adam": self.adam.state_dict(), "schedule": self.schedule.state_dict()}
+        return {
+            "adam": self.adam.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "masters": [master.detach() for _, master in self.masters],
+        }
 
 
 def open_learner(
@@ -124,7 +142,6 @@ def open_learner(
     """The learner that `engine=...` names; the arguments are `Learner`'s."""
     if engine.name == "single":
         return Learner(model, settings, steps, lr_scale=lr_scale, vision_lr_scale=vision_lr_scale)
-    os.environ.setdefault("DS_ACCELERATOR", next(model.parameters()).device.type)
     from iad_r1.stages.zero import ZeroLearner  # needs DeepSpeed, which others may not have
 
     return ZeroLearner(

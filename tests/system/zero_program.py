@@ -1,0 +1,178 @@
+"""What tests/system/test_zero.py starts: stages of tiny runs, and faults where it asks for them.
+
+[torchrun] zero_program.py '[[name, settings, stages], ...]' FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iad_r1 import compose, data, distributed, ranks
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.errors import IadError, TrainingError
+from iad_r1.grid import as_grid
+from iad_r1.run_folder import RunFolder
+from iad_r1.stages import learner, lora, optim, pipeline, saving
+from iad_r1.stages.collect import Collector
+from iad_r1.stages.context import Context
+from iad_r1.types import Score
+
+LOGGED = ("loss", "grad_norm", "reward", "kl")
+
+
+class Log:
+    """In place of a run's tracker: keeps the numbers that must not depend on the engine."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, stage: str, step: int, values: Any) -> None:
+        self.rows.append({"stage": stage, "step": step, **{k: values[k] for k in LOGGED
+                                                          if k in values}})  # fmt: skip
+
+    def rollouts(self, *_given: Any) -> None: ...
+
+    def rewind(self, *_given: Any) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def uneven(self: Collector, samples: Any, groups: Any) -> list[list[Score]]:
+    """A reward that untrained models can win, and that leaves some ranks without a signal: in
+    some batches, groups at even places, which are rank 0's, all earn the same."""
+    poor = zlib.crc32(samples[0].id.encode()) % 2
+    return [
+        [
+            Score(float(sum(c.tokens) % 5 + i) if n % 2 or not poor else 1.0, {"answer": 0.0})
+            for i, c in enumerate(group)
+        ]
+        for n, group in enumerate(groups)
+    ]
+
+
+class Witness:
+    """Looks at what the learners do, and lets things go wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.passes, self.held = folder, [], 0
+        self.whole, self.kind = 0, ""
+        self.fault = os.environ.get("IAD_R1_TEST_FAULT", "").split()
+        honest = learner.Learner.accumulate
+        done = saving.Saver.done
+        witness = self
+
+        def watched(method: Any) -> Any:
+            def accumulate(self: Any, parts: Any, where: str, idle: Any = None) -> float:
+                witness.passes.append(distributed.everyone(len(parts)))
+                witness.go_wrong(where)
+                return method(self, parts, where, idle)
+
+            return accumulate
+
+        def taken(self: Any, step: int, values: Any) -> None:
+            witness.see(self.learner)
+            done(self, step, values)
+
+        learner.Learner.accumulate = watched(honest)
+        saving.Saver.done = taken
+        if any("engine=zero" in text for text in sys.argv):
+            from iad_r1.stages import zero
+
+            zero.ZeroLearner.accumulate = watched(zero.ZeroLearner.accumulate)
+            config = zero.deepspeed_config
+            # small parameters are not parted by default, and here all are small
+            small = {"stage3_param_persistence_threshold": 0}
+            zero.deepspeed_config = lambda *given: _with(config(*given), small)
+
+    def see(self, of: learner.Learner) -> None:
+        """What this rank holds of the weights between two steps."""
+        parameters = list(of.model.parameters())
+        self.kind = type(of).__name__
+        self.held = sum(p.numel() for p in parameters)
+        self.whole = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+    def go_wrong(self, where: str) -> None:
+        if not self.fault or distributed.rank() != 1:
+            return
+        kind, stage, step = self.fault
+        if where != f"{stage} step {step}":
+            return
+        (self.folder / "fault-at").write_text(str(time.time()))
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "refuse":
+            raise TrainingError(f"{where}: planted")
+        raise RuntimeError("planted")
+
+
+def _with(config: dict[str, Any], zero: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "zero_optimization": {**config["zero_optimization"], **zero}}
+
+
+def case(root: Path, name: str, overrides: list[str], stages: list[str]) -> None:
+    """Train the stages and write what came of them."""
+    config = compose.compose([*overrides, f"name={name}"])
+    folder, log, witness = RunFolder(root / name), Log(), WITNESS
+    if distributed.is_main():
+        folder.path.mkdir(exist_ok=True)
+    distributed.barrier()
+    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    backbone = Backbone.load(root / "base", getattr(torch, config.engine.precision))
+    context = Context(config, folder, log, dataset, backbone, "base")  # type: ignore[arg-type]
+    before = {k: v.float().clone() for k, v in context.model.state_dict().items()}
+    witness.passes = []
+    checkpointing = config.tuning.gradient_checkpointing
+    for stage in stages:
+        with lora.adapter(context, stage), optim.gradient_checkpointing(
+            context.model, checkpointing
+        ):  # fmt: skip
+            pipeline.TRAIN[stage](context)
+            pipeline.check_ranks(context, stage)
+    if distributed.is_main():
+        torch.save(
+            {
+                "rows": log.rows,
+                "before": before,
+                "weights": {k: v.float() for k, v in context.model.state_dict().items()},
+                "passes": witness.passes,
+                "learner": witness.kind,
+                "held": witness.held,
+                "whole": witness.whole,
+            },
+            folder.path / "result.pt",
+        )
+    distributed.barrier()
+
+
+def main() -> int:
+    """As the worker does, with respect to who says what went wrong."""
+    cases, root = json.loads(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    Collector.score = uneven
+    try:
+        with distributed.joined(compose.compose(cases[0][1]).engine):
+            for name, overrides, stages in cases:
+                case(root, name, overrides, stages)
+    except IadError as error:
+        if ranks.may_speak(root, error):
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Exception as error:
+        if ranks.may_speak(root, error):
+            raise
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    WITNESS = Witness(Path(sys.argv[2]))
+    sys.exit(main())
