@@ -108,7 +108,7 @@ def command(config: Config, folder: RunFolder) -> list[str]:
         return [sys.executable, *worker]
     meeting = ["--standalone"]  # torchrun finds a free port
     if engine.hosts > 1:
-        name = f"--rdzv-id={folder.path.parent.name}/{folder.path.name}"
+        name = f"--rdzv-id={folder.path.name}"  # torchrun makes it part of a file's name
         meeting = [f"--nnodes={engine.hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
         meeting.append(name)
     processes = f"--nproc-per-node={engine.ranks}"

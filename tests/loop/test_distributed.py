@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from iad_r1 import compose, distributed
+from iad_r1 import compose, distributed, launch
 from iad_r1.errors import ConfigError
+from iad_r1.run_folder import RunFolder
 
 PROGRAM = """
 import os, sys, time
@@ -86,6 +87,21 @@ def test_more_ranks_than_were_started_are_refused():
         distributed.joined(compose.compose(["engine.hosts=2", "engine.ranks=2"]).engine),
     ):
         pass
+
+
+def test_torchrun_is_used_where_there_is_something_for_it_to_start(tmp_path):
+    def command(*settings: str) -> list[str]:
+        return launch.command(compose.compose([*settings]), RunFolder(tmp_path / "run" / "now"))[1:]
+
+    worker = ["-m", "iad_r1.worker", str(tmp_path / "run" / "now")]
+    assert command("engine.ranks=1") == worker
+    assert command("engine.ranks=2", "stage=report", "init=earlier") == worker
+    one = ["-m", "iad_r1.torchrun", "--standalone"]
+    assert command("engine.ranks=3") == [*one, "--nproc-per-node=3", *worker]
+    assert command("engine=zero3", "engine.ranks=1") == [*one, "--nproc-per-node=1", *worker]
+    several = command("engine.ranks=8", "engine.hosts=2")
+    assert several[-4:] == ["--nproc-per-node=8", *worker]
+    assert {"--nnodes=2", "--rdzv-id=now"} <= set(several)  # the same on every host
 
 
 @pytest.mark.parametrize("items", [[], [1], list(range(5))])
