@@ -105,7 +105,8 @@ class Backbone:
                 "Give the folder that holds config.json and *.safetensors."
             )
         if not trust_remote_code:  # with it, only the code knows what it builds
-            _family(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))
+            described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            _family(described.get("model_type"))
         model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )

@@ -24,8 +24,8 @@ TRAINED = ["qwen2vl_2b", "qwen25vl_3b", "qwen25vl_7b", "llava15_7b", "llava16_8b
 COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]
 # A twin that has learned to say <answer>Yes</answer> or No earns something sometimes, and a
 # completion that earns more than the others of its group moves the weights.
-ANSWERING = ["sft.target=direct", "rewards=answer_only", "sft.learning_rate=1e-2",
-             "sft.schedule=constant_with_warmup", "sft.phases.0.steps=30",
+ANSWERING = ["sft.target=direct", "rewards=answer_only", "sft.learning_rate=5e-3",
+             "sft.schedule=constant_with_warmup", "sft.phases.0.steps=60",
              "sft.phases.0.batch_size=4", "grpo.learning_rate=1e-3"]  # fmt: skip
 QUICK = ["weights=tiny", "tracking=none", "data.sizes.sft=4", "data.sizes.rl=4", "evaluate.limit=1",
          "evaluate.max_tokens=8", "rollout.max_tokens=8"]  # fmt: skip
