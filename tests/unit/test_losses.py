@@ -20,7 +20,7 @@ from iad_r1.losses import (
 
 AGGREGATIONS = ["sequence_mean", "token_mean", "fixed_length"]
 TOKEN: dict[str, Any] = {"level": "token", "mode": "truncate", "cap": 2.0}
-SEQUENCE: dict[str, Any] = TOKEN | {"level": "sequence"}
+SEQUENCE: dict[str, Any] = dict(TOKEN, level="sequence")
 PAPER: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.04}
 
 
@@ -356,7 +356,7 @@ def test_token_weights_are_truncated_or_dropped_above_the_cap():
     raw = torch.tensor([[1.0, e(1.5), e(-1.0)], [e(0.5), e(0.5), 1.0]])
     cut, stats = importance_weights(trainer, sampler, mask, **TOKEN)
     torch.testing.assert_close(cut, raw.clamp(max=2.0))
-    dropped, _ = importance_weights(trainer, sampler, mask, **TOKEN | {"mode": "mask"})
+    dropped, _ = importance_weights(trainer, sampler, mask, **dict(TOKEN, mode="mask"))
     torch.testing.assert_close(dropped, torch.where(raw <= 2.0, raw, 0.0))
     assert not cut.requires_grad
     assert stats.scalars() == pytest.approx(
@@ -380,13 +380,13 @@ def test_sequence_weights_use_the_whole_sequence():
     assert scalars["importance_mean"] == pytest.approx((math.e + math.exp(0.5)) / 2)
     assert scalars["importance_capped"] == 1 / 2
     assert scalars["sampler_gap_mean"] == pytest.approx(3.5 / 5)  # still of tokens
-    dropped, _ = importance_weights(trainer, sampler, mask, **SEQUENCE | {"mode": "mask"})
+    dropped, _ = importance_weights(trainer, sampler, mask, **dict(SEQUENCE, mode="mask"))
     torch.testing.assert_close(dropped, torch.tensor([[math.exp(0.5)], [0.0]]))
 
 
 def test_off_still_reports_the_raw_mismatch():
     trainer, sampler, mask = sampler_gap()
-    weights, stats = importance_weights(trainer, sampler, mask, **TOKEN | {"level": "off"})
+    weights, stats = importance_weights(trainer, sampler, mask, **dict(TOKEN, level="off"))
     assert weights.shape == mask.shape and (weights == 1).all()
     assert stats.scalars()["importance_max"] > 2
 
