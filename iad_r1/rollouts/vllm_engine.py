@@ -301,6 +301,8 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     require_vllm()
+    if settings.eager:  # vLLM compiles helpers of its sampler even then: a minute on a CPU
+        torch._dynamo.config.disable = True
     from vllm import LLM
 
     several = {"distributed_executor_backend": "external_launcher"}
