@@ -119,8 +119,11 @@ def update(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     max_grad_norm: float,
     where: str,
+    masters: Sequence[tuple[nn.Parameter, torch.Tensor]] = (),
 ) -> float:
     """Sum over ranks, clip, step and clear; returns the gradient norm before clipping.
+
+    `masters`: weights with the float32 copies that `optim` steps in their place.
 
     TrainingError if the gradient is not finite: the weights are then left as they were.
     """
@@ -128,10 +131,28 @@ def update(
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not torch.isfinite(norm):
         raise not_finite(float(norm), where)
+    for weight, master in masters:
+        master.grad = None if weight.grad is None else weight.grad.float()
     optim.step()
     schedule.step()
+    with torch.no_grad():
+        for weight, master in masters:
+            weight.copy_(master)
     optim.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     return float(norm)
+
+
+def masters(optim: torch.optim.Optimizer) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Have a fresh optimiser step float32 copies of the weights that are of another precision;
+    returns each weight with its copy."""
+    found = []
+    for group in optim.param_groups:
+        for index, weight in enumerate(group["params"]):
+            if weight.dtype != torch.float32:
+                group["params"][index] = weight.detach().float().requires_grad_()
+                found.append((weight, group["params"][index]))
+    return found
 
 
 def batches(items: Sequence[T], size: int, steps: int, seed: int) -> list[list[T]]:

@@ -80,6 +80,10 @@ class ZeroLearner(Learner):
             self.held = read_directly(model)
             self._free_head()
 
+    def begin_masters(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """None: DeepSpeed keeps float32 copies itself."""
+        return []
+
     def accumulate(self, parts: Sequence[Part], where: str, idle: Part | None = None) -> float:
         """Add the gradient of this rank's part of the loss (see `Learner.accumulate`)."""
         most = max(distributed.everyone(len(parts)))
