@@ -7,7 +7,7 @@ Toward Training Trillion Parameter Models", section 3 and figure 1). With P para
 (2 in bfloat16, 4 in float32), T of them trained, on N ranks:
 
     engine    weights   gradients   AdamW moments   float32 master weights
-    single    bP        bT          2bT             -        (moments in the weights' precision)
+    single    bP        bT          8T              4T if b = 2
     zero2     bP        bT / N      8T / N          4T / N   (kept by DeepSpeed in float32 too)
     zero3     bP / N    bT / N      8T / N          4T / N
 
@@ -187,7 +187,7 @@ def states(model: Architecture, setup: Setup) -> States:
     base = b * model.parameters + (t * count if setup.lora else 0)
     if setup.engine == "single":
         copy = b * model.parameters if setup.reference else 0
-        return States(base, t * count, 2 * t * count, 0, copy)
+        return States(base, t * count, 8 * count, 4 * count if t == 2 else 0, copy)
     n = setup.ranks
     weights = share(base, n) if setup.engine == "zero3" else base
     copy = b * model.parameters if setup.reference else 0

@@ -277,8 +277,6 @@ def notes() -> Sequence[str]:
     """What a reader must know of the numbers."""
     return [
         "Components are each at its own highest; they are not all there at once. The peak is.",
-        "single in bfloat16 keeps no float32 weights: with full tuning, small updates are lost to "
-        "rounding. It is never recommended there.",
     ]
 
 

@@ -14,9 +14,8 @@ from iad_r1.memory import GIB, EngineName, Lora, Part, Setup, Work
 StepName = Literal["sft", "grpo"]
 Tuning = Literal["full", "lora"]
 
-# Fastest first. Without float32 master weights a full update is lost to rounding in bfloat16 (an
-# update of 1e-6 beside weights of 1e-2), so `single` comes last for full tuning, and first for
-# LoRA, whose adapters are in float32.
+# Fastest first. `single` holds everything on every GPU: first where there is one GPU, or where
+# little is trained (LoRA), else last.
 ZERO: list[tuple[EngineName, bool]] = [
     ("zero2", False), ("zero3", False), ("zero2", True), ("zero3", True)
 ]  # fmt: skip
@@ -104,7 +103,7 @@ def options(question: Question, step: StepName, tuning: Tuning) -> list[Option]:
     if question.gpus == 0:
         return found
     plain = best(question, step, tuning, "single", False)
-    return [plain, *found] if tuning == "lora" else [*found, plain]
+    return [plain, *found] if tuning == "lora" or question.gpus == 1 else [*found, plain]
 
 
 def _engines(question: Question, tuning: Tuning) -> list[tuple[EngineName, bool]]:
@@ -112,16 +111,8 @@ def _engines(question: Question, tuning: Tuning) -> list[tuple[EngineName, bool]
 
 
 def recommended(question: Question, step: StepName, tuning: Tuning) -> Option | None:
-    """The first option that fits, and trains what it should (see `ZERO`)."""
-    for option in options(question, step, tuning):
-        lost = (
-            tuning == "full"
-            and option.setup.engine == "single"
-            and option.setup.precision == "bfloat16"
-        )
-        if option.fits and not lost:
-            return option
-    return None
+    """The first option that fits."""
+    return next((option for option in options(question, step, tuning) if option.fits), None)
 
 
 def best(

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from iad_r1 import schema
-from iad_r1.config import Length
+from iad_r1.config import Length, Optimiser
 from iad_r1.errors import TrainingError
 from iad_r1.stages import optim, pretrain, rollout_log
+from iad_r1.stages.learner import Learner
 from iad_r1.types import Completion, Sample, Score, Solution, StopReason
 
 
@@ -154,3 +155,28 @@ def test_the_yes_rate_is_read_as_evaluation_reads_answers():
         for judge in (schema.judge, loose)
     }
     assert said == {schema.judge: 0.0, loose: 1.0}
+
+
+def test_updates_smaller_than_bfloat16_can_add_are_not_lost(tmp_path):
+    """At the papers' learning rate every single step rounds away; their sum must not, and a
+    checkpoint between them must not round it away either."""
+    torch.manual_seed(0)
+    settings = Optimiser(
+        learning_rate=1e-6, adam_betas=[0.9, 0.999], schedule="constant_with_warmup",
+        warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, save_every=1,
+    )  # fmt: skip
+    model = Model().to(torch.bfloat16)
+    start = model.language.bias.detach().clone()
+    learner = Learner(model, settings, 2000)
+    for step in range(2000):
+        learner.accumulate([lambda: model.language.bias.sum()], "")
+        learner.update("")
+        if step == 0:
+            assert torch.equal(model.language.bias, start)  # one step is too small to be seen
+        if step == 1000:
+            learner.save(tmp_path)
+            learner = Learner(model, settings, 2000)
+            learner.load(tmp_path)
+    moved = (start - model.language.bias).float()
+    torch.testing.assert_close(moved, torch.full_like(moved, 2e-3), atol=2**-9, rtol=0)
+    assert (moved > 0).all()

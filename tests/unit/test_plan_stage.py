@@ -149,11 +149,12 @@ def test_backbones_that_are_only_evaluated_get_no_training_command(tmp_path: Pat
     assert "evaluated here, not trained" in why and "136.7 GiB" in why  # 2 bytes of 73.4 B
 
 
-def test_full_tuning_is_never_recommended_without_master_weights_in_bfloat16() -> None:
-    asked = question("backbone=llava_ov_05b", "gpus=1", "stage.picture=[384,384]")
-    assert best(asked, "sft", "full", "single", False).fits
-    chosen = recommended(asked, "sft", "full")
-    assert chosen is not None and chosen.setup.engine == "zero2"
+def test_one_gpu_that_holds_everything_needs_no_deepspeed_and_several_share() -> None:
+    for gpus, engine in ((1, "single"), (4, "zero2")):
+        asked = question("backbone=llava_ov_05b", f"gpus={gpus}", "stage.picture=[384,384]")
+        assert best(asked, "sft", "full", "single", False).fits
+        chosen = recommended(asked, "sft", "full")
+        assert chosen is not None and chosen.setup.engine == engine
 
 
 def test_the_first_option_that_fits_is_the_one_to_use() -> None:
