@@ -39,6 +39,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import record
 from iad_r1.advantages import advantages
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
@@ -327,7 +328,7 @@ def main() -> None:
             result[f"{name}_g{size}"] = found
             result["ratio"] = result["ratio"] or found["ratio_unpacked"]
             if options.json:  # after each part: the whole takes minutes
-                options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                record.write(options.json, result["ratio"], result)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

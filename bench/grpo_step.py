@@ -54,6 +54,7 @@ from transformers import (
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from bench import record
 from iad_r1.advantages import advantages
 from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
 from iad_r1.backbones.twins import build_twin
@@ -481,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # written after each part: the whole takes minutes
         result = {"ratio": found["update_g4"]["ratio"], **found, "environment": about}
         if options.json:
-            options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            record.write(options.json, result["ratio"], result)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

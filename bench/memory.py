@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from grpo_step import AfterStep, Ours, Workload, environment, on_update_start, quiet, trl_trainer
 
+from bench import record
+
 SIDES = ("ours", "trl", "off")
 
 
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {"ratio": found["update_g4"]["ratio"], **found, "environment": about}
     text = json.dumps(result, indent=2)
     if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+        record.write(options.json, result["ratio"], result)
     sys.stdout.write(text + "\n")
 
 

@@ -142,7 +142,7 @@ def _print_plan(config: Config, outputs: Path) -> None:
 def carry_out(command: list[str], offline: bool) -> int:
     """Start what works on a run, wait for it, and return its exit code.
 
-    Ctrl-C and SIGTERM are passed on; then the worker has GRACE seconds to end cleanly, a second
+    Ctrl-C and SIGTERM are passed on; after Ctrl-C the worker has GRACE seconds to end, a second
     signal ends it at once, and this process exits too (a sweep does not go on to its next run).
     """
     # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
@@ -156,7 +156,8 @@ def carry_out(command: list[str], offline: bool) -> int:
             process.kill()
             return
         process.send_signal(number)
-        last_resort.start()
+        if number == signal.SIGINT:  # after SIGTERM it saves, which may take minutes
+            last_resort.start()
 
     before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
