@@ -2,7 +2,10 @@
 
     python experiments/first_result.py                 all runs (about an hour on 2 cores)
     python experiments/first_result.py --table-only    the table again from finished runs
-    python experiments/first_result.py engine.ranks=1  with settings for every run
+    python experiments/first_result.py --into short_sft --arms full answer_only \
+        sft.phases.1.steps=40 grpo.steps=240 grpo.advantage=no_std
+
+The second study starts from weights that place defects badly, so that there is something to teach.
 
 For each seed: PA-SFT, then SC-GRPO with the full reward, and from the same PA-SFT weights two
 controls of about the same compute: SC-GRPO that rewards the answer alone, and more PA-SFT on the
@@ -28,7 +31,6 @@ from iad_r1.compose import compose  # noqa: E402
 from iad_r1.run_folder import RunFolder, find_finished, write_json, write_text  # noqa: E402
 from iad_r1.stages.predictions import read_predictions  # noqa: E402
 
-RESULTS = Path(__file__).with_suffix("")
 OUTPUTS = REPOSITORY / "outputs"
 METRICS = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 SPLITS = ("seen", "new")
@@ -44,15 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", choices=ARMS.values(), nargs="+", default=[*ARMS.values()])
+    parser.add_argument("--into", default="first_result", help="folder for table and numbers")
     parser.add_argument("--table-only", action="store_true", help="start no run")
     parser.add_argument("settings", nargs="*", help="for every run, as run.py takes them")
     arguments = parser.parse_intermixed_args()
     start = partial(run, settings=arguments.settings, may_run=not arguments.table_only)
     runs = {seed: folders(seed, arguments.arms, start) for seed in arguments.seeds}
     found = {"rows": list(rows(runs)), "differences": list(differences(runs)), "runs": facts(runs)}
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "numbers.json", found)
-    write_text(RESULTS / "table.md", table(found))
+    results = Path(__file__).parent / arguments.into
+    results.mkdir(exist_ok=True)
+    write_json(results / "numbers.json", found)
+    write_text(results / "table.md", table(found))
     print(table(found))
 
 
