@@ -11,6 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from itertools import islice
 
 import torch
@@ -134,12 +135,13 @@ class HfEngine:
 
 def cut_off(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """[R, V] logits with those that top-k, then top-p leave out at minus infinity."""
-    unread = torch.empty(0, dtype=torch.long)  # the rules look at the logits alone
+    unread: Any = torch.empty(0, dtype=torch.long)  # the rules look at the logits alone
+    kept: Any = logits  # transformers types these two as the old tensor classes
     if sampling.top_k:
-        logits = TopKLogitsWarper(sampling.top_k)(unread, logits)
+        kept = TopKLogitsWarper(sampling.top_k)(unread, kept)
     if sampling.top_p < 1:
-        logits = TopPLogitsWarper(sampling.top_p)(unread, logits)
-    return logits
+        kept = TopPLogitsWarper(sampling.top_p)(unread, kept)
+    return kept
 
 
 @dataclass
