@@ -11,8 +11,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from itertools import islice
+from typing import Any
 
 import torch
 from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
