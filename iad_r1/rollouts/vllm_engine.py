@@ -305,12 +305,13 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
         torch._dynamo.config.disable = True
     from vllm import LLM
 
-    several = {"distributed_executor_backend": "external_launcher"}
+    several: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
+    dtype: Any = str(unwrap(backbone.model).dtype).removeprefix("torch.")
     kv_gib = settings.kv_cache_gib
     return LLM(
         model=str(folder),
         load_format="dummy",
-        dtype=str(unwrap(backbone.model).dtype).removeprefix("torch."),
+        dtype=dtype,
         worker_extension_cls="iad_r1.rollouts.vllm_worker.WeightIntake",
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
