@@ -41,10 +41,12 @@ def hub_weights(model: nn.Module, gather: Gather | None = None) -> Iterator[tupl
         seen.update(map(id, fresh))
         if not fresh:
             continue
-        with whole(fresh), torch.no_grad():
-            for name, tensor in _weights(path, module, fresh):
+        with whole(fresh):
+            with torch.no_grad():  # not around the yield: a reader that stops would leave it on
+                found = list(_weights(path, module, fresh))
+            for name, tensor in found:
                 if not unread(base, name):
-                    yield names[name], tensor
+                    yield names[name], tensor.detach()
 
 
 def modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:

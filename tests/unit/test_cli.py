@@ -339,7 +339,8 @@ def wait_for_running(tmp_path: Path, process: subprocess.Popen) -> Path:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for file in tmp_path.glob("outputs/*/*/manifest.json"):
-            return file.parent
+            if json.loads(file.read_text()).get("status") == "running":
+                return file.parent
         time.sleep(0.05)
     raise AssertionError("no worker began")
 

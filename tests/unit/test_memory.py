@@ -89,8 +89,9 @@ def test_full_bfloat16_training_with_master_weights_takes_16_bytes_per_parameter
         assert total(found) == 16 * QWEN_3B.parameters
 
 
-def test_without_master_weights_it_takes_8_and_in_float32_16() -> None:
-    assert total(memory.states(QWEN_3B, Setup())) == 8 * QWEN_3B.parameters
+def test_one_process_takes_16_bytes_in_either_precision_with_float32_copies_in_bfloat16() -> None:
+    half = memory.states(QWEN_3B, Setup())
+    assert total(half) == 16 * QWEN_3B.parameters and half.master == 4 * QWEN_3B.parameters
     full = memory.states(QWEN_3B, Setup(precision="float32"))
     assert total(full) == 16 * QWEN_3B.parameters and full.master == 0
 
