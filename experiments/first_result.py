@@ -23,14 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from iad_r1 import metrics
+from iad_r1.compose import compose
+from iad_r1.run_folder import RunFolder, find_finished, write_json, write_text
+from iad_r1.stages.predictions import read_predictions
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-from iad_r1 import metrics  # noqa: E402  (run from a checkout: the line above finds the package)
-from iad_r1.compose import compose  # noqa: E402
-from iad_r1.run_folder import RunFolder, find_finished, write_json, write_text  # noqa: E402
-from iad_r1.stages.predictions import read_predictions  # noqa: E402
-
 OUTPUTS = REPOSITORY / "outputs"
 METRICS = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 SPLITS = ("seen", "new")

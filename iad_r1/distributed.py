@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -96,7 +96,8 @@ def written_together(path: Path) -> Iterator[Path]:
             yield partial
             barrier()
     else:
-        yield everyone(None)[0]  # type: ignore[misc]  # rank 0 gives its path
+        places: list[Any] = everyone(None)
+        yield places[0]  # rank 0's
         barrier()
     barrier()
 
@@ -119,9 +120,9 @@ def everyone(item: T) -> list[T]:
     """One item of each rank, on every rank."""
     if world() == 1:
         return [item]
-    found: list[T | None] = [None] * world()
+    found: list[Any] = [None] * world()
     dist.all_gather_object(found, item)
-    return found  # type: ignore[return-value]  # all filled by the call
+    return found
 
 
 def total(value: float) -> float:

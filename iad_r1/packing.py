@@ -477,12 +477,12 @@ class _Pad(torch.autograd.Function):
     """Rows of x [n, ...] placed at distinct `slots` of a zero block [total, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor, total: int) -> Tensor:  # type: ignore[override]  # torch types ctx methods as (*args)
+    def forward(ctx: Any, x: Tensor, slots: Tensor, total: int) -> Tensor:
         ctx.save_for_backward(slots)
         return x.new_zeros(total, *x.shape[1:]).index_copy_(0, slots, x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slots,) = ctx.saved_tensors
         return grad.index_select(0, slots), None, None
 
@@ -492,13 +492,13 @@ class _Unpad(torch.autograd.Function):
     which is slow and needless for distinct slots."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:  # type: ignore[override]  # as above
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(slots)
         ctx.total = x.shape[0]
         return x.index_select(0, slots)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
         return grad.new_zeros(ctx.total, *grad.shape[1:]).index_copy_(0, slots, grad), None
 

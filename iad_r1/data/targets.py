@@ -38,6 +38,9 @@ _REASONING = (
 )
 
 
+PAPERS = Grid(3, 3)  # the papers' grid
+
+
 @dataclass(frozen=True)
 class Target:
     """What a sample's completion should be.
@@ -50,7 +53,7 @@ class Target:
     untrained: tuple[tuple[int, int], ...] = ()
 
 
-def chain_of_thought(sample: Sample, seed: int, grid: Grid = Grid(3, 3)) -> Target:  # noqa: B008 (a frozen value)
+def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
     """The target with its reasoning, the same for a sample and seed every time.
 
     Where a defect's place is not annotated, `<location>` holds a pseudo-random cell of `grid`,

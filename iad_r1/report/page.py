@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from markupsafe import Markup
 from iad_r1 import metrics
 from iad_r1.report import cards, figures, story, tables, training, wording
 from iad_r1.report.run_data import RunData, load
+from iad_r1.run_folder import write_text
 
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000
@@ -34,20 +33,9 @@ def build(folder: Path) -> Path:
         return Markup(svg)
 
     html = _environment().get_template("report.html.j2").render(_context(run, keep))
-    (folder / "figures").mkdir(exist_ok=True)
     for name, svg in drawn.items():
-        _replace(folder / "figures" / f"{name}.svg", svg)
-    return _replace(folder / "report.html", html)
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write all of a file or nothing."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
-    return path
+        write_text(folder / "figures" / f"{name}.svg", svg)
+    return write_text(folder / "report.html", html)
 
 
 def _environment() -> Environment:

@@ -75,7 +75,7 @@ class ZeroLearner(Learner):
         self.engine: Any = deepspeed.initialize(
             model=_Root(model), optimizer=self.adam, config=self.config
         )[0]
-        self.held: list[nn.Parameter] = []
+        self.held: list[Any] = []  # parameters, with what DeepSpeed adds to them
         if self.parted:
             self.held = read_directly(model)
             self._free_head()
@@ -143,8 +143,9 @@ class ZeroLearner(Learner):
             yield
             return
         offload = self.engine.optimizer.parameter_offload
-        for parameter in self.model.parameters():
-            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]  # DeepSpeed's
+        parameters: list[Any] = list(self.model.parameters())
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.clear()
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
@@ -164,11 +165,11 @@ class ZeroLearner(Learner):
         """Gather what is read outside its layer's own pass, until the optimiser's step."""
         if not self.held:
             return
-        missing = [p for p in self.held if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]  # type: ignore[attr-defined]  # DeepSpeed's
+        missing = [p for p in self.held if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
         if missing:
-            missing[0].all_gather(param_list=missing)  # type: ignore[attr-defined]  # DeepSpeed's
+            missing[0].all_gather(param_list=missing)
         for parameter in self.held:
-            parameter.ds_active_sub_modules.add(HELD)  # type: ignore[attr-defined]  # DeepSpeed's
+            parameter.ds_active_sub_modules.add(HELD)
 
     def _take_over_weights(self) -> None:
         """Let the optimiser go on from the weights of the model, which were changed."""

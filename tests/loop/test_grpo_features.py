@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -40,8 +41,8 @@ def kept(context: Context) -> tuple[grpo.Policy, grpo.Rollout]:
 def logged(context: Context) -> list[dict[str, float]]:
     """The metrics of each step of a training."""
     lines: list[dict[str, float]] = []
-    context.log = lambda stage, step, values: lines.append(dict(values))  # type: ignore[method-assign]  # a run without a tracker
-    grpo.train(context)
+    with mock.patch.object(context, "log", lambda stage, step, values: lines.append(dict(values))):
+        grpo.train(context)
     return lines
 
 
@@ -149,8 +150,9 @@ def test_what_takes_a_slot_over_depends_on_seed_step_slot_and_attempt_alone(
     collector.collect(context.dataset.rl[4:8], 2, Clock())  # an earlier step leaves no trace
     batch, fresh = collector.collect(context.dataset.rl[:4], 3, Clock()), collected(context)
     assert batch.groups == fresh.groups and batch.samples == fresh.samples
-    everything = lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]  # noqa: E731  # one line
-    monkeypatch.setattr(Collector, "score", everything)
+    monkeypatch.setattr(
+        Collector, "score", lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]
+    )
     crowded = collected(context)  # more slots drawn anew: the others' draws stay what they were
     assert crowded.samples[0] == Collector(context).other(3, 0, crowded.attempts[0])
     others = [Collector(context).other(step, 0, 1).id for step in range(12)]

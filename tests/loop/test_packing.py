@@ -160,8 +160,8 @@ def dense_mask(prompt_length: int, lengths: list[int]) -> Tensor:
 
 def test_block_attention_equals_the_four_dimensional_mask() -> None:
     torch.manual_seed(0)
-    module = torch.nn.Module()
-    module.num_key_value_groups = 2  # type: ignore[assignment]  # what transformers' layers carry
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 2  # what transformers' layers carry
     lengths = [3, 0, 5, 1]  # a completion of one token feeds nothing
     n = 7 + sum(lengths)
     query = torch.randn(1, 4, n, 8)
