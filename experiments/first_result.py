@@ -1,6 +1,6 @@
 """The table of the README: does SC-GRPO teach the tiny model more than PA-SFT alone?
 
-    python experiments/first_result.py                 all runs (about an hour on 2 cores)
+    python experiments/first_result.py                 all runs
     python experiments/first_result.py --table-only    the table again from finished runs
     python experiments/first_result.py --into short_sft --arms full answer_only \
         sft.phases.1.steps=40 grpo.steps=240 grpo.advantage=no_std
