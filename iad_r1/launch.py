@@ -145,9 +145,6 @@ def carry_out(command: list[str], offline: bool) -> int:
     Ctrl-C and SIGTERM are passed on; after Ctrl-C the worker has GRACE seconds to end, a second
     signal ends it at once, and this process exits too (a sweep does not go on to its next run).
     """
-    # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
-    process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
-    last_resort = threading.Timer(GRACE, process.kill)
     signals: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -159,7 +156,11 @@ def carry_out(command: list[str], offline: bool) -> int:
         if number == signal.SIGINT:  # after SIGTERM it saves, which may take minutes
             last_resort.start()
 
-    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    with ranks.signals_held_back():
+        # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
+        process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
+        last_resort = threading.Timer(GRACE, process.kill)
+        before = {s: signal.signal(s, forward) for s in ranks.ENDING}
     try:
         code = process.wait()
     finally:

@@ -46,9 +46,13 @@ def main(arguments: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
+    ranks.let_signals_in()
     ranks.forget(folder.path)
     try:
-        torchrun.run(given)
+        if asked:  # while this process was starting: there is nobody to pass it on to
+            folder.update_manifest(status="stopped")
+        else:
+            torchrun.run(given)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if not asked:

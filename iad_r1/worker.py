@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
     try:
+        ranks.let_signals_in()
         with folder.locked() if ranks.is_main() else nullcontext():
             if ranks.is_main():
                 folder.update_manifest(**manifest(REPOSITORY), status="running")

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from iad_r1 import checkpoint, compose, launch, worker
 from iad_r1.run_folder import RunFolder
 
-KILLS = 20
 SHORT = [
     "data.sizes.sft=96",
     "data.sizes.rl=32",
@@ -89,27 +88,29 @@ def lines(folder: RunFolder) -> list[dict]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def kill_somewhere(folder: RunFolder, luck: random.Random) -> bool:
-    """SIGKILL some steps of PA-SFT or SC-GRPO further on, at a random instant of what comes next:
-    a step, a checkpoint, an evaluation. False if the run ended before."""
-    child, done, seen = work(folder), None, [time.monotonic()]
-    target = luck.randint(1, 6)
+def kill_after(folder: RunFolder, stage: str, step: int, luck: random.Random) -> None:
+    """SIGKILL a process that works on the run at a random instant of the two steps after `step`,
+    or of what comes instead of them: a checkpoint, an evaluation."""
+    child, before, until = work(folder), None, None
     while (code := ended(child)) is None:
-        now = len([row for row in lines(folder) if row["stage"] in ("sft", "grpo")])
-        if done is None or now < done:  # steps without a checkpoint are forgotten and taken again
-            done = now
-        if now >= done + len(seen):
-            seen.append(time.monotonic())
-        if len(seen) > target:
-            time.sleep(luck.uniform(0, 2) * (seen[-1] - seen[-2]))
-            if (code := ended(child)) is None:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return True
-            break
-        time.sleep(0.005)
-    assert code == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
-    return False
+        now, last = time.monotonic(), last_step(folder, stage)
+        if before is None and last >= step - 1:
+            before = now
+        if until is None and before is not None and last >= step:
+            until = now + luck.uniform(0, 2) * (now - before)
+        if until is not None and (now >= until or last >= step + 2):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return
+        time.sleep(0.002)
+    log = (folder.path.parent / "log.txt").read_text()
+    raise AssertionError(
+        f"ended with {code} before it was killed after {stage} step {step}:\n{log}"
+    )
+
+
+def last_step(folder: RunFolder, stage: str) -> int:
+    return max((row["step"] for row in lines(folder) if row["stage"] == stage), default=-1)
 
 
 def results(folder: RunFolder) -> Iterator[tuple[str, object]]:
@@ -140,26 +141,21 @@ def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp_path, tuning):
-    """Ten kills for each way of tuning, twenty in all."""
+    """Ten kills for each way of tuning, twenty in all: two runs, each killed three times in PA-SFT
+    and twice in SC-GRPO."""
     undisturbed = begin(tmp_path, "undisturbed", f"tuning={tuning}")
     finish(undisturbed)
-    luck, kills, rounds = random.Random(tuning), 0, 0
-    while kills < KILLS // 2:
-        rounds += 1
-        name = f"killed-{rounds}"
-        while True:
-            folder = begin(tmp_path, name, f"tuning={tuning}")
-            if not kill_somewhere(folder, luck):
-                break
-            kills += 1
-            if kills >= KILLS // 2:
-                finish(begin(tmp_path, name, f"tuning={tuning}"))
-                break
+    luck = random.Random(tuning)
+    for name in ("killed-1", "killed-2"):
+        for stage, last, kills in (("sft", 35, 3), ("grpo", 13, 2)):
+            for step in sorted(luck.sample(range(3, last + 1), kills)):
+                kill_after(begin(tmp_path, name, f"tuning={tuning}"), stage, step, luck)
+        finish(folder := begin(tmp_path, name, f"tuning={tuning}"))
         assert [folder.path] == [p for p in (tmp_path / name).iterdir() if p.is_dir()]
         assert_same_run(folder, undisturbed)
-    said = "".join(file.read_text() for file in tmp_path.glob("killed-*/log.txt"))
-    for stage in ("sft", "grpo"):  # the kills did hit both, and both were taken up again
-        assert said.count(f"{stage} goes on after step") >= 2, said
+        said = (tmp_path / name / "log.txt").read_text()
+        for stage in ("sft", "grpo"):  # both were taken up in their middle
+            assert f"{stage} goes on after step" in said
 
 
 def test_only_the_newest_and_the_best_checkpoint_are_kept_and_half_written_ones_go(tmp_path):

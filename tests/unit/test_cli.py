@@ -318,6 +318,25 @@ def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, 
     assert not workers(folder)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc")
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
+    number, code, ranks, tmp_path
+):
+    process = subprocess.Popen(
+        command(f"engine.ranks={ranks}"), cwd=tmp_path, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not any("-m iad_r1." in text for text in workers(tmp_path)):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "stopped. What was written stays in" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="uses /proc and prctl")
 def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
     process = subprocess.Popen(
