@@ -45,13 +45,18 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from iad_r1 import memory
 from iad_r1.architecture import Architecture, describe, picture
 from iad_r1.backbones import published
+from iad_r1.config import Optimiser
 from iad_r1.memory import Lora, Setup, Work
 from iad_r1.packing import completion_logprobs
-from iad_r1.stages import optim
+from iad_r1.stages.learner import Learner
 from iad_r1.stages.lora import linear_layers
 
 MIB = 2**20
 IMAGE_TOKEN = 5
+ADAMW = Optimiser(
+    learning_rate=1e-6, adam_betas=[0.9, 0.98], schedule="constant_with_warmup", warmup_steps=0,
+    weight_decay=0.0, max_grad_norm=1.0, save_every=100,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,9 +176,7 @@ class Trainer:
             model.enable_input_require_grads()
         self.reference = copy.deepcopy(model).requires_grad_(False) if case.reference else None
         self.model.train()
-        self.adam = optim.optimizer(
-            self.model, learning_rate=1e-6, betas=(0.9, 0.98), weight_decay=0.0, vision_lr_scale=1.0
-        )
+        self.learner = Learner(self.model, ADAMW, steps=100)
         prompt = example(about, work, case.side, model.config.image_token_id)
         kind = getattr(torch, case.precision)
         moved = {
@@ -194,15 +197,14 @@ class Trainer:
             kept = self._reference_logprobs()
             found = completion_logprobs(self.model, self.prompts, self.rows, entropy=grpo)
             apart = 0.0 if kept is None else (kept - found.logprob).square()
-            ((found.logprob * -0.5 + apart) * found.mask).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+            self.learner.backward(((found.logprob * -0.5 + apart) * found.mask).sum(), "bench")
+        self.learner.update("bench")
 
     def standing(self) -> int:
         """Bytes of weights, reference and optimiser states: all that is there between steps."""
         held = [*self.model.parameters(), *(self.reference.parameters() if self.reference else ())]
-        held += [value for state in self.adam.state.values() for value in state.values()]
+        held += [master for _, master in self.learner.masters]
+        held += [value for state in self.learner.adam.state.values() for value in state.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     @torch.no_grad()

@@ -416,23 +416,24 @@ def training(
         activations=kept,
         logprobs=chunk,
         backward=backward,
-        update=standing + held.gradients + _update(model, setup),
+        update=standing + _update(model, setup, held.gradients),
     )
 
 
-def _update(model: Architecture, setup: Setup) -> int:
-    """What the optimiser's step adds: on a GPU the square roots of all second moments at once
-    (torch's foreach AdamW), on a CPU two values for each weight of the largest matrix; under ZeRO
-    the float32 gradients of the rank's part too."""
+def _update(model: Architecture, setup: Setup, gradients: int) -> int:
+    """What the optimiser's step needs: float32 gradients (with engine=single in the place of those
+    of the backward pass, under ZeRO beside them), and on a GPU the square roots of all second
+    moments at once (torch's foreach AdamW), on a CPU two values for each weight of the largest
+    matrix."""
     count = trained(model, setup)
     if setup.engine != "single":
-        return 0 if setup.offload else _share(8 * count, setup.ranks)
+        return gradients + (0 if setup.offload else _share(8 * count, setup.ranks))
     if setup.cuda:
-        return _trained_bytes(setup) * count
+        return 8 * count
     largest = max(model.text.table, *(i * o for i, o in model.text.linears))
     if setup.lora is not None:
         largest = setup.lora.rank * max(model.text.hidden, model.text.intermediate)
-    return 2 * _trained_bytes(setup) * largest
+    return 4 * count + 8 * largest
 
 
 # --------------------------------------------------------------------------- sampling

@@ -133,6 +133,7 @@ def update(
         raise not_finite(float(norm), where)
     for weight, master in masters:
         master.grad = None if weight.grad is None else weight.grad.float()
+        weight.grad = None  # one at a time, so that two whole gradients never stand side by side
     optim.step()
     schedule.step()
     with torch.no_grad():
