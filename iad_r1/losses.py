@@ -7,9 +7,10 @@ Log-probs are in nats. `mask` is True on completion tokens, end of turn included
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from operator import add
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -93,9 +94,28 @@ def kl_per_token(logp: Tensor, ref_logp: Tensor, kind: KlKind) -> Tensor:
     raise ValueError(f"unknown KL estimator {kind!r}")
 
 
+JOIN: Mapping[str, Callable[[Any, Any], Any]] = {"_min": min, "_max": max}
+
+
 @dataclass(frozen=True)
-class LossStats:
-    """Sums over the tokens of one micro-batch; `+` joins micro-batches without bias.
+class _Joinable:
+    """Statistics of a part; `+` joins parts without bias: `*_min` and `*_max` are the extremes of
+    both, every other field is a sum."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            **{
+                field.name: JOIN.get(field.name[-4:], add)(
+                    getattr(self, field.name), getattr(other, field.name)
+                )
+                for field in fields(self)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class LossStats(_Joinable):
+    """Of the tokens of one micro-batch.
 
     Every field is a 0-d float32 tensor without gradient; `scalars` divides by the token count.
     """
@@ -108,18 +128,6 @@ class LossStats:
     ratio_max: Tensor
     kl_sum: Tensor
     entropy_sum: Tensor
-
-    def __add__(self, other: LossStats) -> LossStats:
-        return LossStats(
-            tokens=self.tokens + other.tokens,
-            clipped_low=self.clipped_low + other.clipped_low,
-            clipped_high=self.clipped_high + other.clipped_high,
-            ratio_sum=self.ratio_sum + other.ratio_sum,
-            ratio_min=torch.minimum(self.ratio_min, other.ratio_min),
-            ratio_max=torch.maximum(self.ratio_max, other.ratio_max),
-            kl_sum=self.kl_sum + other.kl_sum,
-            entropy_sum=self.entropy_sum + other.entropy_sum,
-        )
 
     def scalars(self) -> dict[str, float]:
         """What is logged each step: fractions and means per unmasked token."""
@@ -234,8 +242,8 @@ def _stats(
 
 
 @dataclass(frozen=True)
-class ImportanceStats:
-    """The raw mismatch of sampler and trainer, before any cap; `+` joins parts without bias.
+class ImportanceStats(_Joinable):
+    """The raw mismatch of sampler and trainer, before any cap.
 
     `gap_*`: |trainer - sampler| of the `tokens`, nats. `ratio_*`: the `weights` raw ratios, one per
     token or per sequence, of which `capped` were above the cap.
@@ -249,18 +257,6 @@ class ImportanceStats:
     ratio_min: float
     ratio_max: float
     capped: int
-
-    def __add__(self, other: ImportanceStats) -> ImportanceStats:
-        return ImportanceStats(
-            tokens=self.tokens + other.tokens,
-            gap_sum=self.gap_sum + other.gap_sum,
-            gap_max=max(self.gap_max, other.gap_max),
-            weights=self.weights + other.weights,
-            ratio_sum=self.ratio_sum + other.ratio_sum,
-            ratio_min=min(self.ratio_min, other.ratio_min),
-            ratio_max=max(self.ratio_max, other.ratio_max),
-            capped=self.capped + other.capped,
-        )
 
     def scalars(self) -> dict[str, float]:
         """What is logged each step; empty if no token counted."""

@@ -161,7 +161,10 @@ def test_with_ratio_one_the_gradient_is_that_of_plain_policy_gradient():
         (0.5, -1.0, 0, 0, True),  # likelier but punished: pull back
         (-0.5, -1.0, 1, 0, False),  # already rarer than 1 - clip_low and still punished: stop
         (-0.5, 1.0, 0, 0, True),  # rarer but rewarded: push
+        (-0.5, 0.5, 0, 0, True),  # however small the reward
         (0.1, 1.0, 0, 0, True),  # inside the trust region
+        (0.5, 0.0, 0, 0, False),  # neither rewarded nor punished: nothing to stop
+        (-0.5, 0.0, 0, 0, False),
     ],
 )
 def test_clipping_stops_only_the_side_that_moves_further_away(log_ratio, gain, low, high, moves):
@@ -175,6 +178,27 @@ def test_clipping_stops_only_the_side_that_moves_further_away(log_ratio, gain, l
     assert logp.grad is not None and bool(logp.grad.abs() > 0) is moves
     scalars = stats.scalars()
     assert (scalars["clip_fraction_low"], scalars["clip_fraction_high"]) == (low, high)
+
+
+def test_a_ratio_at_the_very_bound_is_not_counted_as_clipped():
+    ratio = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+    _, stats = policy_loss(
+        ratio.log(), torch.zeros(2, 1), None, torch.tensor([-1.0, 1.0]),
+        torch.ones(2, 1, dtype=torch.bool), clip_low=0.5, clip_high=1.0, kl_coef=0.0,
+        n_sequences=2, n_tokens=2,
+    )  # fmt: skip
+    scalars = stats.scalars()
+    assert (scalars["ratio_min"], scalars["ratio_max"]) == (0.5, 2.0)
+    assert scalars["clip_fraction_low"] == scalars["clip_fraction_high"] == 0
+
+
+def test_advantages_of_another_precision_do_not_change_that_of_the_loss():
+    logp, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = policy_loss(
+        logp, None, None, torch.ones(1, dtype=torch.float64), mask, clip_low=0.2, clip_high=0.2,
+        kl_coef=0.0, n_sequences=1, n_tokens=1,
+    )  # fmt: skip
+    assert loss.dtype == torch.float32
 
 
 def test_what_is_logged_is_a_share_of_the_tokens_that_count():
@@ -265,9 +289,14 @@ def test_log_probs_entropy_and_gradients_do_not_depend_on_the_chunk(chunk, tempe
         entropy = torch.distributions.Categorical(logits=logps.detach()).entropy()
         return logps[range(10), targets], entropy
 
-    got = run(lambda s, h: token_logprobs(s, h, targets, temperature=temperature, chunk=chunk))
+    def chunked(states, head):
+        return token_logprobs(states, head, targets, temperature=temperature, chunk=chunk)
+
+    got = run(chunked)
     for value, expected in zip(got, run(plain), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():  # nothing is computed twice then, and nothing is different
+        assert all(map(torch.equal, chunked(hidden, weight), got[:2]))
 
 
 class Largest(TorchDispatchMode):
