@@ -268,9 +268,7 @@ def attention(text: Text, work: Work, b: int) -> int:
     rows is its output).
 
     Queries, keys and values; outputs and their log-normaliser (float32, one per head). Packed,
-    completions attend to [their prompt's keys, their own]: those are gathered once per completion,
-    and the mask becomes an additive one of the type of the weights, for every query that shares a
-    key head.
+    completions attend to [their prompt's keys, their own], gathered once per completion.
     """
     n, width, keys = work.tokens, text.attention, text.keys
     qkv = b * n * (width + 2 * keys)
@@ -280,10 +278,18 @@ def attention(text: Text, work: Work, b: int) -> int:
     kept = qkv + b * prompts * width + 4 * text.heads * prompts
     if work.fed == 0:
         return kept
-    own, seen = work.rows * work.fed, work.prompt + work.fed
-    mask = b * own * (text.heads // text.key_heads) * seen
-    gathered = 2 * b * work.rows * seen * keys
-    return kept + mask + gathered + 2 * b * own * width + 4 * text.heads * own
+    own = work.rows * work.fed
+    gathered = 2 * b * work.rows * (work.prompt + work.fed) * keys
+    return kept + gathered + 2 * b * own * width + 4 * text.heads * own
+
+
+def attention_mask(text: Text, work: Work, b: int) -> int:
+    """Bytes of the packed forward's mask, which all layers share: which keys each completion token
+    sees, in rows of a multiple of 8, for every query head that reads the same keys."""
+    if not work.packed:
+        return 0
+    row = -(-(work.prompt + work.fed) // 8) * 8
+    return b * work.rows * work.fed * (text.heads // text.key_heads) * row
 
 
 def vision_layer(vision: Vision, m: int, b: int) -> int:
@@ -327,12 +333,14 @@ def vision_activations(model: Architecture, work: Work, setup: Setup) -> int:
 
 
 def text_activations(model: Architecture, work: Work, setup: Setup) -> int:
-    """Bytes kept by the language model, its last norm and the states that predict the targets."""
+    """Bytes kept by the language model, its mask, its last norm and the states that predict the
+    targets."""
     text, n, b = model.text, work.tokens, setup.bytes
     layer = b * n * text.hidden if setup.checkpointing else text_layer(text, work, setup)
     norm = 4 * n * text.hidden + 4 * n
     full = 0 if setup.lora else b * n * text.hidden + b * work.targets * text.hidden
-    return text.layers * layer + norm + full + 2 * b * n * text.head_dim
+    mask = attention_mask(text, work, b)
+    return text.layers * layer + norm + full + mask + 2 * b * n * text.head_dim
 
 
 def passing_text(model: Architecture, work: Work, setup: Setup) -> int:

@@ -11,6 +11,8 @@ groups of a micro-batch run as one sequence without padding, `[prompts ...][comp
 - the first token of a completion is predicted by the prompt's last position, and gradients flow
   through the shared prompt.
 
+`packing="group_flex"` hands the same mask to FlexAttention instead: nothing is padded or gathered,
+blocks of tokens that do not see each other are skipped, and training needs a GPU.
 `packing="off"` runs one right-padded row per completion, the plain way: the oracle of the tests.
 
 Axes: B prompts (groups), N completions of all groups in order, P prompt tokens, T completion
@@ -19,29 +21,33 @@ tokens (longest), n tokens without padding, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.losses import Head, token_logprobs
 
-Packing = Literal["group", "off"]
+Packing = Literal["group", "group_flex", "off"]
 ModelInputs = Mapping[str, Tensor]
 """The processor's own output for one prompt (batch of 1): `input_ids` [1, P] with expanded image
 tokens, `pixel_values` and whatever else the family's processor returns."""
 Completions = Sequence[Sequence[Sequence[int]]]
 """Token ids of every completion of every group, end of turn included, no padding."""
 
-ATTENTION = "shared_prompt_sdpa"
+ATTENTION = "shared_prompt"
 LOGITS = 2**26  # float32 logits computed at once: 256 MiB, 441 tokens of Qwen's vocabulary
+ALIGNED = 8  # elements; SDPA's kernels on a GPU copy a mask whose rows begin elsewhere
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,6 @@ def completion_logprobs(
     parts = [list(range(len(prompts)))]
     if token_budget is not None:
         parts = micro_batches(prompts, completions, token_budget, packing)
-    forward = _packed_hidden if packing == "group" else _row_hidden
     bare = unwrap(model)
     head = _without(bare.lm_head, suppressed)
     results = []
@@ -114,7 +119,10 @@ def completion_logprobs(
         given = [prompts[i] for i in part]
         features = vision_features(bare, given) if vision is None else [vision[i] for i in part]
         batch = _Batch.build(bare, given, [completions[i] for i in part])
-        states = forward(bare, batch, features)
+        if packing == "off":
+            states = _row_hidden(bare, batch, features)
+        else:
+            states = _packed_hidden(bare, batch, features, _layout(bare, batch, packing))
         values = token_logprobs(
             states,
             head,
@@ -147,7 +155,7 @@ def micro_batches(
     parts: list[list[int]] = []
     room = 0
     for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
-        copies = 1 if packing == "group" else len(group)
+        copies = len(group) if packing == "off" else 1
         size = copies * prompt["input_ids"].shape[-1] + sum(map(len, group))
         if not parts or size > room:
             parts.append([])
@@ -187,6 +195,21 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
     for i, part in zip(with_images, flat.split(counts), strict=True):
         features[i] = part
     return features
+
+
+def check_packing(packing: Packing, device: torch.device) -> None:
+    """ConfigError if a model on `device` cannot be trained with this packing."""
+    if packing != "group_flex" or (device.type == "cuda" and find_spec("triton")):
+        return
+    why = (
+        "it compiles its kernels with Triton, which is not installed"
+        if device.type == "cuda"
+        else f"it has no backward pass on this device ({device.type})"
+    )
+    raise ConfigError(
+        f"grpo.packing=group_flex needs PyTorch's FlexAttention on a CUDA GPU: {why}. Use "
+        "grpo.packing=group, the same computation through SDPA."
+    )
 
 
 def next_positions(model: nn.Module, prompts: Sequence[ModelInputs]) -> Tensor:
@@ -267,7 +290,7 @@ def _prompt_positions(model: Any, prompt: ModelInputs) -> Tensor:
 
 
 def _repeat(counts: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    return torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -342,7 +365,9 @@ def _join(results: Sequence[tuple[_Batch, tuple[Tensor, Tensor]]]) -> Logprobs:
 # ------------------------------------------------------------------------------ the two forwards
 
 
-def _packed_hidden(model: Any, batch: _Batch, features: Sequence[Tensor | None]) -> Tensor:
+def _packed_hidden(
+    model: Any, batch: _Batch, features: Sequence[Tensor | None], layout: Layout
+) -> Tensor:
     """States that predict each completion token, [n, H], prompts computed once."""
     use_shared_prompt_attention(model)
     # the last token of a completion predicts nothing, so it is not fed
@@ -362,7 +387,7 @@ def _packed_hidden(model: Any, batch: _Batch, features: Sequence[Tensor | None])
         position_ids=positions[:, None] if positions.shape[0] == 3 else positions,
         # taken as it is; empty, so a layer that ignored `shared_prompt` could not run
         attention_mask=torch.zeros(1, 1, 0, 0, dtype=torch.bool, device=embeds.device),
-        shared_prompt=SharedPrompt.build(batch.prompt_lengths, batch.lengths - 1, batch.group_of),
+        shared_prompt=layout,
         use_cache=False,
     )
     return output.last_hidden_state[0].index_select(0, _predictors(batch))
@@ -437,11 +462,19 @@ class SharedPrompt:
     prompt_slots: Tensor | None
     completion_slots: Tensor | None
     group_of: Tensor  # [N]
-    visible: Tensor  # [N, 1, T, P + T] bool: which keys each completion token sees
+    bias: Tensor  # [N, 1, share * T, P + T]: 0 for the keys a completion token sees, else -inf
+
+    @property
+    def longest(self) -> int:
+        """Tokens a completion token may have to see, itself included."""
+        return self.prompts[1] + self.completions[1]
 
     @staticmethod
-    def build(prompt_lengths: Tensor, lengths: Tensor, group_of: Tensor) -> SharedPrompt:
-        """From the lengths of prompts [B] and completions as fed [N], and each one's prompt."""
+    def build(
+        prompt_lengths: Tensor, lengths: Tensor, group_of: Tensor, share: int, dtype: torch.dtype
+    ) -> SharedPrompt:
+        """From the lengths of prompts [B] and completions as fed [N], and each one's prompt, for
+        queries of `dtype` of which `share` heads read the same keys."""
         longest, width = int(prompt_lengths.max()), int(lengths.max())
         return SharedPrompt(
             n_prompt=int(prompt_lengths.sum()),
@@ -450,8 +483,61 @@ class SharedPrompt:
             prompt_slots=_slots(prompt_lengths, longest),
             completion_slots=_slots(lengths, width),
             group_of=group_of,
-            visible=_visible(prompt_lengths[group_of], longest, width),
+            bias=_bias(_visible(prompt_lengths[group_of], longest, width), share, dtype),
         )
+
+
+@dataclass(frozen=True)
+class FlexPrompt:
+    """The same for FlexAttention, which works on the flat sequence."""
+
+    mask: BlockMask  # [1, 1, n, n]: which keys each token sees
+    longest: int
+
+    @staticmethod
+    def build(prompt_lengths: Tensor, lengths: Tensor, group_of: Tensor) -> FlexPrompt:
+        """From the lengths of prompts [B] and completions as fed [N], and each one's prompt."""
+        groups = _repeat(prompt_lengths)
+        rows = _repeat(lengths)
+        n = groups.numel() + rows.numel()
+        return FlexPrompt(
+            mask=flex_attention_mask(
+                batch_size=1,
+                q_length=n,
+                kv_length=n,
+                mask_function=_sees(
+                    torch.cat([groups, prompt_lengths.numel() + rows]),
+                    torch.cat([groups, group_of[rows]]),
+                ),
+                device=groups.device,
+            ),
+            longest=int(prompt_lengths.max() + lengths.max()),
+        )
+
+
+Layout = SharedPrompt | FlexPrompt
+
+
+def _layout(model: Any, batch: _Batch, packing: Packing) -> Layout:
+    """What the attention layers of one forward share; built once, whatever their number."""
+    fed = batch.lengths - 1
+    if packing == "group_flex":
+        return FlexPrompt.build(batch.prompt_lengths, fed, batch.group_of)
+    text = model.config.get_text_config()
+    share = text.num_attention_heads // text.num_key_value_heads
+    dtype = model.get_input_embeddings().weight.dtype
+    return SharedPrompt.build(batch.prompt_lengths, fed, batch.group_of, share, dtype)
+
+
+def _sees(segment: Tensor, prompt: Tensor) -> Callable[..., Tensor]:
+    """FlexAttention's mask function. A token sees what is not later than itself, in its own
+    segment (a prompt or a completion) and in its prompt, itself a segment; both [n]."""
+
+    def sees(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = segment[query] == segment[key]
+        return (key <= query) & (own | (prompt[query] == segment[key]))
+
+    return sees
 
 
 def _slots(lengths: Tensor, width: int) -> Tensor | None:
@@ -471,6 +557,20 @@ def _visible(prompt_lengths: Tensor, longest: int, width: int) -> Tensor:
     return torch.cat(
         [prompt[:, None].expand(n, width, longest), causal.expand(n, width, width)], dim=-1
     )[:, None]
+
+
+def _bias(visible: Tensor, share: int, dtype: torch.dtype) -> Tensor:
+    """[N, 1, T, S] bool as the additive mask of `share` query heads in a row, [N, 1, share T, S].
+
+    SDPA makes this of a boolean mask at every call, and keeps it for the backward pass: once for
+    every layer. Made here, there is one for all of them.
+    """
+    rows, _, width, keys = visible.shape
+    wide = -(-keys // ALIGNED) * ALIGNED
+    bias = torch.full((rows, share, width, wide), -torch.inf, dtype=dtype, device=visible.device)[
+        ..., :keys
+    ]
+    return bias.masked_fill_(visible, 0.0).flatten(1, 2)[:, None]
 
 
 class _Pad(torch.autograd.Function):
@@ -522,17 +622,19 @@ def shared_prompt_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    shared_prompt: SharedPrompt | None = None,
+    shared_prompt: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention, and block attention where a packed sequence is running.
+    """transformers' SDPA attention, and that of the layout where a packed sequence is running.
 
     query [1, heads, n, d], key and value [1, key heads, n, d] -> [1, n, heads, d]
     """
     if shared_prompt is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     s = shared_prompt
-    _refuse_window(kwargs.pop("sliding_window", None), s)
+    _refuse_window(kwargs.pop("sliding_window", None), s.longest)
+    if isinstance(s, FlexPrompt):
+        return flex_attention_forward(module, query, key, value, s.mask, **kwargs)[0], None
     flat = [x[0].transpose(0, 1) for x in (query, key, value)]
     q, k, v = (_padded(x[: s.n_prompt], s.prompt_slots, s.prompts) for x in flat)
     # right-padded, so plain causal attention never lets a real token see padding
@@ -544,12 +646,12 @@ def shared_prompt_attention(
         )
         keys = torch.cat([k.index_select(0, s.group_of), own_k], dim=2)
         values = torch.cat([v.index_select(0, s.group_of), own_v], dim=2)
-        out = _attend(own_q, keys, values, s.visible, kwargs)
+        out = _attend(own_q, keys, values, s.bias, kwargs)
         outputs.append(_flat(out.transpose(1, 2), s.completion_slots))
     return torch.cat(outputs)[None], None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     """Masked attention, [N, heads, T, d]. Query heads that share a key head are folded into the
     length, so keys and values are never repeated."""
     rows, heads, width, size = q.shape
@@ -559,15 +661,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, kwargs: Mapping[st
         folded,
         k,
         v,
-        attn_mask=visible.repeat(1, 1, share, 1),
+        attn_mask=bias,
         dropout_p=kwargs.get("dropout", 0.0),
         scale=kwargs.get("scaling"),
     )
     return out.reshape(rows, heads, width, size)
 
 
-def _refuse_window(window: int | None, s: SharedPrompt) -> None:
-    longest = s.prompts[1] + s.completions[1]
+def _refuse_window(window: int | None, longest: int) -> None:
     if window is not None and longest > window:
         raise ConfigError(
             f"the model attends only to the last {window} tokens, but prompt and completion have "

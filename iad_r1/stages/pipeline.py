@@ -17,6 +17,7 @@ from iad_r1.config import Config
 from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
+from iad_r1.packing import check_packing
 from iad_r1.report import gallery, terminal
 from iad_r1.run_folder import RunFolder, Start, find_start
 from iad_r1.stages import evaluate, grpo, lora, optim, pretrain, sft
@@ -80,6 +81,7 @@ def taken(config: Config, folder: RunFolder) -> int:
 
 def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Context:
     """Data first, then weights: what is wrong with a folder of images is said before any load."""
+    check_packing(config.grpo.packing, distributed.device(config.engine))
     if distributed.is_main():
         print("reading or drawing the pictures ...", flush=True)
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)

@@ -112,7 +112,7 @@ def ask(config: Config, stage: PlanStage, model: Architecture) -> Question:
             "grpo": config.grpo.prompts_per_step,
         },
         group=config.grpo.group_size,
-        packed=config.grpo.packing == "group",
+        packed=config.grpo.packing != "off",
         reference=config.grpo.kl_coef > 0,
         train={"full": tuple(full["train"]), "lora": tuple(lora["train"])},
         rank=lora["rank"],

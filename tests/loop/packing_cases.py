@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from iad_r1.backbones.twins import TWINS, build_twin
@@ -75,6 +78,17 @@ def two_groups(family: str, size: int) -> tuple[list[dict], Groups]:
     rng = np.random.default_rng(size)
     prompts = [prompt(family, 1, seed=1), prompt(family, 2, "Compare, then answer.", seed=2)]
     return prompts, completions(family, rng.integers(1, 14, (2, size)).tolist(), seed=size)
+
+
+@contextmanager
+def flex_on_cpu() -> Iterator[None]:
+    """Inside, FlexAttention runs uncompiled: the same mask in dense steps, no GPU kernel. It can be
+    differentiated then, but PyTorch forbids that on a CPU before it knows."""
+    with (
+        mock.patch.object(flex_attention, "_validate_device"),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
 
 
 # ------------------------------------------------------------------------------------ the oracle

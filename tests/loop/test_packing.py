@@ -15,19 +15,22 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from iad_r1 import packing
+from iad_r1 import compose, packing
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.losses import policy_loss
 from iad_r1.packing import (
     adapter_off,
+    check_packing,
     completion_logprobs,
     micro_batches,
     vision_features,
 )
+from iad_r1.run_folder import RunFolder
+from iad_r1.stages import pipeline
 
 EXACT = 1e-5  # relative, float32: what the order of additions may change
 
-Packing = Literal["group", "off"]
+Packing = Literal["group", "group_flex", "off"]
 
 
 def weighted_sum(
@@ -37,17 +40,19 @@ def weighted_sum(
     return (out.logprob * cases.mixture(tuple(out.logprob.shape))).sum()
 
 
-def assert_same(model: Any, prompts: list, groups: list, **kwargs: Any) -> None:
+def assert_same(
+    model: Any, prompts: list, groups: list, kind: Packing = "group", **kwargs: Any
+) -> None:
     """Packed and unpacked agree in log-probs, entropies, masks and the full gradient."""
     with torch.no_grad():
-        packed = completion_logprobs(model, prompts, groups, packing="group", **kwargs)
+        packed = completion_logprobs(model, prompts, groups, packing=kind, **kwargs)
         rows = completion_logprobs(model, prompts, groups, packing="off", **kwargs)
     assert torch.equal(packed.mask, rows.mask)
     assert cases.relative(packed.logprob, rows.logprob) < EXACT
     assert cases.relative(packed.entropy, rows.entropy) < EXACT
     got, expected = (
         cases.gradient(model, lambda p=p: weighted_sum(model, prompts, groups, p, **kwargs))
-        for p in ("group", "off")
+        for p in (kind, "off")
     )
     assert expected.norm() > 0
     assert cases.relative(got, expected) < EXACT
@@ -81,6 +86,33 @@ def test_both_forwards_equal_the_models_own(family: str) -> None:
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_packed_equals_unpacked_with_ragged_completions_and_one_and_two_images(family, size):
     assert_same(cases.model(family), *cases.two_groups(family, size))
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_through_flexattention_packed_equals_unpacked_and_sdpa(family: str) -> None:
+    """The mask and the layout, in FlexAttention's own dense arithmetic: no GPU runs the tests."""
+    model = cases.model(family)
+    prompts, groups = cases.two_groups(family, 4)
+    groups[1][2] = groups[1][2][:1]  # nothing of it is fed
+    with cases.flex_on_cpu():
+        assert_same(model, prompts, groups, "group_flex")
+        flex, sdpa = (
+            cases.gradient(model, lambda p=p: weighted_sum(model, prompts, groups, p))
+            for p in ("group_flex", "group")
+        )
+    assert cases.relative(flex, sdpa) < EXACT
+
+
+def test_flexattention_holds_with_lora_and_checkpointing() -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(
+        cases.model("qwen2_5_vl"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    with cases.flex_on_cpu():
+        assert_same(model, *cases.two_groups("qwen2_5_vl", 3), kind="group_flex")
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
@@ -158,7 +190,8 @@ def dense_mask(prompt_length: int, lengths: list[int]) -> Tensor:
     return causal & (same | (segment == 0)[None, :])
 
 
-def test_block_attention_equals_the_four_dimensional_mask() -> None:
+@pytest.mark.parametrize("kind", ["group", "group_flex"])
+def test_packed_attention_equals_the_four_dimensional_mask(kind: Packing) -> None:
     torch.manual_seed(0)
     module: Any = torch.nn.Module()
     module.num_key_value_groups = 2  # what transformers' layers carry
@@ -166,10 +199,14 @@ def test_block_attention_equals_the_four_dimensional_mask() -> None:
     n = 7 + sum(lengths)
     query = torch.randn(1, 4, n, 8)
     key, value = torch.randn(1, 2, n, 8), torch.randn(1, 2, n, 8)
-    layout = packing.SharedPrompt.build(
-        torch.tensor([7]), torch.tensor(lengths), torch.zeros(4, dtype=torch.long)
-    )
-    got, _ = packing.shared_prompt_attention(module, query, key, value, None, layout)
+    where = torch.tensor([7]), torch.tensor(lengths), torch.zeros(4, dtype=torch.long)
+    with cases.flex_on_cpu():
+        layout = (
+            packing.FlexPrompt.build(*where)
+            if kind == "group_flex"
+            else packing.SharedPrompt.build(*where, share=2, dtype=torch.float32)
+        )
+        got, _ = packing.shared_prompt_attention(module, query, key, value, None, layout)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query,
         key.repeat_interleave(2, 1),
@@ -219,6 +256,40 @@ def test_the_prompt_is_computed_once_and_only_completion_tokens_reach_the_output
     assert seen["head"] == tokens  # prompt tokens are no targets, so they get no loss
     # every prompt once; the last token of a completion predicts nothing
     assert seen["layers"] == sum(p["input_ids"].shape[1] for p in prompts) + tokens - 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_all_layers_share_one_attention_mask(family: str, dtype: torch.dtype) -> None:
+    """The largest tensor of the attention, if every layer kept its own for the backward pass."""
+    model = cases.model(family).to(dtype)
+    text = model.config.get_text_config()
+    prompts, groups = cases.two_groups(family, 3)
+    width = max(len(c) for group in groups for c in group) - 1
+    keys = max(p["input_ids"].shape[1] for p in prompts) + width
+    share = text.num_attention_heads // text.num_key_value_heads
+    kept: list[int] = []
+
+    def record(tensor: Tensor) -> Tensor:
+        if tensor.shape[-2:] == (share * width, keys):
+            kept.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        completion_logprobs(model, prompts, groups)
+    assert len(kept) == text.num_hidden_layers > 1
+    assert len(set(kept)) == 1
+
+
+@pytest.mark.parametrize("keys", [16, 19])
+def test_the_mask_is_laid_out_as_the_kernels_of_a_gpu_want_it(keys: int) -> None:
+    """They make an aligned copy of any other, in every layer."""
+    visible = torch.rand(3, 1, 5, keys) < 0.5
+    bias = packing._bias(visible, 2, torch.bfloat16)
+    assert bias.shape == (3, 1, 10, keys) and bias.dtype == torch.bfloat16
+    assert all(stride % 8 == 0 for stride in bias.stride()[:-1]) and bias.stride()[-1] == 1
+    assert torch.equal(bias == 0, visible.repeat(1, 1, 2, 1))
+    assert torch.equal(bias == -torch.inf, ~visible.repeat(1, 1, 2, 1))
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
@@ -420,10 +491,34 @@ def test_what_does_not_belong_together_is_refused() -> None:
 
 
 def test_a_sliding_window_shorter_than_the_text_is_refused() -> None:
-    layout = packing.SharedPrompt.build(torch.tensor([7]), torch.tensor([3]), torch.tensor([0]))
+    where = torch.tensor([7]), torch.tensor([3]), torch.tensor([0])
     x = torch.randn(1, 1, 10, 8)
     module = torch.nn.Module()
-    fine, _ = packing.shared_prompt_attention(module, x, x, x, None, layout, sliding_window=10)
-    assert fine.shape == (1, 10, 1, 8)
-    with pytest.raises(ConfigError, match="packing=off"):
-        packing.shared_prompt_attention(module, x, x, x, None, layout, sliding_window=9)
+    with cases.flex_on_cpu():
+        for layout in (
+            packing.SharedPrompt.build(*where, share=1, dtype=torch.float32),
+            packing.FlexPrompt.build(*where),
+        ):
+            attend = functools.partial(
+                packing.shared_prompt_attention, module, x, x, x, None, layout
+            )
+            assert attend(sliding_window=10)[0].shape == (1, 10, 1, 8)
+            with pytest.raises(ConfigError, match="packing=off"):
+                attend(sliding_window=9)
+
+
+def test_flexattention_is_refused_before_anything_is_read_where_it_cannot_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose.compose(["grpo.packing=group_flex", "engine.device=cpu"])
+    with pytest.raises(
+        ConfigError, match=r"no backward pass on this device \(cpu\).*packing=group,"
+    ):
+        pipeline.open_run(config, RunFolder(tmp_path / "never"), None)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(packing, "find_spec", {"triton": object()}.get)
+    check_packing("group_flex", gpu)
+    check_packing("off", torch.device("cpu"))
+    monkeypatch.setattr(packing, "find_spec", {}.get)
+    with pytest.raises(ConfigError, match="Triton, which is not installed"):
+        check_packing("group_flex", gpu)

@@ -294,12 +294,13 @@ def test_with_checkpointing_a_layer_keeps_its_input(name: str) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     setup = Setup(checkpointing=True, cuda=False)
     work = work_of(model, 1, 4, 25)
-    # rotary angles are arguments of the layers, which checkpointing holds without these hooks
+    # rotary angles and the mask are arguments of the layers, which checkpointing holds without
+    # these hooks
     about = describe(model.config.to_dict())
     angles = 2 * 2 * work.tokens * about.text.head_dim
     if about.vision.kind.startswith("qwen"):
         angles += 2 * 4 * work.patches * about.vision.hidden // about.vision.heads
-    found = measure(model, work) + angles
+    found = measure(model, work) + angles + memory.attention_mask(about.text, work, 2)
     assert predict(model, work, setup) == pytest.approx(found, rel=0.015)
 
 
