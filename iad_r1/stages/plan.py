@@ -277,6 +277,8 @@ def notes() -> Sequence[str]:
     """What a reader must know of the numbers."""
     return [
         "Components are each at its own highest; they are not all there at once. The peak is.",
+        "Activations: all kept, or computed again layer by layer (tuning.gradient_checkpointing); "
+        "* where that is what fits, and the peak counts it.",
     ]
 
 
@@ -292,8 +294,8 @@ COLUMNS = {
     "optimiser": "Adam",
     "master_weights": "master",
     "reference": "refer.",
-    "activations": "activ.",
-    "activations_checkpointed": "... chkpt",
+    "activations": "activ. kept",
+    "activations_checkpointed": "activ. again",
     "logprobs": "logits",
     "zero_buffers": "buffers",
     "rollout_weights": "roll. w.",
@@ -328,7 +330,9 @@ def _table(
     share = f"{_prompts(question.share(step))} on each of {question.ranks(step)}"
     table = Table(title=f"{TITLES[step]}, {tuning}: GiB per {question.place} ({share})")
     for name in COLUMNS.values():
-        table.add_column(name, justify="left" if name in ("engine", "offload") else "right")
+        table.add_column(
+            name, justify="left" if name in ("engine", "offload", "rollout") else "right"
+        )
     for line in rows:
         if (line["step"], line["tuning"]) != (step, tuning):
             continue
