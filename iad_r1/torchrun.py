@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
+import threading
+from contextlib import suppress
 
 import psutil
 from torch.distributed import run as torchrun
@@ -28,6 +29,7 @@ INTERRUPTED, FAILED = 130, 1
 def main(arguments: list[str]) -> int:
     """Start the ranks, wait for them and return the run's exit code. The last argument is the run
     folder."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ranks.ENDING)  # ranks let them in when they can
     ranks.end_with_parent()
     os.environ[ranks.PARENT] = str(os.getpid())  # the ranks end with this process
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would warn; each rank sets its own
@@ -38,21 +40,10 @@ def main(arguments: list[str]) -> int:
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     asked: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        for child in psutil.Process().children():
-            child.send_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
-    ranks.let_signals_in()
+    threading.Thread(target=pass_on, args=(asked,), daemon=True).start()
     ranks.forget(folder.path)
     try:
-        if asked:  # while this process was starting: there is nobody to pass it on to
-            folder.update_manifest(status="stopped")
-        else:
-            torchrun.run(given)
+        torchrun.run(given)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if not asked:
@@ -63,6 +54,22 @@ def main(arguments: list[str]) -> int:
         return 0
     ranks.say_stopped(folder.path)
     return INTERRUPTED if asked[:1] == [signal.SIGINT] else 0
+
+
+def pass_on(asked: list[int]) -> None:
+    """Pass Ctrl-C and SIGTERM on to every rank, also to those that are started later; for a thread
+    of its own, in a process that blocks both."""
+    told: set[int] = set()
+    while True:
+        found = signal.sigtimedwait(ranks.ENDING, 0.1)
+        if found is not None:
+            asked.append(found.si_signo)
+            told.clear()
+        for child in psutil.Process().children() if asked else ():
+            if child.pid not in told:
+                told.add(child.pid)
+                with suppress(psutil.NoSuchProcess):  # it ended by itself just now
+                    child.send_signal(asked[-1])
 
 
 def failed(folder: RunFolder, failure: ProcessFailure) -> int:

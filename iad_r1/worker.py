@@ -32,6 +32,7 @@ STAGES = {
     "plan": "iad_r1.stages.plan",
 }
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+_told: list[int] = []  # the signals that came; a run that is being stopped need not be told again
 
 
 def main(arguments: list[str]) -> int:
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m iad_r1.worker <run folder>", file=sys.stderr)
         return REFUSED
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    for number in ranks.ENDING:
+        signal.signal(number, _end)
     ranks.end_with_parent()
     try:
         folder = RunFolder.open(arguments[0])
@@ -66,7 +67,7 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
             _record(folder, "refused", keep_error=True)
         return REFUSED
     except (KeyboardInterrupt, Terminated) as stop:
-        _ignore_signals()
+        _told.append(0)
         if not ranks.started_by_torchrun():  # of several ranks, the process above them speaks
             ranks.say_stopped(folder.path)
         if ranks.is_main() and not ranks.somebody_failed(folder.path):
@@ -96,14 +97,11 @@ def _prepare_libraries(config: Config) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads beside those
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
-def _ignore_signals() -> None:
-    """A run that is being stopped need not be told again, by the user or by torchrun."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _end(number: int, _frame: FrameType | None) -> None:
+    first = not _told  # not by `signal.signal`: within it, another handler may run
+    _told.append(number)
+    if first:
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 if __name__ == "__main__":

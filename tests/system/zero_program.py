@@ -158,6 +158,7 @@ def main() -> int:
     cases, root = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     Collector.score = uneven
+    ranks.let_signals_in()
     try:
         with distributed.joined(compose.compose(cases[0][1]).engine):
             for name, overrides, stages in cases:
