@@ -8,7 +8,8 @@ Every fault is planted from outside, around or into the running forward.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import packing_cases as cases
@@ -80,7 +81,7 @@ def our_loss(model: Any, prompts: list, groups: list, forward: Pass) -> Tensor:
     return loss
 
 
-def prove(case: Any, forward: Pass = completion_logprobs) -> None:
+def prove(case: Any, forward: Pass) -> None:
     """The loss and its full gradient equal the oracle's."""
     model, prompts, groups = case
     expected = cases.gradient(model, lambda: oracle_loss(model, prompts, groups))
@@ -90,12 +91,19 @@ def prove(case: Any, forward: Pass = completion_logprobs) -> None:
     assert cases.relative(got, expected) < 1e-4
 
 
-def caught(case: Any, forward: Pass = completion_logprobs) -> bool:
+def caught(case: Any, forward: Pass) -> bool:
     try:
         prove(case, forward)
     except AssertionError:
         return True
     return False
+
+
+@pytest.fixture(params=["group", "group_flex"])
+def forward(request: pytest.FixtureRequest) -> Iterator[Pass]:
+    """The packed forward, through SDPA and through FlexAttention."""
+    with cases.flex_on_cpu():
+        yield functools.partial(completion_logprobs, packing=request.param)
 
 
 def on_language_model(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:
@@ -109,28 +117,35 @@ def on_language_model(model: Any, change: Callable[[dict[str, Any]], None]) -> A
     return model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-@pytest.mark.parametrize("kind", ["group", "off"])
-def test_without_a_fault_the_proof_holds(case: Any, kind: Any) -> None:
-    prove(case, lambda *args: completion_logprobs(*args, packing=kind))
+def test_without_a_fault_the_proof_holds(case: Any, forward: Pass) -> None:
+    prove(case, forward)
+    prove(case, functools.partial(completion_logprobs, packing="off"))
+
+
+def prompt_tokens(case: Any) -> int:
+    """Tokens of all prompts, which lie before all completions."""
+    return sum(prompt["input_ids"].shape[1] for prompt in case[1])
 
 
 @pytest.mark.parametrize("by", [1, -1])
-def test_a_completion_mask_shifted_by_one_is_caught(case: Any, by: int) -> None:
+def test_a_completion_mask_shifted_by_one_is_caught(case: Any, forward: Pass, by: int) -> None:
     def shifted(*args: Any) -> Logprobs:
-        out = completion_logprobs(*args)
+        out = forward(*args)
         return dataclasses.replace(out, mask=out.mask.roll(by, dims=-1))
 
     assert caught(case, shifted)
 
 
-def test_targets_shifted_by_one_are_caught(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_shifted_by_one_are_caught(
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
     true = packing._predictors
     monkeypatch.setattr(packing, "_predictors", lambda batch: true(batch) - 1)
-    assert caught(case)
+    assert caught(case, forward)
 
 
 def test_prompts_tiled_instead_of_interleaved_are_caught(
-    case: Any, monkeypatch: pytest.MonkeyPatch
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = packing._Batch.build
 
@@ -140,47 +155,57 @@ def test_prompts_tiled_instead_of_interleaved_are_caught(
         return dataclasses.replace(batch, group_of=order)
 
     monkeypatch.setattr(packing._Batch, "build", staticmethod(tiled))
-    assert caught(case)
+    assert caught(case, forward)
 
 
-def test_positions_that_continue_instead_of_restarting_are_caught(case: Any) -> None:
+def test_positions_that_continue_instead_of_restarting_are_caught(case: Any, forward: Pass) -> None:
+    n_prompt = prompt_tokens(case)
+
     def run_on(kwargs: dict[str, Any]) -> None:
-        positions, n_prompt = kwargs["position_ids"].clone(), kwargs["shared_prompt"].n_prompt
+        positions = kwargs["position_ids"].clone()
         rest = positions.shape[-1] - n_prompt
         first = positions[..., n_prompt:].min()
         positions[..., n_prompt:] = first + torch.arange(rest)
         kwargs["position_ids"] = positions
 
     on_language_model(case[0], run_on)
-    assert caught(case)
+    assert caught(case, forward)
 
 
-def test_positions_counted_from_the_number_of_tokens_are_caught_with_3d_positions() -> None:
+def test_positions_counted_from_the_number_of_tokens_are_caught_with_3d_positions(
+    forward: Pass,
+) -> None:
     """Under mRoPE an image of many tokens advances the position only by its longer side."""
     prompts, groups = cases.two_groups(FAMILY_WITH_3D_POSITIONS, 3)
     case = cases.model(FAMILY_WITH_3D_POSITIONS), prompts, groups
 
+    n_prompt = prompt_tokens(case)
+
     def flat(kwargs: dict[str, Any]) -> None:
-        n_prompt = kwargs["shared_prompt"].n_prompt
         kwargs["position_ids"] = kwargs["position_ids"].clone()
         kwargs["position_ids"][..., n_prompt:] += 3
 
     on_language_model(case[0], flat)
-    assert caught(case)
+    assert caught(case, forward)
 
 
-def test_a_mask_that_leaks_between_completions_is_caught(case: Any) -> None:
+def test_a_mask_that_leaks_between_completions_is_caught(
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def causal(kwargs: dict[str, Any]) -> None:
+        if isinstance(kwargs["shared_prompt"], packing.FlexPrompt):
+            return
         n = kwargs["inputs_embeds"].shape[1]
         kwargs["attention_mask"] = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
         del kwargs["shared_prompt"]
 
     on_language_model(case[0], causal)
-    assert caught(case)
+    monkeypatch.setattr(packing, "_sees", lambda *_: lambda _row, _head, query, key: key <= query)
+    assert caught(case, forward)
 
 
 def test_a_mask_that_shows_the_next_token_is_caught(
-    case: Any, monkeypatch: pytest.MonkeyPatch
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true = packing._visible
 
@@ -189,28 +214,47 @@ def test_a_mask_that_shows_the_next_token_is_caught(
         mask[..., longest:] |= torch.ones(width, width).tril(1).bool()
         return mask
 
+    def peeking_too(segment: Tensor, prompt: Tensor) -> Callable[..., Tensor]:
+        return lambda _row, _head, query, key: (
+            (key <= query + 1)
+            & ((segment[query] == segment[key]) | (prompt[query] == segment[key]))
+        )
+
     monkeypatch.setattr(packing, "_visible", peeking)
-    assert caught(case)
+    monkeypatch.setattr(packing, "_sees", peeking_too)
+    assert caught(case, forward)
 
 
-def test_a_mask_that_shows_another_prompts_padding_is_caught(
-    case: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_mask_that_shows_what_is_not_of_the_prompt_is_caught(
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = packing._visible
+    """Padding beside a shorter prompt, or all prompts."""
+    n_prompt = prompt_tokens(case)
+    true, truly = packing._visible, packing._sees
+
+    def seeing(*args: Any) -> Callable[..., Tensor]:
+        sees = truly(*args)
+        return lambda row, head, query, key: (
+            sees(row, head, query, key) | ((query >= n_prompt) & (key < n_prompt))
+        )
+
+    monkeypatch.setattr(packing, "_sees", seeing)
     monkeypatch.setattr(packing, "_visible", lambda lengths, longest, width: true(
         torch.full_like(lengths, longest), longest, width))  # fmt: skip
-    assert caught(case)
+    assert caught(case, forward)
 
 
-def test_a_prompt_without_gradient_is_caught(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_without_gradient_is_caught(
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packing that detaches the shared prompt has the right loss and the wrong gradient."""
     true = packing._prompt_embeds
     monkeypatch.setattr(packing, "_prompt_embeds", lambda *args: true(*args).detach())
-    assert caught(case)
+    assert caught(case, forward)
 
 
 def test_images_given_to_the_wrong_prompt_are_caught(
-    case: Any, monkeypatch: pytest.MonkeyPatch
+    case: Any, forward: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true = packing.vision_features
 
@@ -220,4 +264,4 @@ def test_images_given_to_the_wrong_prompt_are_caught(
         return list(flat.split(sizes))
 
     monkeypatch.setattr(packing, "vision_features", swapped)
-    assert caught(case)
+    assert caught(case, forward)
