@@ -5,15 +5,16 @@
     python bench/gpu_grpo.py --tiny                         a rehearsal: tiny twins, any machine
 
 For every model and group size: seconds per update (forward, backward, clipping, AdamW, in bfloat16)
-of this project packed (`group`) and plain (`off`), and of TRL's GRPOTrainer where it is installed;
-completion tokens per second, peak GPU memory in GiB, and the share of the GPU's dense bfloat16 peak
-that the counted floating-point operations make up (`mfu`; with --checkpointing the operations of
-the second forward count too). Then the whole step of this project: encoding, sampling with
-transformers, reward, reference log-probs, update.
+of this project packed, through SDPA (`group`) and through FlexAttention (`group_flex`), and plain
+(`off`), and of TRL's GRPOTrainer where it is installed; completion tokens per second, peak GPU
+memory in GiB, and the share of the GPU's dense bfloat16 peak that the counted floating-point
+operations make up (`mfu`; with --checkpointing the operations of the second forward count too).
+Then the whole step of this project: encoding, sampling with transformers, reward, reference
+log-probs, update.
 
 A prompt is one 672 x 672 picture and about 45 words; completions have 120 tokens. Completions of
-the updates are given, so every side learns from the same tokens. A side that runs out of memory
-says so instead of a number.
+the updates are given, so every side learns from the same tokens. A side that runs out of memory, or
+that this machine cannot run, says so instead of a number.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,9 @@ from iad_r1.advantages import advantages
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.published.build import build_processor, build_random
+from iad_r1.errors import ConfigError
 from iad_r1.losses import policy_loss
-from iad_r1.packing import Packing, completion_logprobs
+from iad_r1.packing import Packing, check_packing, completion_logprobs
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation
@@ -56,6 +59,7 @@ QUESTION = (
     "You are a quality inspector. Look at the picture and decide whether the product is "
     "defective. Describe the location."
 )
+SIDES: dict[str, Packing] = {"packed": "group", "packed_flex": "group_flex", "unpacked": "off"}
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 FLOP/s, by name
 
 
@@ -154,6 +158,11 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
+def forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
@@ -180,13 +189,14 @@ def timed(call: Callable[[], Any], steps: int) -> float:
 
 
 def measure_ours(name: str, size: int, packing: Packing, options: Any) -> dict[str, Any]:
-    """The update with one group per `options.groups`."""
+    """The update with one group per `options.groups`. What FlexAttention computes is counted as
+    SDPA does it: a compiled kernel cannot be looked into."""
     work = Work(name, options.groups, size, options)
-    ours = Ours(work, packing)
+    check_packing(packing, work.device)
     with FlopCounterMode(display=False) as counter:
-        ours.update()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        Ours(work, "group" if packing == "group_flex" else packing).update()
+    ours = Ours(work, packing)
+    forget_peak()
     seconds = timed(ours.update, options.steps)
     flop = counter.get_total_flops()
     return {
@@ -203,8 +213,7 @@ def measure_whole(name: str, size: int, options: Any) -> dict[str, Any]:
     work = Work(name, options.groups, size, options)
     reference = Work(name, 1, size, options).model.eval().requires_grad_(False)
     ours, sampled = Ours(work, "group"), []
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     seconds = timed(lambda: sampled.append(ours.whole_step(reference)), max(1, options.steps // 3))
     return {
         "seconds": round(seconds, 4),
@@ -256,6 +265,7 @@ def measure_trl(name: str, size: int, options: Any) -> dict[str, Any]:
     started, seconds = [0.0], []
     on_update_start(trainer, lambda: started.__setitem__(0, synchronised()))
     trainer.add_callback(AfterStep(lambda: seconds.append(synchronised() - started[0])))
+    forget_peak()
     trainer.train()
     median = statistics.median(seconds[2:])
     return {
@@ -266,29 +276,30 @@ def measure_trl(name: str, size: int, options: Any) -> dict[str, Any]:
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The numbers, or that the memory was not enough. Everything is given back afterwards."""
+    """The numbers, or why there are none. Everything is given back afterwards."""
     try:
         return measure()
     except torch.cuda.OutOfMemoryError:
         return {"out_of_memory": True}
+    except ConfigError as error:
+        return {"refused": str(error)}
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
 
 def measure_all(name: str, size: int, options: Any) -> dict[str, Any]:
     """Every side, one after the other."""
     found: dict[str, Any] = {
-        "packed": attempt(lambda: measure_ours(name, size, "group", options)),
-        "unpacked": attempt(lambda: measure_ours(name, size, "off", options)),
+        side: attempt(partial(measure_ours, name, size, packing, options))
+        for side, packing in SIDES.items()
     }
     if importlib.util.find_spec("trl") and importlib.util.find_spec("datasets"):
         found["trl"] = attempt(lambda: measure_trl(name, size, options))
     found["whole_step"] = attempt(lambda: measure_whole(name, size, options))
     ours = found["packed"].get("seconds")
-    for side in ("unpacked", "trl"):
+    for side in ("packed_flex", "unpacked", "trl"):
         theirs = found.get(side, {}).get("seconds")
         found[f"ratio_{side}"] = round(theirs / ours, 2) if ours and theirs else None
     return found
