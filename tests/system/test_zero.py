@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas
 import pytest
 import torch
 
 from iad_r1 import compose, data
-from iad_r1.backbones import tiny
+from iad_r1.backbones import tiny, twins
 from iad_r1.grid import as_grid
 from iad_r1.stages.pipeline import corpus
 
@@ -63,14 +64,23 @@ ENGINES = {
     "zero2-offload": [*ZERO2, "engine.offload=cpu"],
     "zero3-offload": [*ZERO3, "engine.offload=cpu"],
 }
-Case = tuple[str, list[str], list[str]]  # its name, settings and stages
+LLAVA = ["llava", "llava_next", "llava_onevision"]  # twins; the other cases have a Qwen2.5-VL
+
+
+class Case(NamedTuple):
+    """One run of the program, from the weights in the folder `base`."""
+
+    name: str
+    settings: list[str]
+    stages: list[str]
+    base: str = "base"
 
 
 def start(folder: Path, cases: list[Case], ranks: int, fault: str = "") -> subprocess.Popen[str]:
     """The program on so many ranks, under torchrun if the cases are of several or of DeepSpeed."""
-    alone = ranks == 1 and not any("engine=zero" in o for _, given, _ in cases for o in given)
+    alone = ranks == 1 and not any("engine=zero" in o for case in cases for o in case.settings)
     torchrun = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
-    given = [[name, [*SMALL, *overrides], stages] for name, overrides, stages in cases]
+    given = [case._replace(settings=[*SMALL, *case.settings]) for case in cases]
     return subprocess.Popen(
         [
             sys.executable,
@@ -99,6 +109,8 @@ def folder(tmp_path_factory) -> Path:
     config = compose.compose(SMALL)
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     tiny.build(path / "base", corpus(config, dataset), 400, 9216, seed=0)
+    for family in LLAVA:
+        twins.build_twin(family, path / family)
     (path / "config.json").write_text("{}")
     return path
 
@@ -106,15 +118,22 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder) -> dict[str, dict[str, Any]]:
     """What came of every case, under one process and under every engine."""
-    run(folder, [(f"one-{c}", [*ONE, *given], stages) for c, (given, stages) in CASES.items()], 1)
+    both = ["sft", "grpo"]
+    run(
+        folder,
+        [Case(f"one-{case}", [*ONE, *given], stages) for case, (given, stages) in CASES.items()]
+        + [Case(f"one-{family}", ONE, both, family) for family in LLAVA],
+        1,
+    )
     run(
         folder,
         [
-            (f"{engine}-{case}", [*how, *given], stages)
+            Case(f"{engine}-{case}", [*how, *given], stages)
             for engine, how in ENGINES.items()
             for case, (given, stages) in CASES.items()
         ]
-        + [("zero3-bfloat16", [*ZERO3, "engine.precision=bfloat16"], ["sft", "grpo"])],
+        + [Case(f"zero3-{family}", ZERO3, both, family) for family in LLAVA]
+        + [Case("zero3-bfloat16", [*ZERO3, "engine.precision=bfloat16"], both)],
         2,
     )
     return {path.parent.name: torch.load(path) for path in folder.glob("*/result.pt")}
@@ -133,18 +152,27 @@ def moved(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max((one["weights"][k] - other["weights"][k]).abs().max().item() for k in one["weights"])
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_steps_are_those_of_one_process(results, engine, case):
+def assert_same_steps(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Losses and gradient norms agree to 1e-4 of their size (losses below 0.1: to 1e-5): what the
     steps make of float32 sums in another order, 6e-8. Weights agree to a tenth of the learning rate
     of 1e-3, because Adam divides a gradient by its own size, and where it is all but zero only
     rounding is left of it. Seen: 3e-6, 9e-6 and 2e-5. A forgotten pass, rank or factor shows in the
     first digit, and moves weights by whole learning rates."""
-    one, other = results[f"one-{case}"], results[f"{engine}-{case}"]
     assert apart(one, other, "loss") < 1e-4
     assert apart(one, other, "grad_norm") < 1e-4
     assert moved(one, other) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_steps_are_those_of_one_process(results, engine, case):
+    assert_same_steps(results[f"one-{case}"], results[f"{engine}-{case}"])
+
+
+@pytest.mark.parametrize("family", LLAVA)
+def test_under_zero3_the_llava_families_take_the_steps_of_one_process(results, family):
+    """Their towers have layers that nothing asks for, and weights that no layer owns."""
+    assert_same_steps(results[f"one-{family}"], results[f"zero3-{family}"])
 
 
 def test_the_cases_are_what_they_claim(results):
@@ -179,11 +207,11 @@ def test_a_killed_run_goes_on_also_on_another_number_of_ranks(folder, stage, ran
     process and two differ by (see above)."""
     whole, name = f"whole-{stage}", f"killed-{stage}-{ranks}"
     if not (folder / whole / "result.pt").exists():
-        run(folder, [(whole, RESUMED, [stage])], 2)
-    process = start(folder, [(name, RESUMED, [stage])], 2, fault=f"kill {stage} 1")
+        run(folder, [Case(whole, RESUMED, [stage])], 2)
+    process = start(folder, [Case(name, RESUMED, [stage])], 2, fault=f"kill {stage} 1")
     said, _ = process.communicate(timeout=400)
     assert process.returncode != 0 and "ended by SIGKILL" in said
-    run(folder, [(name, [*RESUMED, f"engine.ranks={ranks}"], [stage])], ranks)
+    run(folder, [Case(name, [*RESUMED, f"engine.ranks={ranks}"], [stage])], ranks)
     one, other = (torch.load(folder / n / "result.pt") for n in (whole, name))
     taken = other["rows"]
     assert 0 < len(taken) < len(one["rows"]), "it went on, and did not begin anew"
@@ -202,7 +230,7 @@ FAULTS = {  # what the first line about an error says, and what is said once
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_rank_that_fails_ends_the_run_within_a_minute_and_is_heard_first(folder, fault):
     name = f"fails-{fault}"
-    process = start(folder, [(name, ZERO3, ["sft"])], 2, fault=f"{fault} sft 1")
+    process = start(folder, [Case(name, ZERO3, ["sft"])], 2, fault=f"{fault} sft 1")
     said, _ = process.communicate(timeout=400)
     ended, begun = time.time(), float((folder / "fault-at").read_text())
     assert process.returncode not in (0, None)
@@ -211,6 +239,42 @@ def test_a_rank_that_fails_ends_the_run_within_a_minute_and_is_heard_first(folde
     first, once = FAULTS[fault]
     assert errors and first in errors[0], said[-3000:]
     assert said.count(once) == 1, said[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "fault", "said"),
+    [
+        (ZERO2, "grpo", "nan-gradient", "grpo step 1: the gradient norm is inf"),
+        (ZERO3, "sft", "nan-gradient", "sft step 1: the gradient norm is inf"),
+        (ZERO3, "grpo", "nan-loss", "grpo step 1: the loss is nan"),
+    ],
+)
+def test_a_loss_or_gradient_that_is_no_number_on_one_rank_stops_all_and_keeps_the_step(
+    folder, engine, stage, fault, said
+):
+    name = f"{fault}-{stage}"
+    settings = [*engine, "grpo.degenerate_groups=keep"]  # so that every rank has a loss
+    (folder / "weights-after-error").unlink(missing_ok=True)
+    process = start(folder, [Case(name, settings, [stage])], 2, fault=f"{fault} {stage} 1")
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode not in (0, None)
+    assert printed.count(f"error: {said}") == 1, printed[-3000:]
+    (path,) = (folder / name / "failed").iterdir()
+    assert path.name == f"{stage}-00001.parquet" and str(path) in printed
+    # all of the step: 4 targets, or 2 completions of each of 5 prompts, and not one rank's part
+    assert len(pandas.read_parquet(path)) == {"sft": 4, "grpo": 10}[stage]
+    if fault == "nan-gradient":
+        assert (folder / "weights-after-error").read_text() == "same"
+
+
+def test_a_policy_that_collapses_ends_all_ranks_when_asked(folder):
+    settings = [*ZERO2, "grpo.collapse.stop=true", "grpo.collapse.steps=2",
+                "grpo.collapse.entropy=100", "grpo.degenerate_groups=keep"]  # fmt: skip
+    process = start(folder, [Case("collapses", settings, ["grpo"])], 2)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode not in (0, None)
+    said = "error: grpo step 1: for 2 steps the entropy was below 100 nats"
+    assert printed.count(said) == printed.count("error:") == 1, printed[-3000:]
 
 
 def test_what_every_rank_finds_wrong_is_said_once(repository, tmp_path):

@@ -1,6 +1,6 @@
 """What tests/system/test_zero.py starts: stages of tiny runs, and faults where it asks for them.
 
-[torchrun] zero_program.py '[[name, settings, stages], ...]' FOLDER
+[torchrun] zero_program.py '[[name, settings, stages, base], ...]' FOLDER
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ class Witness:
         def watched(method: Any) -> Any:
             def accumulate(self: Any, parts: Any, where: str, idle: Any = None) -> float:
                 witness.passes.append(distributed.everyone(len(parts)))
-                witness.go_wrong(where)
-                return method(self, parts, where, idle)
+                return method(self, witness.go_wrong(parts, where), where, idle)
 
             return accumulate
 
@@ -88,6 +88,7 @@ class Witness:
             from iad_r1.stages import zero
 
             zero.ZeroLearner.accumulate = watched(zero.ZeroLearner.accumulate)
+            zero.ZeroLearner.update = self.careful(zero.ZeroLearner.update)
             config = zero.deepspeed_config
             # small parameters are not parted by default, and here all are small
             small = {"stage3_param_persistence_threshold": 0}
@@ -100,33 +101,69 @@ class Witness:
         self.held = sum(p.numel() for p in parameters)
         self.whole = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
-    def go_wrong(self, where: str) -> None:
+    def careful(self, method: Any) -> Any:
+        """An update that is refused: whether it left the weights as they were, in a file."""
+
+        def update(learner: Any, where: str) -> dict[str, float]:
+            before = self.learned(learner) if self.fault else []
+            try:
+                return method(learner, where)
+            except TrainingError:
+                same = all(map(torch.equal, before, self.learned(learner)))
+                if distributed.is_main():
+                    (self.folder / "weights-after-error").write_text("same" if same else "other")
+                raise
+
+        return update
+
+    def learned(self, learner: Any) -> list[torch.Tensor]:
+        """The float32 copies of the weights, whole."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        learning = [p for p in learner.model.parameters() if p.requires_grad]
+        found = [safe_get_full_fp32_param(parameter) for parameter in learning]
+        return [copy.clone() for copy in found if copy is not None]
+
+    def go_wrong(self, parts: Any, where: str) -> Any:
+        """The losses to add up, or an end."""
         if not self.fault or distributed.rank() != 1:
-            return
+            return parts
         kind, stage, step = self.fault
         if where != f"{stage} step {step}":
-            return
+            return parts
         (self.folder / "fault-at").write_text(str(time.time()))
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "refuse":
             raise TrainingError(f"{where}: planted")
+        if kind in SPOILED:
+            return [partial(SPOILED[kind], part) for part in parts]
         raise RuntimeError("planted")
+
+
+def no_gradient(part: Any) -> torch.Tensor:
+    """A loss whose gradient is no number."""
+    loss = part()
+    loss.register_hook(lambda gradient: gradient * torch.nan)
+    return loss
+
+
+SPOILED = {"nan-loss": lambda part: part() * torch.nan, "nan-gradient": no_gradient}
 
 
 def _with(config: dict[str, Any], zero: dict[str, Any]) -> dict[str, Any]:
     return {**config, "zero_optimization": {**config["zero_optimization"], **zero}}
 
 
-def case(root: Path, name: str, overrides: list[str], stages: list[str]) -> None:
-    """Train the stages and write what came of them."""
+def case(root: Path, name: str, overrides: list[str], stages: list[str], base: str) -> None:
+    """Train the stages, from the weights in `base`, and write what came of them."""
     config = compose.compose([*overrides, f"name={name}"])
     folder, log, witness = RunFolder(root / name), Log(), WITNESS
     if distributed.is_main():
         folder.path.mkdir(exist_ok=True)
     distributed.barrier()
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
-    backbone = Backbone.load(root / "base", getattr(torch, config.engine.precision))
+    backbone = Backbone.load(root / base, getattr(torch, config.engine.precision))
     context = Context(config, folder, log, dataset, backbone, "base")  # type: ignore[arg-type]
     before = {k: v.float().clone() for k, v in context.model.state_dict().items()}
     witness.passes = []
@@ -161,8 +198,8 @@ def main() -> int:
     ranks.let_signals_in()
     try:
         with distributed.joined(compose.compose(cases[0][1]).engine):
-            for name, overrides, stages in cases:
-                case(root, name, overrides, stages)
+            for name, overrides, stages, base in cases:
+                case(root, name, overrides, stages, base)
     except IadError as error:
         if ranks.may_speak(root, error):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
