@@ -40,10 +40,11 @@ def default_options() -> dict[str, str]:
 
 
 def group_options() -> str:
-    """The list of groups and options for `--help`, defaults marked with a star."""
+    """The list of groups and options for `--help`, stages first, defaults marked with a star."""
     available = groups()
     lines: list[str] = []
-    for group, chosen in default_options().items():
+    defaults = sorted(default_options().items(), key=lambda pair: pair[0] != "stage")
+    for group, chosen in defaults:
         lines.append(group)
         width = max(len(option) for option in available[group])
         for option in available[group]:

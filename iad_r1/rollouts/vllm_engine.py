@@ -12,12 +12,15 @@ trainer's token ids at every request.
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import importlib.util
 import os
 import random
 import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +28,8 @@ from typing import Any
 
 import numpy
 import torch
+from torch import distributed as dist
 
-from iad_r1 import distributed
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.config import VllmRollout
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
@@ -42,6 +45,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of two ranks would share a core
 }
+GRACE = 30.0  # seconds for Python to answer an alarm; native code that hangs never does
+STUCK = 1  # exit code of a process that an engine hangs in
 NEVER = -100.0  # added to the logit of a token that must not be sampled; the least vLLM allows
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 IN_FLIGHT = 4  # prompts handed to the scheduler, in multiples of what it decodes at once
@@ -66,6 +71,7 @@ class VllmEngine:
             self.reset_encoder_cache, self.reset_processor_cache, self.reset_prefix_cache
         )  # fmt: skip
         self._asleep: set[str] = set()
+        self._guest = dist.is_initialized()  # of the trainer's process group, which stays
         self._requests = 0
         self._folder = tempfile.TemporaryDirectory(prefix="iad_r1-engine-")
         describe(backbone, Path(self._folder.name))
@@ -165,16 +171,22 @@ class VllmEngine:
         self._sleep()
 
     def stop(self) -> None:
-        """End the engine."""
+        """End the engine. The trainer's process group stays, if there is one."""
         if not hasattr(self, "llm"):
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
+        from vllm.distributed.parallel_state import destroy_model_parallel
 
-        ours = distributed.world() > 1  # then the process group is the trainer's, and stays
-        self.llm.llm_engine.engine_core.shutdown()
+        core: Any = self.llm.llm_engine.engine_core
+        if not self._guest:
+            core.shutdown()
+        else:  # that would end the trainer's process group with vLLM's own, as its finalizer would
+            core._finalizer.detach()
+            core.engine_core.model_executor.shutdown()
+            if dist.is_initialized():
+                destroy_model_parallel()
+        gc.unfreeze()  # vLLM freezes what is there when it starts
         del self.llm
-        if not ours:
-            cleanup_dist_env_and_memory()
+        gc.collect()
         self._folder.cleanup()
 
     # --- requests ------------------------------------------------------------------------------
@@ -327,7 +339,7 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
         # of the distribution that was sampled from, which is another one at T != 1
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
-        **(several if distributed.world() > 1 else {}),
+        **(several if dist.is_initialized() else {}),
     )
 
 
@@ -369,19 +381,30 @@ def engine_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """TrainingError if the inside takes longer; only on the main thread, elsewhere no limit."""
+    """TrainingError if the inside takes longer, or where native code hangs and no error can be
+    raised, the end of the process. Of use on the main thread only."""
+    said = (
+        f"the rollout engine did not answer for {seconds:g} s. Checkpoints are intact. If it is "
+        "only slow, raise rollout.patience."
+    )
 
     def ring(_number: int, _frame: Any) -> None:
-        raise TrainingError(
-            f"the rollout engine did not answer for {seconds:g} s. Checkpoints are intact. If it "
-            "is only slow, raise rollout.patience."
-        )
+        raise TrainingError(said)
 
+    def end() -> None:
+        sys.stderr.write(f"\nerror: {said}\n")
+        sys.stderr.flush()
+        os._exit(STUCK)
+
+    last_resort = threading.Timer(seconds + GRACE, end)
+    last_resort.daemon = True
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    last_resort.start()
     try:
         yield
     finally:
+        last_resort.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

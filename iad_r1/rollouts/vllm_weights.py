@@ -132,10 +132,13 @@ def unread(base: Any, name: str) -> bool:
 
 
 def gather_partitioned(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Put the parts of ZeRO-3 parameters together on every rank; nothing to do for whole ones."""
-    split = [p for p in parameters if hasattr(p, "ds_id")]
-    if not split:
+    """Put the parts of ZeRO-3 parameters together on every rank; nothing to do for whole ones, as
+    all are inside `Learner.whole`."""
+    parted: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
+    if not parted:
         return nullcontext()
-    from deepspeed import zero  # pyright: ignore[reportMissingImports]  only where it is used
+    # only where DeepSpeed is used
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 
-    return zero.GatheredParameters(split)
+    split = [p for p in parted if p.ds_status is not ZeroParamStatus.AVAILABLE]
+    return GatheredParameters(split, enabled=bool(split))

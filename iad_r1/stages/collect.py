@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from iad_r1 import distributed, rewards, schema
 from iad_r1.advantages import is_degenerate
 from iad_r1.backbones.backbone import Prompt
+from iad_r1.config import HfRollout
 from iad_r1.distributed import gather, share
 from iad_r1.prompts import form as released_form
 from iad_r1.rollouts import open_engine
@@ -53,10 +55,19 @@ class Collected:
 
 
 class Collector:
-    """Prompts, samples and scores."""
+    """Prompts, samples and scores.
 
-    def __init__(self, context: Context) -> None:
+    Args:
+        whole: inside, every rank can read all weights (`Learner.whole`). An engine with weights of
+            its own needs that for the parity gate alone: `sync` asks for one module at a time.
+    """
+
+    def __init__(
+        self, context: Context, whole: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         config, self.grpo = context.config, context.config.grpo
+        self.whole = whole
+        self.sampled_from = whole if isinstance(config.rollout, HfRollout) else nullcontext
         self.rollout, self.seed = config.rollout, config.seed
         self.pool = context.dataset.rl
         room = Room("grpo.max_length", self.grpo.max_length, config.rollout.max_tokens)
@@ -80,7 +91,8 @@ class Collector:
         self.engine.sync()
         clock.lap("sync")
         if self.gate is not None and self.gate.due(step):
-            self.gate.check("grpo", step)
+            with self.whole():
+                self.gate.check("grpo", step)
             clock.lap("parity")
         prompts = [self.prompter.encode(sample) for sample in share(samples)]
         groups = gather(self.sample(prompts, step, share(range(len(samples)))))
@@ -111,7 +123,8 @@ class Collector:
         )
         again = (attempt,) if attempt else ()
         seeds = [(self.seed, step, slot, *again) for slot in slots]
-        return self.engine.generate(prompts, sampling, seeds)
+        with self.sampled_from():
+            return self.engine.generate(prompts, sampling, seeds)
 
     def score(
         self, samples: Sequence[Sample], groups: Sequence[Sequence[Completion]]

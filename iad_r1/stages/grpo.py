@@ -39,7 +39,8 @@ def train(context: Context) -> None:
     """
     grpo, samples, folder = context.config.grpo, context.dataset.rl, context.folder.path
     steps = optim.n_steps(grpo, len(samples), grpo.prompts_per_step)
-    policy, collector = Policy(context, steps), Collector(context)
+    policy = Policy(context, steps)
+    collector = Collector(context, policy.learner.whole)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
     saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved())
     watch = guards.CollapseWatch(grpo.collapse)
@@ -48,8 +49,7 @@ def train(context: Context) -> None:
             watch.recall(folder / "metrics.jsonl", "grpo", step)
             clock = Clock()
             policy.refresh_reference(step)
-            with policy.learner.whole():
-                batch = collector.collect(batches[step], step, clock)
+            batch = collector.collect(batches[step], step, clock)
             with guards.kept(folder, "grpo", step, partial(collector.rows, batch)):
                 gains = advantages(batch.rewards(), grpo.advantage)
                 rollout = policy.keep(batch.prompts, share(batch.groups), share(gains))

@@ -35,7 +35,7 @@ def run(config: Config, folder: RunFolder) -> None:
         if gate is None:
             raise ConfigError(
                 "stage=parity compares a rollout engine with the trainer, but rollout=hf samples "
-                "from the trainer's own weights. Use rollout=vllm."
+                "from the trainer's own weights. Leave rollout=hf out."
             )
         engine.sync()
         rows = [gate.check("start", 0)]

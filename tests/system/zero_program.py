@@ -27,7 +27,7 @@ from iad_r1.stages.collect import Collector
 from iad_r1.stages.context import Context
 from iad_r1.types import Score
 
-LOGGED = ("loss", "grad_norm", "reward", "kl")
+LOGGED = ("loss", "grad_norm", "reward", "kl", "sampler_gap")
 
 
 class Log:
@@ -93,6 +93,24 @@ class Witness:
             # small parameters are not parted by default, and here all are small
             small = {"stage3_param_persistence_threshold": 0}
             zero.deepspeed_config = lambda *given: _with(config(*given), small)
+        self.engines: list[list[dict[str, float]]] = []  # of each sync, of each rank
+        if any("rollout=vllm" in text for text in sys.argv):
+            self.watch_engine()
+
+    def watch_engine(self) -> None:
+        """Note the sums of what the engine of every rank took at each synchronisation, and, where
+        they can be read, of what it holds then."""
+        from iad_r1.rollouts.vllm_engine import VllmEngine
+
+        witness, sync = self, VllmEngine.sync
+
+        def watched(self: Any, change: Any = None) -> None:
+            sync(self, change)
+            if change is None:
+                held = {**(self.sums or {}), **self.weight_sums()}
+                witness.engines.append(distributed.everyone(held))
+
+        VllmEngine.sync = watched
 
     def see(self, of: learner.Learner) -> None:
         """What this rank holds of the weights between two steps."""
@@ -166,7 +184,7 @@ def case(root: Path, name: str, overrides: list[str], stages: list[str], base: s
     backbone = Backbone.load(root / base, getattr(torch, config.engine.precision))
     context = Context(config, folder, log, dataset, backbone, "base")  # type: ignore[arg-type]
     before = {k: v.float().clone() for k, v in context.model.state_dict().items()}
-    witness.passes = []
+    witness.passes, witness.engines = [], []
     checkpointing = config.tuning.gradient_checkpointing
     for stage in stages:
         with lora.adapter(context, stage), optim.gradient_checkpointing(
@@ -181,6 +199,7 @@ def case(root: Path, name: str, overrides: list[str], stages: list[str], base: s
                 "before": before,
                 "weights": {k: v.float() for k, v in context.model.state_dict().items()},
                 "passes": witness.passes,
+                "engines": witness.engines,
                 "learner": witness.kind,
                 "held": witness.held,
                 "whole": witness.whole,
