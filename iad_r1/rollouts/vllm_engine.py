@@ -320,6 +320,7 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     several: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
     dtype: Any = str(unwrap(backbone.model).dtype).removeprefix("torch.")
     kv_gib = settings.kv_cache_gib
+    on_gpu = backbone.model.device.type == "cuda"
     return LLM(
         model=str(folder),
         load_format="dummy",
@@ -331,7 +332,10 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
         kv_cache_memory_bytes=None if kv_gib is None else int(kv_gib * 2**30),
         enforce_eager=settings.eager,
         enable_prefix_caching=True,
-        enable_sleep_mode=settings.sleep and backbone.model.device.type == "cuda",
+        enable_sleep_mode=settings.sleep and on_gpu,
+        # A prompt that is computed in pieces turns its seed back after each but the last, which
+        # generators on a CPU cannot do ("CPU Generator does not use offset").
+        enable_chunked_prefill=on_gpu,
         limit_mm_per_prompt={"image": settings.max_images, "video": 0},
         # The pictures' tensors as the trainer has them, so that the gate can compare them. With
         # the other path, `load_format=dummy` would also leave random means and scales behind.

@@ -197,6 +197,19 @@ def test_the_prompt_of_a_group_is_computed_once(ready):
     assert len(cached) == 4 and cached[1] >= 128
 
 
+def test_prompts_that_do_not_fit_into_one_step_together_are_sampled_all_the_same(ready):
+    """vLLM would compute the last of them in pieces, which it cannot do with seeds on a CPU."""
+    from vllm_cases import LONG
+
+    backbone, engine = ready
+    engine.reset_prefix_cache()
+    asked = [prompts(backbone, f"{number} {LONG}")[0] for number in range(40)]
+    room = engine.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert sum(prompt.inputs["input_ids"].shape[1] for prompt in asked[:16]) > room
+    groups = engine.generate(asked, Sampling(1, 2, 1.0), seeds(asked))
+    assert gap(backbone, asked, groups) < LIMIT
+
+
 def test_results_are_streamed_as_they_finish_and_prompts_taken_as_there_is_room(ready):
     backbone, engine = ready
     one = prompts(backbone)[0]
