@@ -30,7 +30,9 @@ def in_fours(engine: Ragged, prompts: Sequence[Prompt]) -> int:
     tokens = 0
     for start in range(0, len(prompts), AT_ONCE):
         part = range(start, min(start + AT_ONCE, len(prompts)))
-        tokens += engine.draw([prompts[number] for number in part], [(number, 0) for number in part])
+        tokens += engine.draw(
+            [prompts[number] for number in part], [(number, 0) for number in part]
+        )
     return tokens
 
 

@@ -71,7 +71,7 @@ class VllmEngine:
             self.reset_encoder_cache, self.reset_processor_cache, self.reset_prefix_cache
         )  # fmt: skip
         self._asleep: set[str] = set()
-        self._guest = dist.is_initialized()  # of the trainer's process group, which stays
+        self._guest = dist.is_torchelastic_launched()  # of the trainer's process group, which stays
         self._requests = 0
         self._folder = tempfile.TemporaryDirectory(prefix="iad_r1-engine-")
         describe(backbone, Path(self._folder.name))
@@ -343,7 +343,7 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
         # of the distribution that was sampled from, which is another one at T != 1
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
-        **(several if dist.is_initialized() else {}),
+        **(several if dist.is_torchelastic_launched() else {}),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from vllm_cases import gap, move, picture, prompts, seeds
 
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.errors import DataError, MismatchError
+from iad_r1.errors import DataError, MismatchError, TrainingError
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation, StopReason
 
@@ -262,3 +264,35 @@ def test_in_bfloat16_the_gap_is_that_of_its_rounding(twin, engines):
     asked = prompts(backbone)
     engine.sync()
     assert gap(backbone, asked, engine.generate(asked, Sampling(4, 12, 1.0), seeds(asked))) < 0.15
+
+
+# --------------------------------------------------------------------------- engines that fail
+
+
+def test_an_engine_that_finds_no_memory_says_so_in_its_own_words(twin, engines):
+    with pytest.raises(TrainingError, match=r"did not start: .*No available memory for the cache"):
+        engines(twin("qwen2_5_vl"), kv_cache_gib=1e-4)
+
+
+STUCK = """
+import ctypes
+from iad_r1.rollouts import vllm_engine
+
+vllm_engine.GRACE = 0.2
+lock = ctypes.create_string_buffer(64)
+pthread = ctypes.CDLL(None)
+with vllm_engine.alarm(0.2):
+    pthread.pthread_mutex_lock(lock)
+    pthread.pthread_mutex_lock(lock)  # never comes back, and no signal interrupts it
+"""
+
+
+def test_an_engine_that_hangs_where_no_error_can_be_raised_ends_the_process(repository):
+    """As a GPU that does not answer would: Python handles an alarm only between its own steps."""
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], cwd=repository, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert (
+        "error: the rollout engine did not answer for 0.2 s. Checkpoints are intact" in done.stderr
+    )

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from iad_r1 import compose, data
+from iad_r1 import checkpoint, compose, data
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.errors import TrainingError
 from iad_r1.grid import as_grid
+from iad_r1.rollouts.vllm_engine import VllmEngine
 from iad_r1.run_folder import RunFolder
 from iad_r1.stages import evaluate, grpo
+from iad_r1.stages.collect import Collector
 from iad_r1.stages.context import Context
 from iad_r1.stages.pipeline import corpus
 from iad_r1.tracking import Tracker
@@ -41,6 +46,7 @@ SETTINGS = [
     "grpo.prompts_per_step=2",
     "grpo.group_size=2",
     "grpo.steps=3",
+    "grpo.save_every=1",
     "grpo.degenerate_groups=keep",
     "engine.ranks=1",
     "tracking=none",
@@ -100,3 +106,73 @@ def test_evaluation_streams_and_goes_on_where_it_was_stopped(
     assert after[:2] == before
     assert [row["n"] for row in rows] == [6] * len(rows)
     assert len({line["id"] for line in after}) == len(after) == 6
+
+
+# ------------------------------------------------------------------- an engine that fails in a run
+
+
+def out_of_memory(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+    def dies() -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    patch.setattr(engine.llm.llm_engine, "step", dies)
+
+
+def hanging(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+    impatient = engine.settings.model_copy(update={"patience": 0.2})
+    patch.setattr(engine, "settings", impatient)
+    patch.setattr(engine.llm.llm_engine, "step", lambda: time.sleep(30))
+
+
+def dead(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+    def gone(*_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("EngineCore encountered an issue")
+
+    patch.setattr(engine.llm, "collective_rpc", gone)
+
+
+FAILURES = {
+    out_of_memory: r"failed while sampling: .*Tried to allocate 20\.00 GiB.*Checkpoints are intact",
+    hanging: r"did not answer for 0\.2 s\. Checkpoints are intact",
+    dead: "could not take the weights: .*EngineCore encountered an issue",
+}
+SAME = ("loss", "grad_norm", "reward", "kl", "length_mean", "sampler_gap_mean")
+
+
+@pytest.fixture
+def again(trained: Context, tmp_path: Path) -> Iterator[tuple[Context, dict[str, torch.Tensor]]]:
+    """The same run from its beginning in a folder of its own, and the weights it should end with;
+    afterwards the model has those."""
+    weights = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    trained.backbone.read(trained.folder.checkpoint("base"))
+    folder = RunFolder.create(tmp_path, trained.config.name)
+    with Tracker(trained.config.tracking, folder.path, trained.config.model_dump()) as tracker:
+        begun = (trained.config, folder, tracker, trained.dataset, trained.backbone, "base")
+        yield Context(*begun), weights
+    trained.model.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_a_failing_engine_ends_the_run_in_its_own_words_and_the_run_goes_on_from_its_checkpoint(
+    trained: Context, again: tuple[Context, dict[str, torch.Tensor]], fail: Callable[..., None]
+):
+    """Going on, it samples what it would have sampled, and ends with the same weights."""
+    (context, expected), collect = again, Collector.collect
+
+    def failing(self: Any, samples: Any, step: int, clock: Any) -> Any:
+        if step == 2:
+            fail(self.engine, patch)
+        return collect(self, samples, step, clock)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collector, "collect", failing)
+        with pytest.raises(TrainingError, match=FAILURES[fail]):
+            grpo.train(context)
+    assert checkpoint.unfinished(context.folder.path / "checkpoints", "grpo")[-1].step == 2
+    context.backbone.read(trained.folder.checkpoint("base"))  # as a new process would begin
+    grpo.train(context)
+    rows = lines(context.folder.path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for ours, theirs in zip(rows, lines(trained.folder.path / "metrics.jsonl"), strict=True):
+        assert {k: ours[k] for k in SAME} == pytest.approx({k: theirs[k] for k in SAME}, rel=1e-5)
+    torch.testing.assert_close(dict(context.model.state_dict()), expected, rtol=0, atol=1e-7)
