@@ -121,6 +121,8 @@ def measure(call: Callable[[], int]) -> dict[str, Any]:
     """Tokens, seconds by the wall and of the processor, tokens a second."""
     start = Clock.now()
     tokens = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     spent = start.since()
     return {
         "tokens": tokens,

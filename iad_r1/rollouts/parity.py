@@ -34,6 +34,7 @@ from iad_r1.types import Completion
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 SUM_LIMIT = 1e-6  # of |sum|: the same numbers, added in the same precision
 GROUP = 2  # completions of each probe: the second finds the first one's prompt in the cache
+TILES = "image_num_patches"  # of a picture that InternVL's processor cuts up
 TOWER = ("visual.", "vision_tower.", "vision_model.")
 Completions = list[list[Completion]]
 
@@ -244,9 +245,10 @@ def compare_inputs(engine: VllmEngine, probe: Prompt) -> None:
     """MismatchError unless vLLM's processor makes the same ids and picture tensors of a prompt."""
     ids, pictures = engine.processed(probe)
     check_ids(probe, ids)
+    tiles = [int(theirs[TILES]) for theirs in pictures if TILES in theirs]
     for index, theirs in enumerate(pictures):
         for key, value in theirs.items():
-            ours = picture_tensor(probe.inputs, key, index)
+            ours = picture_tensor(probe.inputs, key, index, tiles)
             if ours is not None and not same_tensor(ours, value):
                 raise MismatchError(
                     f"{probe.name or 'a probe'}: picture {index + 1} reaches trainer and engine "
@@ -256,11 +258,14 @@ def compare_inputs(engine: VllmEngine, probe: Prompt) -> None:
                 )
 
 
-def picture_tensor(inputs: Mapping[str, Tensor], key: str, index: int) -> Tensor | None:
+def picture_tensor(
+    inputs: Mapping[str, Tensor], key: str, index: int, tiles: Sequence[int] = ()
+) -> Tensor | None:
     """The trainer's tensor of one picture; None if the trainer has no such input.
 
-    Qwen's processors put the patches of all pictures one after the other; the others have a row
-    for each picture, padded with zeros to the most tiles.
+    Qwen's processors put the patches of all pictures one after the other, InternVL's the `tiles`
+    of each, whose numbers only vLLM's tells; the others have a row for each picture, padded with
+    zeros to the most tiles.
     """
     if key not in inputs:
         return None
@@ -268,8 +273,9 @@ def picture_tensor(inputs: Mapping[str, Tensor], key: str, index: int) -> Tensor
     if key.startswith("pixel_values") and grid is not None:
         counts = grid.prod(-1).tolist()
         return inputs[key].split(counts)[index]
-    tiles = inputs.get("num_patches")
-    return inputs[key][index] if tiles is None else inputs[key].split(tiles.tolist())[index]
+    counts = inputs.get("num_patches")
+    rows = list(tiles) if counts is None else counts.tolist()
+    return inputs[key].split(rows)[index] if rows else inputs[key][index]
 
 
 def same_tensor(ours: Tensor, theirs: Any) -> bool:
