@@ -45,6 +45,7 @@ SMALL = [
 ]
 TUNINGS = {"full": [], "lora": ["tuning=lora", "tuning.rank=4", "tuning.dropout=0"]}
 CASES = [("zero3", "full"), ("zero3", "lora"), ("zero2", "full")]
+ALONE = ["engine=zero2", "engine.offload=cpu"]  # what stage=plan recommends for one GPU
 LIMIT = 1e-4  # nats, float32
 
 
@@ -64,12 +65,13 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """SC-GRPO of every case on so many ranks (`tests/system/zero_program.py`); what came of it."""
     start = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    plain = not any("engine=zero" in setting for how in cases.values() for setting in how)
     given = [
         [name, [*SMALL, f"engine.ranks={ranks}", *how], ["grpo"]] for name, how in cases.items()
     ]
     program = repository / "tests" / "system" / "zero_program.py"
     done = subprocess.run(
-        [sys.executable, *(start if ranks > 1 else []), program, json.dumps(given), folder],
+        [sys.executable, *([] if plain else start), program, json.dumps(given), folder],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -81,8 +83,8 @@ def run(
 
 @pytest.fixture(scope="module")
 def one(repository: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """The same steps in one process."""
-    return run(repository, folder, TUNINGS, 1)
+    """The same steps in one process, also in one that DeepSpeed's states are kept for."""
+    return run(repository, folder, TUNINGS, 1) | run(repository, folder, {"alone": ALONE}, 1)
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +114,23 @@ def test_every_rank_samples_from_the_policy_that_is_trained(two, folder, engine,
     assert all(float(row["gap"]) < LIMIT < float(row["shown"]) for row in rows)
 
 
+def check_same_steps(found: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Within what `tests/system/test_zero.py` allows, and explains."""
+    assert len(found["rows"]) == 3
+    for key in ("loss", "grad_norm", "reward", "kl"):
+        ours, theirs = ([row[key] for row in result["rows"]] for result in (plain, found))
+        torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["weights"], plain["weights"], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("engine", "tuning"), CASES)
 def test_the_steps_are_those_of_one_process(one, two, engine, tuning):
-    """Within what `tests/system/test_zero.py` allows, and explains."""
-    alone, found = one[tuning], two[f"{engine}-{tuning}"]
-    for key in ("loss", "grad_norm", "reward", "kl"):
-        ours, theirs = ([row[key] for row in result["rows"]] for result in (alone, found))
-        torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["weights"], alone["weights"], rtol=0, atol=1e-4)
+    check_same_steps(two[f"{engine}-{tuning}"], one[tuning])
+
+
+def test_one_rank_under_zero_has_an_engine_too(one):
+    check_same_steps(one["alone"], one["full"])
+    assert one["alone"]["learner"] == "ZeroLearner"
 
 
 def test_under_zero3_a_rank_keeps_a_part_of_the_weights(two):

@@ -228,6 +228,15 @@ def test_a_vocabulary_of_ones_own_is_found_where_the_command_was_typed(tmp_path,
     assert "rewards.vocabulary='other.yaml'" in refused("rewards.vocabulary=other.yaml")
 
 
+def test_parity_compares_vllm_unless_another_engine_is_typed():
+    def engine(*overrides: str) -> str:
+        return compose.compose(["stage=parity", "backbone=qwen25vl_3b", *overrides]).rollout.name
+
+    assert engine() == engine("weights=tiny") == "vllm"
+    assert engine("rollout=hf") == "hf"
+    assert compose.compose([]).rollout.name == "hf"  # of any other stage
+
+
 def test_pretraining_is_only_for_the_built_backbone_without_an_earlier_run():
     assert "pretrain" in compose.compose(["stage=sft"]).steps()
     assert "pretrain" not in compose.compose(["stage=sft", "init=outputs/a/b"]).steps()
