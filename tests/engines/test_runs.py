@@ -85,9 +85,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def rewards(folder: Path) -> np.ndarray:
     """[steps, prompts] mean reward of the group of each picture."""
     tables = [pd.read_parquet(path) for path in sorted((folder / "rollouts").glob("grpo-*"))]
-    return np.array(
-        [table.groupby("id", sort=True)["reward"].mean().to_numpy() for table in tables]
-    )
+    return np.array([[g["reward"].mean() for _, g in t.groupby("id")] for t in tables])
 
 
 def answers(folder: Path) -> dict[tuple[str, str], str]:
