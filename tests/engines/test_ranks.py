@@ -67,7 +67,8 @@ def run(
     start = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     plain = not any("engine=zero" in setting for how in cases.values() for setting in how)
     given = [
-        [name, [*SMALL, f"engine.ranks={ranks}", *how], ["grpo"]] for name, how in cases.items()
+        [name, [*SMALL, f"engine.ranks={ranks}", *how], ["grpo"], "base"]
+        for name, how in cases.items()
     ]
     program = repository / "tests" / "system" / "zero_program.py"
     done = subprocess.run(
