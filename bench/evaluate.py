@@ -1,13 +1,18 @@
 """Evaluation: everything given to the engine at once, beside four requests at a time.
 
-    python bench/evaluate.py --quick             12 pictures, under 45 s
-    python bench/evaluate.py --json FILE         96 pictures
+    python bench/evaluate.py --quick             32 pictures, the twin alone, under 45 s
+    python bench/evaluate.py --json FILE         96 pictures, both models
 
 The released evaluation sends four requests and waits for the last of them before it sends the next
 four. Ours gives the engine prompts as it has room for them (`Engine.stream`). Both go through the
-same engine: same weights, prompts, checks, and lengths of answers, ragged as in bench/rollout.py,
-whose model this is. `ratio` compares processor time, `wall_ratio` is beside it. Starting the engine
-is not counted, but told.
+same engine: same weights, prompts, checks, and lengths of answers, ragged as in bench/rollout.py.
+
+Two models, for what batching gains depends on what a step costs. `twin`: the tiny Qwen2.5-VL, whose
+steps cost about the same whatever their batch, as on a GPU, where a step's time goes into reading
+the weights; `ratio` is its. `model_of_8m`: that of bench/rollout.py, where one CPU thread computes
+all the time, most of it pictures, and a batch saves little; the least there is to gain.
+
+Ratios compare processor time, `wall_ratio` is beside. Starting the engine is not counted, but told.
 """
 
 from __future__ import annotations
@@ -16,13 +21,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_step import Workload, environment
+import numpy as np
+from gpu_grpo import tiny
+from grpo_step import QUESTION, Workload, environment
+from PIL import Image
 from rollout import Ragged, arguments, lengths, measure, open_engine, ratios, report
 
 from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.types import Conversation
 
 AT_ONCE = 4  # requests of the released evaluation
 ROOM = 64  # completions that the engine decodes at once when it is given all
+SIDE = 56  # pixels of the twin's pictures
 
 
 def in_fours(engine: Ragged, prompts: Sequence[Prompt]) -> int:
@@ -41,10 +51,24 @@ def streamed(engine: Ragged, prompts: Sequence[Prompt]) -> int:
     return engine.draw(prompts, [(number, 0) for number in range(len(prompts))])
 
 
-def compare(pictures: int) -> dict[str, Any]:
+def twin(pictures: int) -> tuple[Backbone, list[Prompt]]:
+    """The tiny model, and a prompt for each picture of noise."""
+    backbone, rng = tiny("qwen25vl_3b"), np.random.default_rng(0)
+    drawn = rng.integers(0, 255, (pictures, SIDE, SIDE, 3), dtype=np.uint8)
+    asked = Conversation("{image}" + QUESTION)
+    return backbone, [backbone.encode(asked, [Image.fromarray(pixels)]) for pixels in drawn]
+
+
+def model_of_8m(pictures: int) -> tuple[Backbone, list[Prompt]]:
+    """The model of bench/rollout.py, and a prompt for each picture of noise."""
+    work = Workload(groups=pictures, size=1)
+    return Backbone(work.model.eval(), work.processor), work.prompts()
+
+
+def compare(backbone: Backbone, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Both patterns on the same engine, each from empty caches."""
-    work, wanted = Workload(groups=pictures, size=1), lengths(pictures, 1)
-    backbone, prompts = Backbone(work.model.eval(), work.processor), work.prompts()
+    pictures = len(prompts)
+    wanted = lengths(pictures, 1)
     began = time.perf_counter()
     engine = open_engine(backbone, wanted, prompts[0], min(pictures, ROOM))
     started = time.perf_counter() - began
@@ -66,7 +90,11 @@ def compare(pictures: int) -> dict[str, Any]:
 def main() -> None:
     options = arguments(__doc__)
     about = environment(options.threads)
-    report(compare(12 if options.quick else 96), options, about)
+    pictures = 32 if options.quick else 96
+    found = {"twin": compare(*twin(pictures))}
+    if not options.quick:
+        found["model_of_8m"] = compare(*model_of_8m(pictures))
+    report({"ratio": found["twin"]["ratio"], **found}, options, about)
 
 
 if __name__ == "__main__":
