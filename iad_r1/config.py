@@ -43,13 +43,13 @@ HINTS = {
 
 # --- what the run does -------------------------------------------------------------------------
 
-Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit", "plan", "parity"]
+Step = Literal["pretrain", "sft", "grpo", "evaluate", "report", "audit", "plan", "parity", "serve"]
 
 
 class RunStage(Section):
     """`stage=...`: one job, as the steps it takes in order."""
 
-    name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report", "parity"]
+    name: Literal["pipeline", "pretrain", "sft", "grpo", "evaluate", "report", "parity", "serve"]
     steps: Annotated[list[Step], Field(min_length=1)]
 
 
@@ -256,22 +256,38 @@ class Parity(Section):
     limit: Above0 | None
 
 
-class VllmRollout(Rollout):
-    """vLLM in the training processes, one engine each."""
+class AnyVllmRollout(Rollout):
+    """vLLM, wherever it runs."""
 
-    name: Literal["vllm"]
     max_num_seqs: Count
     max_model_len: Count
     max_images: Count
     memory: Annotated[float, Field(gt=0, lt=1)]
     kv_cache_gib: Above0 | None
     eager: bool
-    sleep: bool
     patience: Above0
     parity: Parity
 
 
-RolloutEngine = Annotated[HfRollout | VllmRollout, Field(discriminator="name")]
+class VllmRollout(AnyVllmRollout):
+    """vLLM in the training processes, one engine each."""
+
+    name: Literal["vllm"]
+    sleep: bool
+
+
+class VllmServerRollout(AnyVllmRollout):
+    """vLLM servers on GPUs or hosts of their own, started with `stage=serve`."""
+
+    name: Literal["vllm_server"]
+    servers: Annotated[
+        list[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]], Field(min_length=1)
+    ]
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+RolloutEngine = Annotated[HfRollout | VllmRollout | VllmServerRollout, Field(discriminator="name")]
 
 
 class Processes(Section):
@@ -502,8 +518,19 @@ def _tuning_rules(config: Config, steps: list[Step]) -> Iterator[str]:
 
 def _vllm_rules(config: Config, steps: list[Step]) -> Iterator[str]:
     rollout = config.rollout
+    if "serve" in steps and not isinstance(rollout, VllmServerRollout):
+        yield (
+            f"stage=serve starts a vLLM server, and rollout={rollout.name} has none. Use "
+            "stage=serve rollout=vllm_server."
+        )
     if isinstance(rollout, HfRollout):
         return
+    if "grpo" in steps and config.grpo.group_size > rollout.max_num_seqs:
+        yield (
+            f"grpo.group_size={config.grpo.group_size} with rollout.max_num_seqs="
+            f"{rollout.max_num_seqs}: a group is sampled as one request. Use "
+            f"rollout.max_num_seqs={config.grpo.group_size} or more."
+        )
     pictures = 1 + max(config.evaluate.shots) if "evaluate" in steps else 1
     if pictures > rollout.max_images:
         yield (

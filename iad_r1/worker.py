@@ -30,6 +30,7 @@ STAGES = {
     "audit": "iad_r1.stages.audit",
     "parity": "iad_r1.stages.parity",
     "plan": "iad_r1.stages.plan",
+    "serve": "iad_r1.stages.serve",
 }
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 _told: list[int] = []  # the signals that came; a run that is being stopped need not be told again

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.config import Config, VllmRollout
+from iad_r1.config import Config, VllmRollout, VllmServerRollout
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Engine
+from iad_r1.rollouts.vllm_server import VllmServerEngine, served
 
 
 def open_engine(config: Config, backbone: Backbone, batch_size: int) -> Engine:
@@ -15,4 +16,6 @@ def open_engine(config: Config, backbone: Backbone, batch_size: int) -> Engine:
         from iad_r1.rollouts.vllm_engine import kept  # vllm is imported only where it is used
 
         return kept(backbone, config.rollout)
+    if isinstance(config.rollout, VllmServerRollout):
+        return VllmServerEngine(backbone, config.rollout, served(config))
     return HfEngine(backbone, batch_size)

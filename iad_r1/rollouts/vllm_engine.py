@@ -31,7 +31,7 @@ import torch
 from torch import distributed as dist
 
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.config import VllmRollout
+from iad_r1.config import AnyVllmRollout, VllmRollout
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
 from iad_r1.packing import unwrap
 from iad_r1.rollouts.sampling import Sampling, Seed
@@ -61,6 +61,8 @@ class VllmEngine:
         gather: makes the parameters of one module whole on every rank; None: they are, or they
             are ZeRO-3's.
     """
+
+    shared = False  # with other ranks
 
     def __init__(
         self, backbone: Backbone, settings: VllmRollout, gather: Gather | None = None
@@ -226,16 +228,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            n=sampling.group_size,
-            temperature=sampling.temperature,
-            seed=seed_number(seed) if sampling.temperature > 0 else None,
-            max_tokens=sampling.max_tokens,
-            stop_token_ids=list(self.backbone.ends),
-            logit_bias=dict.fromkeys(self.backbone.placeholders, NEVER),
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            logprobs=0,  # of the sampled token alone
-            detokenize=False,
+            **sampling_options(self.backbone, sampling, seed),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -250,16 +243,11 @@ class VllmEngine:
 
     def _completion(self, prompt: Prompt, sample: Any) -> Completion:
         tokens = tuple(sample.token_ids)
-        if sample.finish_reason not in ("stop", "length"):
-            raise TrainingError(
-                f"{prompt.name or 'a prompt'}: the rollout engine gave up after {len(tokens)} "
-                f"tokens ({sample.finish_reason}: {sample.stop_reason})."
-            )
-        logprobs = tuple(
+        logprobs = (
             step[token].logprob for step, token in zip(sample.logprobs, tokens, strict=True)
         )
-        stop = StopReason.STOP if sample.finish_reason == "stop" else StopReason.LENGTH
-        return Completion(self.backbone.decode(tokens), tokens, logprobs, stop)
+        reasons = sample.finish_reason, sample.stop_reason
+        return as_completion(self.backbone, prompt, tokens, tuple(logprobs), *reasons)
 
     # --- memory --------------------------------------------------------------------------------
 
@@ -318,33 +306,35 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     from vllm import LLM
 
     several: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
-    dtype: Any = str(unwrap(backbone.model).dtype).removeprefix("torch.")
-    kv_gib = settings.kv_cache_gib
-    on_gpu = backbone.model.device.type == "cuda"
     return LLM(
         model=str(folder),
-        load_format="dummy",
-        dtype=dtype,
-        worker_extension_cls="iad_r1.rollouts.vllm_worker.WeightIntake",
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        gpu_memory_utilization=settings.memory,
-        kv_cache_memory_bytes=None if kv_gib is None else int(kv_gib * 2**30),
-        enforce_eager=settings.eager,
-        enable_prefix_caching=True,
-        enable_sleep_mode=settings.sleep and on_gpu,
-        # A prompt that is computed in pieces turns its seed back after each but the last, which
-        # generators on a CPU cannot do ("CPU Generator does not use offset").
-        enable_chunked_prefill=on_gpu,
-        limit_mm_per_prompt={"image": settings.max_images, "video": 0},
-        # The pictures' tensors as the trainer has them, so that the gate can compare them. With
-        # the other path, `load_format=dummy` would also leave random means and scales behind.
-        mm_device_do_normalize=False,
-        # of the distribution that was sampled from, which is another one at T != 1
-        logprobs_mode="processed_logprobs",
-        disable_log_stats=True,
+        enable_sleep_mode=settings.sleep and backbone.model.device.type == "cuda",
+        **engine_options(settings, unwrap(backbone.model).dtype),
         **(several if dist.is_torchelastic_launched() else {}),
     )
+
+
+def engine_options(settings: AnyVllmRollout, dtype: torch.dtype) -> dict[str, Any]:
+    """How vLLM is started wherever it runs, under the names of its engine's arguments."""
+    kv_gib = settings.kv_cache_gib
+    return {
+        "load_format": "dummy",
+        "dtype": str(dtype).removeprefix("torch."),
+        "worker_extension_cls": "iad_r1.rollouts.vllm_worker.WeightIntake",
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.memory,
+        "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
+        "enforce_eager": settings.eager,
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": settings.max_images, "video": 0},
+        # The pictures' tensors as the trainer has them, so that the gate can compare them. With
+        # the other path, `load_format=dummy` would also leave random means and scales behind.
+        "mm_device_do_normalize": False,
+        # of the distribution that was sampled from, which is another one at T != 1
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+    }
 
 
 def require_vllm() -> None:
@@ -435,6 +425,40 @@ def check_intake(unknown: Sequence[str], missing: Sequence[str]) -> None:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def sampling_options(backbone: Backbone, sampling: Sampling, seed: Seed) -> dict[str, Any]:
+    """Sampling settings under vLLM's names."""
+    return {
+        "n": sampling.group_size,
+        "temperature": sampling.temperature,
+        "seed": seed_number(seed) if sampling.temperature > 0 else None,
+        "max_tokens": sampling.max_tokens,
+        "stop_token_ids": list(backbone.ends),
+        "logit_bias": dict.fromkeys(backbone.placeholders, NEVER),
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "logprobs": 0,  # of the sampled token alone
+        "detokenize": False,
+    }
+
+
+def as_completion(
+    backbone: Backbone,
+    prompt: Prompt,
+    tokens: tuple[int, ...],
+    logprobs: tuple[float, ...],
+    finished: str,
+    reason: object,
+) -> Completion:
+    """One sampled answer. TrainingError if the engine gave it up."""
+    if finished not in ("stop", "length"):
+        raise TrainingError(
+            f"{prompt.name or 'a prompt'}: the rollout engine gave up after {len(tokens)} "
+            f"tokens ({finished}: {reason})."
+        )
+    stop = StopReason.STOP if finished == "stop" else StopReason.LENGTH
+    return Completion(backbone.decode(tokens), tokens, logprobs, stop)
 
 
 def check_length(prompt: Prompt, max_tokens: int, max_model_len: int) -> None:

@@ -9,8 +9,10 @@ training code; it needs vllm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import base64
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -25,7 +27,10 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
+
+from iad_r1.rollouts import weight_stream
 
 
 @dataclass
@@ -50,6 +55,7 @@ class WeightIntake:
 
     model_runner: Any
     vllm_config: Any
+    iad_held: dict[str, Any] | None = None  # the last `Intake` from a trainer, with its version
 
     def iad_load(self, weights: Iterable[tuple[str, Tensor]]) -> Intake:
         """Replace all weights by those of `weights`, named as on the hub."""
@@ -75,6 +81,60 @@ class WeightIntake:
             for name, parameter in model.named_parameters()
             if parameter.numel()
         }
+
+    # --- of a server: what is asked over HTTP, so arguments and answers are plain values ---------
+
+    def iad_receive(
+        self, host: str, port: int, token: str, version: str, timeout: float
+    ) -> dict[str, Any]:
+        """`iad_load` from the trainer that listens at `host:port` (see `weight_stream`); the
+        `Intake` as a dictionary. Weights of this version that are there already stay.
+
+        Args:
+            timeout: seconds without a byte until the trainer counts as gone.
+        """
+        held = self.iad_held
+        if held is None or held["version"] != version:
+            self.iad_held = None  # until all of them are there
+            intake = self.iad_load(weight_stream.receive(host, port, token, timeout))
+            self.iad_held = held = {"version": version, **asdict(intake)}
+        return held
+
+    def iad_watch_pictures(self) -> None:
+        """From now on keep what is handed to the vision tower, until `iad_seen_pictures`."""
+        self.iad_seen: list[Mapping[str, Any]] = []
+        for module in runner_modules():
+            module.group_and_batch_mm_kwargs = self._watched_batches
+
+    def _watched_batches(self, items: Any, **how: Any) -> Iterator[Any]:
+        self.iad_seen += [item.get_data() for _, item in items]
+        return group_and_batch_mm_kwargs(items, **how)
+
+    def iad_seen_pictures(self) -> list[dict[str, Any]]:
+        """The tensors of each picture since `iad_watch_pictures`, which this ends: by name, as
+        dtype, shape and base64 of their bytes."""
+        for module in runner_modules():
+            module.group_and_batch_mm_kwargs = group_and_batch_mm_kwargs
+        return [
+            {key: as_text(torch.as_tensor(value)) for key, value in picture.items()}
+            for picture in self.iad_seen
+        ]
+
+
+def runner_modules() -> list[Any]:
+    """The modules from which vLLM calls vision towers, of those that this process runs."""
+    names = ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.mm.encoder_runner")
+    return [sys.modules[name] for name in names if name in sys.modules]
+
+
+def as_text(tensor: Tensor) -> dict[str, Any]:
+    """A tensor as values that JSON can hold."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "data": base64.b64encode(flat.view(torch.uint8).numpy().tobytes()).decode(),
+    }
 
 
 def repack_tied_head(model: nn.Module) -> None:

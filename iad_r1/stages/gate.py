@@ -6,6 +6,7 @@ from iad_r1.config import HfRollout
 from iad_r1.rollouts.parity import Gate
 from iad_r1.rollouts.sampling import Engine
 from iad_r1.rollouts.vllm_engine import VllmEngine
+from iad_r1.rollouts.vllm_server import VllmServerEngine
 from iad_r1.stages.context import Context
 from iad_r1.stages.prompting import Prompter
 
@@ -14,7 +15,9 @@ def open_gate(context: Context, engine: Engine, prompter: Prompter) -> Gate | No
     """The gate of a run, its probes the first pictures of SC-GRPO; None where sampler and trainer
     share their weights."""
     config = context.config
-    if isinstance(config.rollout, HfRollout) or not isinstance(engine, VllmEngine):
+    if isinstance(config.rollout, HfRollout):
+        return None
+    if not isinstance(engine, (VllmEngine, VllmServerEngine)):
         return None
     settings = config.rollout.parity
     return Gate(

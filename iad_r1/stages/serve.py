@@ -1,0 +1,107 @@
+"""`stage=serve`: a vLLM server for the runs of `rollout=vllm_server`, until it is stopped.
+
+The server knows the model's configuration and processor and no weights: a run sends those before it
+asks anything. This process writes the model's description and then becomes vLLM's own server, so
+signals reach it as they would reach `vllm serve`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iad_r1 import data
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.config import Config, VllmServerRollout
+from iad_r1.errors import ConfigError
+from iad_r1.grid import as_grid
+from iad_r1.packing import unwrap
+from iad_r1.rollouts.vllm_engine import describe, engine_options, require_vllm
+from iad_r1.rollouts.vllm_server import served
+from iad_r1.run_folder import RunFolder, find_start
+from iad_r1.stages import pipeline
+from iad_r1.types import Dataset
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": "1",  # has the server take weights, and forget what it kept
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of two servers would share a core
+}
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Describe the model and become its server; does not return."""
+    require_vllm()
+    settings = config.rollout
+    if not isinstance(settings, VllmServerRollout):
+        raise ConfigError("stage=serve needs rollout=vllm_server.")
+    model, name = folder.path / "model", served(config).name
+    backbone = open_backbone(config, folder)
+    describe(backbone, model)
+    typed = command(model, settings, unwrap(backbone.model).dtype, name)
+    print(f"{name}\n\n  {shlex.join(typed)}\n", flush=True)
+    if settings.host not in LOOPBACK:
+        print(
+            f"WARNING: rollout.host={settings.host}: whoever reaches port {settings.port} can read "
+            "and replace the model and run code on this machine. Keep it inside a trusted network.",
+            flush=True,
+        )
+    folder.update_manifest(status="serving")
+    os.execve(typed[0], typed, {**os.environ, **environment(settings, os.environ)})
+
+
+def open_backbone(config: Config, folder: RunFolder) -> Backbone:
+    """The model that a run with the same settings would begin with. Its pictures are needed only
+    where the tokenizer is built from them."""
+    start = find_start(config.init) if config.init is not None else None
+    dataset = Dataset("none", "", (), (), {}, {})
+    if config.backbone.source == "built" and start is None:
+        dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    return pipeline.open_backbone(config, folder, dataset, start)
+
+
+def command(model: Path, settings: VllmServerRollout, dtype: torch.dtype, name: str) -> list[str]:
+    """vLLM's own server on a description of a model, as it is typed."""
+    options = {
+        **engine_options(settings, dtype),
+        "served_model_name": name,
+        "host": settings.host,
+        "port": settings.port,
+        "enable_scale_out": True,  # tokens in, tokens out
+        "disable_uvicorn_access_log": True,
+    }
+    # `vllm serve` looks for a package of the name vllm, and for a CPU it is called vllm-cpu
+    server = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    return [
+        *server,
+        "--model",
+        str(model),
+        *(text for item in options.items() for text in flags(*item)),
+    ]
+
+
+def flags(name: str, value: Any) -> list[str]:
+    """An option of vLLM as its command line has it; none for what is None."""
+    spelled = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{spelled}" if value else f"--no-{spelled}"]
+    if value is None:
+        return []
+    return [f"--{spelled}", json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def environment(settings: VllmServerRollout, given: Mapping[str, str]) -> dict[str, str]:
+    """Variables that vLLM reads, as `given` where the user set them."""
+    wanted = dict(ENVIRONMENT)
+    if settings.eager:  # vLLM compiles helpers of its sampler even then: a minute on a CPU
+        wanted["TORCHDYNAMO_DISABLE"] = "1"
+    return {name: given.get(name, value) for name, value in wanted.items()}
