@@ -29,6 +29,10 @@ def lines(config: Config, output: str) -> Iterator[str]:
         yield f"memory of {config.backbone.name}, {config.stage.gpus} GPUs"
         yield _row("output", output)
         return
+    if config.rollout.name == "vllm_server" and config.stage.name == "serve":
+        yield f"a vLLM server for {config.backbone.name}, without weights: a run sends them"
+        yield _row("address", f"http://{config.rollout.host}:{config.rollout.port}")
+        return
     yield f"{config.stage.name} on {config.backbone.name}, data {config.data.name}"
     yield _row("steps", " -> ".join(steps))
     yield _row("weights", _weights(config))
@@ -114,7 +118,8 @@ def check_inputs(config: Config) -> Start | None:
         if config.init is not None:
             RunFolder.open(config.init)
         return None
-    _check_data(config)
+    if config.stage.name != "serve" or config.backbone.source == "built":
+        _check_data(config)
     if config.init is None:
         return None
     start = find_start(config.init)

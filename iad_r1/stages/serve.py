@@ -76,6 +76,7 @@ def command(model: Path, settings: VllmServerRollout, dtype: torch.dtype, name: 
         "served_model_name": name,
         "host": settings.host,
         "port": settings.port,
+        "distributed_executor_backend": "uni",  # one GPU
         "enable_scale_out": True,  # tokens in, tokens out
         "disable_uvicorn_access_log": True,
     }
