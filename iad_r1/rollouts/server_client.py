@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from iad_r1.errors import TrainingError
 
 T = TypeVar("T")
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0  # seconds between two tries
 
 
 class Gone(Exception):

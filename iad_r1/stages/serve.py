@@ -32,6 +32,7 @@ from iad_r1.types import Dataset
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # has the server take weights, and forget what it kept
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on a CPU: one process for the engine, not two
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of two servers would share a core

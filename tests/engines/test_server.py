@@ -96,7 +96,7 @@ def gate(engine: VllmServerEngine, backbone: Backbone, tmp_path: Path) -> Iterat
     assert found.check("after", 1).gap < LIMIT
 
 
-# --- what they say ---------------------------------------------------------------------------------
+# --- what they say -------------------------------------------------------------------------------
 
 
 def test_servers_say_of_their_tokens_what_the_trainer_says(engine, backbone, asked):
@@ -158,7 +158,7 @@ def test_a_prompt_that_does_not_fit_is_refused_by_name(engine, backbone):
         engine.generate([long], Sampling(1, 8, 1.0), [(0,)])
 
 
-# --- the gate --------------------------------------------------------------------------------------
+# --- the gate ------------------------------------------------------------------------------------
 
 
 def test_the_gate_is_green_and_compares_every_weight_of_both_servers(gate, engine):
@@ -214,7 +214,7 @@ def test_a_weight_that_is_not_sent_is_named(gate, engine, monkeypatch):
     monkeypatch.undo()
 
 
-# --- what goes wrong -------------------------------------------------------------------------------
+# --- what goes wrong -----------------------------------------------------------------------------
 
 
 def test_a_server_with_another_model_is_refused_by_name(backbone, running):
@@ -281,7 +281,7 @@ def test_a_server_that_stays_away_ends_the_run_by_its_name(backbone, running, as
         lonely.sync()
 
 
-# --- whole runs, and the end -----------------------------------------------------------------------
+# --- whole runs, and the end ---------------------------------------------------------------------
 
 
 def test_a_run_of_grpo_and_evaluation_through_servers(running, tmp_path):
