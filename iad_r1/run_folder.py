@@ -217,6 +217,7 @@ FREE_ON_RESUME = (
     "engine.threads",
     "engine.hosts",
     "engine.ranks",
+    "rollout.servers",
 )
 
 

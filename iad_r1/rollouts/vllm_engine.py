@@ -306,15 +306,16 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     from vllm import LLM
 
     several: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
+    on_gpu = backbone.model.device.type == "cuda"
     return LLM(
         model=str(folder),
-        enable_sleep_mode=settings.sleep and backbone.model.device.type == "cuda",
-        **engine_options(settings, unwrap(backbone.model).dtype),
+        enable_sleep_mode=settings.sleep and on_gpu,
+        **engine_options(settings, unwrap(backbone.model).dtype, on_gpu),
         **(several if dist.is_torchelastic_launched() else {}),
     )
 
 
-def engine_options(settings: AnyVllmRollout, dtype: torch.dtype) -> dict[str, Any]:
+def engine_options(settings: AnyVllmRollout, dtype: torch.dtype, on_gpu: bool) -> dict[str, Any]:
     """How vLLM is started wherever it runs, under the names of its engine's arguments."""
     kv_gib = settings.kv_cache_gib
     return {
@@ -327,6 +328,9 @@ def engine_options(settings: AnyVllmRollout, dtype: torch.dtype) -> dict[str, An
         "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
         "enforce_eager": settings.eager,
         "enable_prefix_caching": True,
+        # A prompt that is computed in pieces turns its seed back after each but the last, which
+        # generators on a CPU cannot do ("CPU Generator does not use offset").
+        "enable_chunked_prefill": on_gpu,
         "limit_mm_per_prompt": {"image": settings.max_images, "video": 0},
         # The pictures' tensors as the trainer has them, so that the gate can compare them. With
         # the other path, `load_format=dummy` would also leave random means and scales behind.

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -42,6 +42,7 @@ from iad_r1.rollouts.vllm_weights import Gather, hub_weights
 from iad_r1.rollouts.weight_push import push, reset, rpc
 from iad_r1.types import Completion
 
+T = TypeVar("T")
 ATTEMPTS = 3  # to give weights to a server that goes away meanwhile
 MOST_THREADS = 256  # requests that one rank has under way at one server
 
@@ -157,13 +158,16 @@ class VllmServerEngine:
         return {
             _of(server.url, name): value
             for server in self.servers
-            for name, value in rpc(server, "iad_sums").items()
+            for name, value in self._steadily(server, lambda s=server: rpc(s, "iad_sums")).items()
         }
 
     def processed(self, prompt: Prompt) -> tuple[list[int], list[Mapping[str, Any]]]:
         """What vLLM makes of a prompt: its expanded token ids, and each picture's tensors as they
         are handed to the vision tower; the same on all servers, or MismatchError."""
-        found = [self._processed(server, prompt) for server in self.servers]
+        found = [
+            self._steadily(server, lambda s=server: self._processed(s, prompt))
+            for server in self.servers
+        ]
         for server, other in zip(self.servers[1:], found[1:], strict=True):
             if not _same(found[0], other):
                 raise MismatchError(
@@ -199,13 +203,10 @@ class VllmServerEngine:
 
     def _answer(self, server: Server, asked: Any, stop: threading.Event) -> Any:
         """A server's answer, drawn from the weights of this version."""
-
-        def attempt() -> Any:
-            self._restore(server)
-            return server.ask("/inference/v1/generate", asked)
-
         while True:
-            found = server.patiently(attempt, stop)
+            found = self._steadily(
+                server, lambda: server.ask("/inference/v1/generate", asked), stop
+            )
             if is_whole(found, self.version):
                 return found
             with self._restoring:
@@ -239,7 +240,19 @@ class VllmServerEngine:
 
     def _reset(self, path: str) -> None:
         for server in self.servers:
-            reset(server, path)
+            self._steadily(server, lambda s=server: reset(s, path))
+
+    def _steadily(
+        self, server: Server, call: Callable[[], T], stop: threading.Event | None = None
+    ) -> T:
+        """The answer of a server that has these weights; it is waited for, and given them anew if
+        it lost them."""
+
+        def attempt() -> T:
+            self._restore(server)
+            return call()
+
+        return server.patiently(attempt, stop)
 
     # --- weights -------------------------------------------------------------------------------
 
@@ -276,12 +289,23 @@ class VllmServerEngine:
             if self._held(server) == self.version:
                 return
             self._check(server)
+            self._check_not_shared(server)
             _say(f"{server.url} has lost its weights: it is given them again before it answers.")
             push([server], self._weights(_whole), self.version)
 
     def _held(self, server: Server) -> str:
         """The version of a server's weights."""
         return server.ask("/weight_info")["weight_version"]
+
+    def _check_not_shared(self, server: Server) -> None:
+        """MismatchError if another run has given the server its weights meanwhile."""
+        run, number, _ = self._held(server).partition("/")
+        if number and run != self.version.partition("/")[0]:
+            raise MismatchError(
+                f"{server.url} was given other weights by another run while this one used it. Each "
+                f"run needs servers of its own: {self.wanted.command} rollout.port=<another>, then "
+                "go on with the same command, rollout.servers=[...] and resume=auto."
+            )
 
     def _check(self, server: Server) -> None:
         """Errors unless a server is one that this run can use."""

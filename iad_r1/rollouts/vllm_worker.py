@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import wraps
@@ -55,6 +56,7 @@ class WeightIntake:
 
     model_runner: Any
     vllm_config: Any
+    iad_claimed: tuple[str, int, float] | None = None  # run, rank, until when
     iad_held: dict[str, Any] | None = None  # the last `Intake` from a trainer, with its version
 
     def iad_load(self, weights: Iterable[tuple[str, Tensor]]) -> Intake:
@@ -83,6 +85,19 @@ class WeightIntake:
         }
 
     # --- of a server: what is asked over HTTP, so arguments and answers are plain values ---------
+
+    def iad_claim(self, run: str, rank: int, seconds: float) -> dict[str, bool]:
+        """Whether a rank may change the weights: no other one of its run is at it, or that one has
+        been for longer than it wanted to."""
+        now, held = time.monotonic(), self.iad_claimed
+        granted = held is None or held[0] != run or held[1] == rank or now > held[2]
+        if granted:
+            self.iad_claimed = (run, rank, now + seconds)
+        return {"granted": granted}
+
+    def iad_release(self) -> None:
+        """The rank that changed the weights is done."""
+        self.iad_claimed = None
 
     def iad_receive(
         self, host: str, port: int, token: str, version: str, timeout: float

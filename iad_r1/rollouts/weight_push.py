@@ -1,8 +1,8 @@
 """Weights from the trainer to its rollout servers: all of them at once, one tensor at a time.
 
-A server is paused, takes the weights, forgets what it computed from the old ones, is told the
-version of the new ones, and goes on. Whatever fails on the way leaves it paused, or with the
-version `incomplete`, which no run accepts answers of.
+A server is claimed, so that two ranks do not do it at once, and paused; it takes the weights,
+forgets what it computed from the old ones, is told the version of the new ones, and goes on. What
+fails on the way leaves it paused with the version `incomplete`, which no run accepts answers of.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from iad_r1 import distributed
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.rollouts import weight_stream
 from iad_r1.rollouts.server_client import Gone, Server
@@ -28,8 +29,8 @@ def push(
 ) -> dict[str, dict[str, float]]:
     """Give weights to servers; for each server's url, the sum of what went into each parameter.
 
-    `weights` are read to the end. Gone if a server went away meanwhile; MismatchError,
-    TrainingError if one did not take them.
+    `weights` are read to the end; `version` is `<run>/<number>`. Gone if a server went away
+    meanwhile or another rank is at it; MismatchError, TrainingError if one did not take them.
     """
     deliveries: list[_Delivery] = []
     try:
@@ -62,6 +63,9 @@ class _Delivery:
 
     def __init__(self, server: Server, version: str) -> None:
         self.server, self.version = server, version
+        run, rank = version.partition("/")[0], distributed.rank()
+        if not rpc(server, "iad_claim", run, rank, server.patience)["granted"]:
+            raise Gone("another rank is giving it weights")
         self.token = secrets.token_hex(16)
         self._answer: dict[str, Any] | Exception | None = None
         server.ask("/pause?mode=abort&clear_cache=false", {})
@@ -118,6 +122,7 @@ class _Delivery:
             reset(self.server, path)
         self.server.ask("/update_weight_version", {"new_version": self.version})
         self.server.ask("/resume", {})
+        rpc(self.server, "iad_release")
         return self._answer["sums"]
 
     def close(self) -> None:
@@ -137,5 +142,5 @@ def reset(server: Server, path: str) -> None:
     if answer is not None and not answer["success"]:
         raise TrainingError(
             f"the rollout server {server.url} would not forget the prompts of the old weights: "
-            "some requests still run. Is it asked by another run, too? Give each its own server."
+            "some requests still run. Only this run may ask it."
         )

@@ -48,7 +48,8 @@ def run(config: Config, folder: RunFolder) -> None:
     model, name = folder.path / "model", served(config).name
     backbone = open_backbone(config, folder)
     describe(backbone, model)
-    typed = command(model, settings, unwrap(backbone.model).dtype, name)
+    on_gpu = backbone.model.device.type == "cuda"
+    typed = command(model, settings, unwrap(backbone.model).dtype, on_gpu, name)
     print(f"{name}\n\n  {shlex.join(typed)}\n", flush=True)
     if settings.host not in LOOPBACK:
         print(
@@ -70,10 +71,12 @@ def open_backbone(config: Config, folder: RunFolder) -> Backbone:
     return pipeline.open_backbone(config, folder, dataset, start)
 
 
-def command(model: Path, settings: VllmServerRollout, dtype: torch.dtype, name: str) -> list[str]:
+def command(
+    model: Path, settings: VllmServerRollout, dtype: torch.dtype, on_gpu: bool, name: str
+) -> list[str]:
     """vLLM's own server on a description of a model, as it is typed."""
     options = {
-        **engine_options(settings, dtype),
+        **engine_options(settings, dtype, on_gpu),
         "served_model_name": name,
         "host": settings.host,
         "port": settings.port,

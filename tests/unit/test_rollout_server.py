@@ -304,7 +304,7 @@ SERVER = ["stage=serve", "rollout=vllm_server", "backbone=qwen25vl_3b"]
 def typed(*overrides: str) -> list[str]:
     config = compose.compose([*SERVER, *overrides])
     assert config.rollout.name == "vllm_server"
-    return serve.command(Path("/model"), config.rollout, torch.bfloat16, "a model")
+    return serve.command(Path("/model"), config.rollout, torch.bfloat16, True, "a model")
 
 
 def option(command: list[str], name: str) -> str:
