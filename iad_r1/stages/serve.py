@@ -54,7 +54,8 @@ def run(config: Config, folder: RunFolder) -> None:
     if settings.host not in LOOPBACK:
         print(
             f"WARNING: rollout.host={settings.host}: whoever reaches port {settings.port} can read "
-            "and replace the model and run code on this machine. Keep it inside a trusted network.",
+            "and replace the model and call what they like inside vLLM. Open it to a trusted "
+            "network alone.",
             flush=True,
         )
     folder.update_manifest(status="serving")
