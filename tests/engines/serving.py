@@ -24,7 +24,7 @@ ROLLOUT = [
     "rollout.max_model_len=512",
     "rollout.max_num_seqs=16",
     "rollout.eager=true",
-    "rollout.patience=120",
+    "rollout.patience=280",
 ]
 
 
@@ -56,7 +56,7 @@ class Running:
 
     def wait(self) -> None:
         """Until it answers."""
-        client = Server(self.url, 200, "run.py stage=serve")
+        client = Server(self.url, 280, "run.py stage=serve")
 
         def healthy() -> None:
             assert self.process.poll() is None, self.output()

@@ -31,7 +31,7 @@ from iad_r1.rollouts.server_client import Server
 from iad_r1.rollouts.vllm_server import Served, VllmServerEngine, served
 from iad_r1.types import Conversation
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # servers start slowly on a busy CPU
 LIMIT = 1e-4  # nats, float32
 GROUP = Sampling(4, 12, 1.0)
 
