@@ -93,7 +93,8 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
         print(f"Start it with this command on each of the {config.engine.hosts} hosts:\n")
         print(f"  {shlex.join(command(config, folder))}\n", flush=True)
         return folder, 0
-    return folder, carry_out(command(config, folder), offline)
+    saves = config.stage.name != "serve"
+    return folder, carry_out(command(config, folder), offline, saves)
 
 
 def command(config: Config, folder: RunFolder) -> list[str]:
@@ -139,11 +140,12 @@ def _print_plan(config: Config, outputs: Path) -> None:
     print("\n".join(plan.lines(config, str(outputs / config.name))), flush=True)
 
 
-def carry_out(command: list[str], offline: bool) -> int:
+def carry_out(command: list[str], offline: bool, saves: bool) -> int:
     """Start what works on a run, wait for it, and return its exit code.
 
-    Ctrl-C and SIGTERM are passed on; after Ctrl-C the worker has GRACE seconds to end, a second
-    signal ends it at once, and this process exits too (a sweep does not go on to its next run).
+    Ctrl-C and SIGTERM are passed on; after Ctrl-C, and if nothing is saved also after SIGTERM, the
+    worker has GRACE seconds to end; a second signal ends it at once, and this process exits too
+    (a sweep does not go on to its next run).
     """
     signals: list[int] = []
 
@@ -153,7 +155,7 @@ def carry_out(command: list[str], offline: bool) -> int:
             process.kill()
             return
         process.send_signal(number)
-        if number == signal.SIGINT:  # after SIGTERM it saves, which may take minutes
+        if number == signal.SIGINT or not saves:  # saving may take minutes
             last_resort.start()
 
     with ranks.signals_held_back():
