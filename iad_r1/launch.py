@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -169,6 +170,9 @@ def carry_out(command: list[str], offline: bool, saves: bool) -> int:
         last_resort.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if not saves:
+        with suppress(ProcessLookupError):  # vLLM's engine outlives a server that was killed
+            os.killpg(process.pid, signal.SIGKILL)
     if signals:  # a run that was asked to end and saved itself is no failure
         raise SystemExit(0 if code == 0 else 128 + signals[0])
     return 128 - code if code < 0 else code

@@ -76,11 +76,15 @@ class Running:
         return []
 
     def kill(self) -> None:
-        """SIGKILL to all of it, as when a machine fails."""
-        for process in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait(30)
+        """SIGKILL to vLLM's server, as when memory runs out; `run.py` ends the rest."""
+        family = self.family()
+        for process in family[1:2]:
+            process.kill()
+        _, alive = psutil.wait_procs(family, timeout=60)
+        for process in alive:
+            process.kill()
+        assert not alive, [process.cmdline() for process in alive]
+        self.process.wait()
 
     def interrupt(self) -> int:
         """Ctrl-C; the exit code."""
