@@ -321,7 +321,7 @@ def test_two_ranks_share_servers_of_which_one_loses_its_weights_again_and_again(
     client = Server(running[0].url, 60, "run.py stage=serve")
     while process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
+            process.wait(0.3)
         client.ask("/update_weight_version", {"new_version": "default"})
     output = tmp_path / "output.txt"
     assert process.returncode == 0, output.read_text()

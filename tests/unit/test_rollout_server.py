@@ -298,7 +298,7 @@ def test_pictures_lose_nothing_on_the_way():
 
 # --- starting one --------------------------------------------------------------------------------
 
-SERVER = ["stage=serve", "rollout=vllm_server", "backbone=qwen25vl_3b"]
+SERVER = ["stage=serve", "backbone=qwen25vl_3b"]
 
 
 def typed(*overrides: str) -> list[str]:
@@ -355,7 +355,7 @@ def test_runs_that_need_other_servers_ask_for_another_name(other):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["stage=serve"], "stage=serve rollout=vllm_server"),
+        (["stage=serve", "rollout=vllm"], "stage=serve rollout=vllm_server"),
         (["rollout=vllm_server", "rollout.servers=[gpu2:8000]"], r"rollout\.servers\.0="),
         (["rollout=vllm_server", "rollout.servers=[]"], r"rollout\.servers="),
         (
