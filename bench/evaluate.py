@@ -12,7 +12,9 @@ bench/rollout.py, where one CPU thread computes all the time, most of it picture
 saves; `ratio` is its. `twin`: the tiny Qwen2.5-VL with small pictures, whose steps cost about the
 same whatever their batch.
 
-Ratios compare processor time, `wall_ratio` is beside. Starting the engine is not counted, but told.
+Ratios compare processor time, `wall_ratio` is beside. `prompts_alone` reads all pictures and
+prompts for one token each, which both patterns do alike; `decoding_ratio` compares what is left.
+Starting the engine is not counted, but told.
 """
 
 from __future__ import annotations
@@ -77,14 +79,25 @@ def compare(backbone: Backbone, prompts: Sequence[Prompt]) -> dict[str, Any]:
     for name, pattern in {"streamed": streamed, "in_fours": in_fours}.items():
         engine.forget()
         found[name] = measure(lambda pattern=pattern: pattern(engine, prompts))
+    engine.wanted = np.ones_like(wanted)
+    engine.forget()
+    found["prompts_alone"] = measure(lambda: streamed(engine, prompts))
     engine.stop()
+    decoding = {
+        n: c["cpu_seconds"] - found["prompts_alone"]["cpu_seconds"] for n, c in found.items()
+    }
     workload = {
         "pictures": pictures,
         "mean_tokens": round(float(wanted.mean()), 1),
         "longest": int(wanted.max()),
         "engine_started_in_seconds": round(started, 1),
     }
-    return {**ratios(found["in_fours"], found["streamed"]), **found, "workload": workload}
+    return {
+        **ratios(found["in_fours"], found["streamed"]),
+        "decoding_ratio": round(decoding["in_fours"] / decoding["streamed"], 2),
+        **found,
+        "workload": workload,
+    }
 
 
 def main() -> None:
