@@ -1,5 +1,8 @@
 """What a run leaves is served by a plain vLLM: the folder's name and nothing of ours is given."""
 
+# vllm is installed only where rollouts go through it
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import base64
