@@ -255,8 +255,7 @@ def measure(model: Any, work: Work) -> int:
     prompts = [example(model) for _ in range(work.groups)]
     rows = [[[30 + i % 100 for i in range(work.length)]] * work.completions] * work.groups
     packing = "group" if work.packed else "off"
-    forward = lambda: completion_logprobs(model, prompts, rows, packing=packing)  # noqa: E731
-    return Kept(model).count(forward)
+    return Kept(model).count(lambda: completion_logprobs(model, prompts, rows, packing=packing))
 
 
 def predict(model: Any, work: Work, setup: Setup) -> int:
