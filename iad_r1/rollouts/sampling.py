@@ -40,6 +40,13 @@ class Sampling:
             )
 
 
+def in_order(
+    found: Iterable[tuple[int, list[Completion]]],
+) -> list[list[Completion]]:
+    """What `Engine.stream` gave, in the order of the prompts."""
+    return [completions for _, completions in sorted(found, key=lambda pair: pair[0])]
+
+
 class Engine(Protocol):
     """What training, evaluation and prediction ask of a rollout engine."""
 

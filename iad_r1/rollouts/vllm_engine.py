@@ -34,7 +34,7 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.config import AnyVllmRollout, VllmRollout
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
 from iad_r1.packing import unwrap
-from iad_r1.rollouts.sampling import Sampling, Seed
+from iad_r1.rollouts.sampling import Sampling, Seed, in_order
 from iad_r1.rollouts.vllm_weights import Gather, hub_weights
 from iad_r1.types import Completion, StopReason
 
@@ -85,8 +85,7 @@ class VllmEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
         """G completions for each prompt, in the order of the prompts (see `Engine`)."""
-        found = dict(self.stream(zip(prompts, seeds, strict=True), sampling))
-        return [found[index] for index in range(len(prompts))]
+        return in_order(self.stream(zip(prompts, seeds, strict=True), sampling))
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling

@@ -28,7 +28,7 @@ from iad_r1 import distributed
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.config import Config, VllmServerRollout
 from iad_r1.errors import ConfigError, IadError, MismatchError, TrainingError
-from iad_r1.rollouts.sampling import Sampling, Seed
+from iad_r1.rollouts.sampling import Sampling, Seed, in_order
 from iad_r1.rollouts.server_client import Gone, Server, Stopped
 from iad_r1.rollouts.vllm_engine import (
     IN_FLIGHT,
@@ -98,8 +98,7 @@ class VllmServerEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
         """G completions for each prompt, in the order of the prompts (see `Engine`)."""
-        found = dict(self.stream(zip(prompts, seeds, strict=True), sampling))
-        return [found[index] for index in range(len(prompts))]
+        return in_order(self.stream(zip(prompts, seeds, strict=True), sampling))
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_cases import LONG, SETTINGS, move, picture, prompts
+from vllm_cases import LONG, gated, move, picture, prompts
 
 from iad_r1.errors import MismatchError, TrainingError
 from iad_r1.types import Conversation
@@ -25,27 +25,12 @@ def started(twin: Any, engines: Any) -> Any:
 @pytest.fixture
 def case(started: Any, tmp_path: Any) -> Iterator[Any]:
     """Twin, engine and gate in order; afterwards the gate has to be green again."""
-    from iad_r1.rollouts.parity import Gate
-
     backbone, engine = started
-    saved = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     engine.sync()
-    gate = Gate(
-        engine,
-        backbone,
-        prompts(backbone, LONG),
-        SETTINGS["parity"],
-        temperature=1.0,
-        packing="group",
-        path=tmp_path / "parity.csv",
-    )
-    gate.gap()  # prompts and pictures of these weights are cached now
     resets = engine.resets
-    yield backbone, engine, gate
-    engine.resets = resets
-    backbone.model.load_state_dict(saved)
-    engine.sync()
-    assert gate.check("after", 1).gap < 1e-4
+    with gated(engine, backbone, tmp_path / "parity.csv") as gate:
+        yield backbone, engine, gate
+        engine.resets = resets
 
 
 def test_without_a_fault_the_gate_is_green_and_keeps_its_history(case):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm_cases
 
 from iad_r1 import compose, data
 from iad_r1.backbones import tiny
@@ -33,15 +34,7 @@ SMALL = [
     "grpo.token_budget=60",  # one group in a forward
     "engine.device=cpu",
     "tracking=none",
-    "rollout=vllm",
-    "rollout.kv_cache_gib=0.125",
-    "rollout.max_model_len=512",
-    "rollout.max_num_seqs=16",
-    "rollout.eager=true",
-    "rollout.max_tokens=8",
-    "rollout.parity.every=2",
-    "rollout.parity.probes=2",
-    "rollout.parity.tokens=4",
+    *vllm_cases.SMALL,
 ]
 TUNINGS = {"full": [], "lora": ["tuning=lora", "tuning.rank=4", "tuning.dropout=0"]}
 CASES = [("zero3", "full"), ("zero3", "lora"), ("zero2", "full")]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from serving import MODEL, ROLLOUT, Running, run_py
-from vllm_cases import LONG, SETTINGS, gap, move, picture, prompts, seeds
+from vllm_cases import gap, gated, move, picture, prompts, seeds
 
 from iad_r1 import compose
 from iad_r1.backbones import twins
@@ -81,21 +81,8 @@ def asked(backbone: Backbone) -> list[Prompt]:
 @pytest.fixture
 def gate(engine: VllmServerEngine, backbone: Backbone, tmp_path: Path) -> Iterator[Gate]:
     """Green, and green again after the fault."""
-    saved = {name: value.clone() for name, value in backbone.model.state_dict().items()}
-    found = Gate(
-        engine,
-        backbone,
-        prompts(backbone, LONG),
-        SETTINGS["parity"],
-        temperature=1.0,
-        packing="group",
-        path=tmp_path / "parity.csv",
-    )
-    found.gap()  # prompts and pictures of these weights are cached now
-    yield found
-    backbone.model.load_state_dict(saved)
-    engine.sync()
-    assert found.check("after", 1).gap < LIMIT
+    with gated(engine, backbone, tmp_path / "parity.csv") as found:
+        yield found
 
 
 # --- what they say -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm_cases
 
 from iad_r1 import checkpoint, compose, data
 from iad_r1.backbones import tiny
@@ -27,15 +28,7 @@ from iad_r1.tracking import Tracker
 
 pytestmark = pytest.mark.vllm
 SETTINGS = [
-    "rollout=vllm",
-    "rollout.kv_cache_gib=0.125",
-    "rollout.max_model_len=512",
-    "rollout.max_num_seqs=16",
-    "rollout.eager=true",
-    "rollout.max_tokens=8",
-    "rollout.parity.every=2",
-    "rollout.parity.probes=2",
-    "rollout.parity.tokens=4",
+    *vllm_cases.SMALL,
     "data.sizes.sft=8",
     "data.sizes.rl=8",
     "data.sizes.validation=6",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import torch
 from PIL import Image
 
@@ -27,6 +32,17 @@ SETTINGS = {
     "patience": 120.0,
     "parity": Parity(every=1, probes=2, tokens=8, limit=None),
 }
+SMALL = [
+    "rollout=vllm",
+    "rollout.kv_cache_gib=0.125",
+    "rollout.max_model_len=512",
+    "rollout.max_num_seqs=16",
+    "rollout.eager=true",
+    "rollout.max_tokens=8",
+    "rollout.parity.every=2",
+    "rollout.parity.probes=2",
+    "rollout.parity.tokens=4",
+]  # the same for a run
 # As long as a block of vLLM's cache on a CPU (128 tokens), so that prompts are cached at all.
 LONG = " ".join(["Look at the picture, describe the surface, then decide."] * 12)
 
@@ -62,6 +78,29 @@ def move(backbone: Backbone, seed: int, by: float = 0.05) -> None:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(by * noise.to(parameter.dtype))
+
+
+@contextmanager
+def gated(engine: Any, backbone: Backbone, path: Path) -> Iterator[Any]:
+    """A gate whose prompts and pictures the engine has cached; afterwards, with the weights as they
+    were before, it has to be green again."""
+    from iad_r1.rollouts.parity import Gate
+
+    saved = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    found = Gate(
+        engine,
+        backbone,
+        prompts(backbone, LONG),
+        SETTINGS["parity"],
+        temperature=1.0,
+        packing="group",
+        path=path,
+    )
+    found.gap()
+    yield found
+    backbone.model.load_state_dict(saved)
+    engine.sync()
+    assert found.check("after", 1).gap < 1e-4
 
 
 def gap(
