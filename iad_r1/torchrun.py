@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import psutil
@@ -23,6 +24,7 @@ from iad_r1 import ranks
 from iad_r1.run_folder import RunFolder
 
 GRACE = 5  # seconds that the other ranks get when one has failed: nothing is left to save
+LOOK = 0.1  # seconds between two looks for signals to pass on, and for ranks to pass them to
 INTERRUPTED, FAILED = 130, 1
 
 
@@ -61,15 +63,15 @@ def pass_on(asked: list[int]) -> None:
     of its own, in a process that blocks both."""
     told: set[int] = set()
     while True:
-        found = signal.sigtimedwait(ranks.ENDING, 0.1)
-        if found is not None:
-            asked.append(found.si_signo)
+        if signal.sigpending() & ranks.ENDING:
+            asked.append(signal.sigwait(ranks.ENDING))
             told.clear()
         for child in psutil.Process().children() if asked else ():
             if child.pid not in told:
                 told.add(child.pid)
                 with suppress(psutil.NoSuchProcess):  # it ended by itself just now
                     child.send_signal(asked[-1])
+        time.sleep(LOOK)
 
 
 def failed(folder: RunFolder, failure: ProcessFailure) -> int:

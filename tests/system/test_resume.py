@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iad_r1 import checkpoint, compose, launch, worker
+from iad_r1 import checkpoint, compose, launch
 from iad_r1.run_folder import RunFolder
 
 SHORT = [
@@ -45,11 +44,7 @@ SHORT = [
     "tracking=none",
 ]
 TIMED = ("seconds", "tokens_per_second", "peak_memory")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1500),
-    pytest.mark.skipif(sys.platform != "linux", reason="forks a process with torch in it"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def begin(outputs: Path, name: str, *overrides: str) -> RunFolder:
@@ -58,26 +53,20 @@ def begin(outputs: Path, name: str, *overrides: str) -> RunFolder:
     return launch.open_folder(config, outputs)[0]
 
 
-def work(folder: RunFolder) -> int:
-    """A process that does the work of the run, as `python -m iad_r1.worker` would; a fork, which
-    spares the seconds of importing. Returns its number."""
-    child = os.fork()
-    if child == 0:
-        with (folder.path.parent / "log.txt").open("a") as log:
-            sys.stdout = sys.stderr = log  # pytest's own belong to the parent
-            torch.set_num_threads(1)
-            os._exit(worker.main([str(folder.path)]))
-    return child
-
-
-def ended(child: int) -> int | None:
-    """The exit code of a process that has ended, else None."""
-    number, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if number else None
+def work(folder: RunFolder) -> subprocess.Popen[bytes]:
+    """A process that does the work of the run, as run.py would start it."""
+    with (folder.path.parent / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "iad_r1.worker", str(folder.path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(launch.__file__).parent.parent,
+            stdout=log,
+            stderr=log,
+        )
 
 
 def finish(folder: RunFolder) -> None:
-    code = os.waitstatus_to_exitcode(os.waitpid(work(folder), 0)[1])
+    code = work(folder).wait()
     assert code == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
 
 
@@ -92,15 +81,15 @@ def kill_after(folder: RunFolder, stage: str, step: int, luck: random.Random) ->
     """SIGKILL a process that works on the run at a random instant of the two steps after `step`,
     or of what comes instead of them: a checkpoint, an evaluation."""
     child, before, until = work(folder), None, None
-    while (code := ended(child)) is None:
+    while (code := child.poll()) is None:
         now, last = time.monotonic(), last_step(folder, stage)
         if before is None and last >= step - 1:
             before = now
         if until is None and before is not None and last >= step:
             until = now + luck.uniform(0, 2) * (now - before)
         if until is not None and (now >= until or last >= step + 2):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            child.kill()
+            child.wait()
             return
         time.sleep(0.002)
     log = (folder.path.parent / "log.txt").read_text()

@@ -176,13 +176,14 @@ def _with(config: dict[str, Any], zero: dict[str, Any]) -> dict[str, Any]:
 def case(root: Path, name: str, overrides: list[str], stages: list[str], base: str) -> None:
     """Train the stages, from the weights in `base`, and write what came of them."""
     config = compose.compose([*overrides, f"name={name}"])
-    folder, log, witness = RunFolder(root / name), Log(), WITNESS
+    folder, witness = RunFolder(root / name), WITNESS
+    log: Any = Log()
     if distributed.is_main():
         folder.path.mkdir(exist_ok=True)
     distributed.barrier()
     dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     backbone = Backbone.load(root / base, getattr(torch, config.engine.precision))
-    context = Context(config, folder, log, dataset, backbone, "base")  # type: ignore[arg-type]
+    context = Context(config, folder, log, dataset, backbone, "base")
     before = {k: v.float().clone() for k, v in context.model.state_dict().items()}
     witness.passes, witness.engines = [], []
     checkpointing = config.tuning.gradient_checkpointing

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -366,12 +367,5 @@ def wait_for_running(tmp_path: Path, process: subprocess.Popen) -> Path:
 
 def workers(folder: Path) -> list[str]:
     """Command lines of live processes that mention `folder`."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = file.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it ended while we looked
-            continue
-        if str(folder) in text:
-            found.append(text)
-    return found
+    lines = (" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if str(folder) in line]
