@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_cases import LONG, gated, move, picture, prompts
+from vllm_cases import LONG, gated, leave_out, move, picture, prompts
 
 from iad_r1.errors import MismatchError, TrainingError
 from iad_r1.types import Conversation
@@ -136,14 +136,7 @@ def test_one_weight_not_sent(case, monkeypatch):
     from iad_r1.rollouts import vllm_engine
 
     _, engine, _ = case
-    weights = vllm_engine.hub_weights
-
-    def without(model: Any, gather: Any) -> Any:
-        return (
-            pair for pair in weights(model, gather) if "layers.1.self_attn.k_proj" not in pair[0]
-        )
-
-    monkeypatch.setattr(vllm_engine, "hub_weights", without)
+    leave_out(monkeypatch, vllm_engine, "layers.1.self_attn.k_proj")
     with pytest.raises(MismatchError, match=r"nothing was sent for vLLM's .*layers\.1.*qkv_proj"):
         engine.sync()
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from serving import MODEL, ROLLOUT, Running, run_py
-from vllm_cases import gap, gated, move, picture, prompts, seeds
+from vllm_cases import gap, gated, leave_out, move, picture, prompts, seeds
 
 from iad_r1 import compose
 from iad_r1.backbones import twins
@@ -181,14 +181,7 @@ def test_the_gate_finds_another_picture(gate):
 
 
 def test_a_weight_that_is_not_sent_is_named(gate, engine, monkeypatch):
-    weights = vllm_server.hub_weights
-
-    def without(model: Any, gather: Any) -> Any:
-        return (
-            pair for pair in weights(model, gather) if "layers.1.self_attn.k_proj" not in pair[0]
-        )
-
-    monkeypatch.setattr(vllm_server, "hub_weights", without)
+    leave_out(monkeypatch, vllm_server, "layers.1.self_attn.k_proj")
     with pytest.raises(MismatchError, match=r"nothing was sent for vLLM's .*layers\.1.*qkv_proj"):
         engine.sync()
     monkeypatch.undo()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -101,6 +102,16 @@ def gated(engine: Any, backbone: Backbone, path: Path) -> Iterator[Any]:
     backbone.model.load_state_dict(saved)
     engine.sync()
     assert found.check("after", 1).gap < 1e-4
+
+
+def leave_out(monkeypatch: pytest.MonkeyPatch, module: Any, part: str) -> None:
+    """Have an engine's module not send the weights whose names hold `part`."""
+    weights = module.hub_weights
+    monkeypatch.setattr(
+        module,
+        "hub_weights",
+        lambda model, gather: (pair for pair in weights(model, gather) if part not in pair[0]),
+    )
 
 
 def gap(
