@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from iad_r1 import compose, plan, ranks
+from iad_r1 import compose, plan, ranks, stopping
 from iad_r1.config import Config
 from iad_r1.errors import IadError
 from iad_r1.options import CONF
@@ -159,11 +159,11 @@ def carry_out(command: list[str], offline: bool, saves: bool) -> int:
         if number == signal.SIGINT or not saves:  # saving may take minutes
             last_resort.start()
 
-    with ranks.signals_held_back():
+    with stopping.signals_held_back():
         # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
         process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
         last_resort = threading.Timer(GRACE, process.kill)
-        before = {s: signal.signal(s, forward) for s in ranks.ENDING}
+        before = {s: signal.signal(s, forward) for s in stopping.ENDING}
     try:
         code = process.wait()
     finally:

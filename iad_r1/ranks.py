@@ -11,13 +11,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from iad_r1.errors import Terminated
 
-ENDING = {signal.SIGINT, signal.SIGTERM}
 PARENT = "IAD_R1_PARENT"  # the process to end with
 FAILED = ".failed"  # in the run folder, while its processes end: a rank has said why
 LAST_WORDS = 15.0  # seconds to wait for a word, or the end, from where a lost connection led
@@ -65,31 +62,6 @@ def is_lost_connection(error: BaseException) -> bool:
 def forget(folder: Path) -> None:
     """Before and after a run's processes: nobody has failed."""
     (folder / FAILED).unlink(missing_ok=True)
-
-
-def say_stopped(folder: Path) -> None:
-    """To the user who stopped a run."""
-    print(
-        f"\nstopped. What was written stays in {folder}; the same command with resume=auto goes "
-        "on from there.",
-        file=sys.stderr,
-    )
-
-
-@contextmanager
-def signals_held_back() -> Iterator[None]:
-    """A process that is started inside gets Ctrl-C and SIGTERM only from its `let_signals_in` on:
-    before that it imports, and would end with a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def let_signals_in() -> None:
-    """Take the signals that came since this process was started, and those to come."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def end_with_parent() -> None:

@@ -9,6 +9,7 @@ its ranks, when the process that started it is gone.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,10 +21,11 @@ import psutil
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from iad_r1 import ranks
+from iad_r1 import ranks, stopping
 from iad_r1.run_folder import RunFolder
 
 GRACE = 5  # seconds that the other ranks get when one has failed: nothing is left to save
+BEHIND = 2  # the same when one has stopped: all is saved by then
 LOOK = 0.1  # seconds between two looks for signals to pass on, and for ranks to pass them to
 INTERRUPTED, FAILED = 130, 1
 
@@ -31,7 +33,7 @@ INTERRUPTED, FAILED = 130, 1
 def main(arguments: list[str]) -> int:
     """Start the ranks, wait for them and return the run's exit code. The last argument is the run
     folder."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ranks.ENDING)  # ranks let them in when they can
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.ENDING)  # ranks let them in when they can
     ranks.end_with_parent()
     os.environ[ranks.PARENT] = str(os.getpid())  # the ranks end with this process
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would warn; each rank sets its own
@@ -47,31 +49,52 @@ def main(arguments: list[str]) -> int:
     try:
         torchrun.run(given)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if not asked:
-            return failed(folder, failure)
+        if not asked or status(folder) in ("failed", "refused"):
+            return failed(folder, cause(error))
     finally:
         ranks.forget(folder.path)
-    if folder.read_json("manifest.json").get("status") != "stopped":
+    if not asked or status(folder) == "finished":
         return 0
-    ranks.say_stopped(folder.path)
+    folder.update_manifest(status="stopped")  # rank 0 may have had to be ended
+    stopping.say_stopped(folder.path)
     return INTERRUPTED if asked[:1] == [signal.SIGINT] else 0
 
 
 def pass_on(asked: list[int]) -> None:
-    """Pass Ctrl-C and SIGTERM on to every rank, also to those that are started later; for a thread
-    of its own, in a process that blocks both."""
+    """Pass Ctrl-C and SIGTERM on to every rank, also to those that are started later, and end those
+    that wait in native code for a rank that has stopped; for a thread of its own, in a process that
+    blocks both signals."""
     told: set[int] = set()
+    last_resort = math.inf
     while True:
-        if signal.sigpending() & ranks.ENDING:
-            asked.append(signal.sigwait(ranks.ENDING))
+        if signal.sigpending() & stopping.ENDING:
+            asked.append(signal.sigwait(stopping.ENDING))
             told.clear()
-        for child in psutil.Process().children() if asked else ():
-            if child.pid not in told:
-                told.add(child.pid)
-                with suppress(psutil.NoSuchProcess):  # it ended by itself just now
+        living = {child.pid: child for child in psutil.Process().children()} if asked else {}
+        if told - living.keys():
+            last_resort = min(last_resort, time.monotonic() + BEHIND)
+        for pid, child in living.items():
+            with suppress(psutil.NoSuchProcess):  # it ended by itself just now
+                if time.monotonic() > last_resort:
+                    child.kill()
+                elif pid not in told:
+                    told.add(pid)
                     child.send_signal(asked[-1])
         time.sleep(LOOK)
+
+
+def status(folder: RunFolder) -> str | None:
+    """How the run ended, as far as rank 0 could say."""
+    return folder.read_json("manifest.json").get("status")
+
+
+def cause(error: ChildFailedError) -> ProcessFailure:
+    """The failure of the rank that failed first: one with an exit code of its own if there is one,
+    for torchrun ends the others by signals, and notes the time of all when they have ended."""
+    return min(
+        error.failures.values(),
+        key=lambda it: (it.exitcode < 0, it.exitcode == -signal.SIGTERM, it.timestamp),
+    )
 
 
 def failed(folder: RunFolder, failure: ProcessFailure) -> int:

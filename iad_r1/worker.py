@@ -12,9 +12,9 @@ import signal
 import sys
 import traceback
 from contextlib import nullcontext
-from types import FrameType
+from typing import NoReturn
 
-from iad_r1 import ranks
+from iad_r1 import ranks, stopping
 from iad_r1.config import Config, read
 from iad_r1.errors import IadError, Terminated
 from iad_r1.run_folder import REPOSITORY, RunFolder, manifest, write_text
@@ -33,7 +33,6 @@ STAGES = {
     "serve": "iad_r1.stages.serve",
 }
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-_told: list[int] = []  # the signals that came; a run that is being stopped need not be told again
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +40,6 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m iad_r1.worker <run folder>", file=sys.stderr)
         return REFUSED
-    for number in ranks.ENDING:
-        signal.signal(number, _end)
     ranks.end_with_parent()
     try:
         folder = RunFolder.open(arguments[0])
@@ -56,24 +53,20 @@ def main(arguments: list[str]) -> int:
 def _carry_out(config: Config, folder: RunFolder) -> int:
     """Run the stage; record how it ended in `manifest.json` and what went wrong in `error.txt`."""
     try:
-        ranks.let_signals_in()
-        with folder.locked() if ranks.is_main() else nullcontext():
+        with stopping.signals_raised(), folder.locked() if ranks.is_main() else nullcontext():
             if ranks.is_main():
                 folder.update_manifest(**manifest(REPOSITORY), status="running")
             _prepare_libraries(config)
-            importlib.import_module(STAGES[config.stage.name]).run(config, folder)
+            with stopping.signals_answered(lambda number: _leave(folder, number)):
+                stage = importlib.import_module(STAGES[config.stage.name])
+            stage.run(config, folder)
     except IadError as error:
         if ranks.may_speak(folder.path, error):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
             _record(folder, "refused", keep_error=True)
         return REFUSED
     except (KeyboardInterrupt, Terminated) as stop:
-        _told.append(0)
-        if not ranks.started_by_torchrun():  # of several ranks, the process above them speaks
-            ranks.say_stopped(folder.path)
-        if ranks.is_main() and not ranks.somebody_failed(folder.path):
-            _record(folder, "stopped")
-        return 0 if isinstance(stop, Terminated) else INTERRUPTED
+        return _stopped(folder, 0 if isinstance(stop, Terminated) else INTERRUPTED)
     except Exception as error:  # nobody foresaw it: shown in full, and kept
         if ranks.may_speak(folder.path, error):
             traceback.print_exc()
@@ -83,6 +76,19 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
     if ranks.is_main():
         _record(folder, "finished")
     return 0
+
+
+def _stopped(folder: RunFolder, code: int) -> int:
+    if not ranks.started_by_torchrun():  # of several ranks, the process above them speaks
+        stopping.say_stopped(folder.path)
+    if ranks.is_main() and not ranks.somebody_failed(folder.path):
+        _record(folder, "stopped")
+    return code
+
+
+def _leave(folder: RunFolder, number: int) -> NoReturn:
+    code = _stopped(folder, 0 if number == signal.SIGTERM else INTERRUPTED)
+    os._exit(code)
 
 
 def _record(folder: RunFolder, status: str, keep_error: bool = False) -> None:
@@ -96,13 +102,6 @@ def _prepare_libraries(config: Config) -> None:
     threads = str(config.engine.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads beside those
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    first = not _told  # not by `signal.signal`: within it, another handler may run
-    _told.append(number)
-    if first:
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ def _random_file() -> Path:
 
 @contextmanager
 def _terminate_later() -> Iterator[list[int]]:
-    """Inside, SIGTERM only leaves its number in the list."""
+    """Inside, SIGTERM only leaves its number in the list. Raises Terminated at the end if it came
+    and nobody has looked since."""
     asked: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -173,3 +174,5 @@ def _terminate_later() -> Iterator[list[int]]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise Terminated

@@ -80,7 +80,7 @@ class Running:
         family = self.family()
         for process in family[1:2]:
             process.kill()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=300)
         for process in alive:
             process.kill()
         assert not alive, [process.cmdline() for process in alive]

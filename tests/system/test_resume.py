@@ -176,7 +176,7 @@ def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_pa
         time.sleep(0.02)
     assert folder is not None, process.communicate()[0][-3000:]
     process.terminate()
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "resume=auto" in said
     assert folder.read_json("manifest.json")["status"] == "stopped"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from iad_r1 import compose, data, distributed, ranks
+from iad_r1 import compose, data, distributed, ranks, stopping
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.grid import as_grid
@@ -215,7 +215,7 @@ def main() -> int:
     cases, root = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     Collector.score = uneven
-    ranks.let_signals_in()
+    stopping.let_signals_in()
     try:
         with distributed.joined(compose.compose(cases[0][1]).engine):
             for name, overrides, stages, base in cases:

@@ -20,6 +20,7 @@ from iad_r1.config import HubBackbone
 from iad_r1.errors import WeightsError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 300  # seconds: a busy machine is not a failure
 HEAVY = {"torch", "transformers", "pandas", "numpy", "scipy", "sklearn", "wandb", "matplotlib"}
 DEFECT = "<location>top left</location><type>scratch</type><answer>Yes</answer>"
 CLEAN = "<answer>No</answer>"
@@ -42,7 +43,7 @@ def command(*arguments: str, python: tuple[str, ...] = ()) -> list[str]:
 def run(*arguments: str, cwd: Path, python: tuple[str, ...] = (), **env: str):
     return subprocess.run(
         command(*arguments, python=python),
-        cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=120,
+        cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
 
 
@@ -248,7 +249,7 @@ def test_a_run_can_be_repeated_from_its_folder_alone(tmp_path, completions):
     (folder / "audit.json").rename(folder / "first.json")
     again = subprocess.run(
         [sys.executable, "-m", "iad_r1.worker", str(folder)],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert (folder / "audit.json").read_text() == (folder / "first.json").read_text()
@@ -311,7 +312,7 @@ def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, 
     )  # fmt: skip
     folder = wait_for_running(tmp_path, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, said
     assert f"stopped. What was written stays in {folder}" in said
     assert "Traceback" not in said
@@ -332,7 +333,7 @@ def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
     while not any("-m iad_r1." in text for text in workers(tmp_path)):
         assert process.poll() is None
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, said
     assert "stopped. What was written stays in" in said
     assert "Traceback" not in said
@@ -347,8 +348,8 @@ def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
     folder = wait_for_running(tmp_path, process)
     assert workers(folder)
     process.kill()
-    process.wait(timeout=10)
-    deadline = time.monotonic() + 30
+    process.wait(timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
     while workers(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not workers(folder)
@@ -356,7 +357,7 @@ def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
 
 def wait_for_running(tmp_path: Path, process: subprocess.Popen) -> Path:
     """The run folder, once its worker has begun."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         for file in tmp_path.glob("outputs/*/*/manifest.json"):
             if json.loads(file.read_text()).get("status") == "running":

@@ -19,7 +19,7 @@ HOOK = "setup/torchvision_without_cuda.py"
 
 def python(code: str, executable: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(executable), "-c", code], capture_output=True, text=True, timeout=120
+        [str(executable), "-c", code], capture_output=True, text=True, timeout=300
     )
 
 
@@ -56,7 +56,7 @@ def test_the_hook_is_installed_where_torchvision_fails_without_it(repository, wi
     if python("import torchvision", without_hook).returncode == 0:
         pytest.skip("this torchvision fits its torch: there is nothing to work around")
     done = subprocess.run(
-        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=120
+        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "installed the hook" in done.stdout
@@ -72,7 +72,7 @@ def test_the_hook_is_removed_where_torchvision_works_without_it(repository, with
     package.mkdir()
     (package / "__init__.py").touch()
     done = subprocess.run(
-        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=120
+        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert not list(folder.glob("torchvision_without_cuda.*"))
@@ -83,7 +83,7 @@ def test_another_failure_of_torchvision_is_reported_and_not_papered_over(reposit
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text("raise ImportError('disk on fire')\n")
     done = subprocess.run(
-        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=120
+        [without_hook, repository / HOOK], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
     assert "not for the known reason" in done.stderr and "disk on fire" in done.stderr
@@ -145,7 +145,7 @@ def make(repository, tmp_path):
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["make", "-C", str(tmp_path), *arguments], capture_output=True, text=True, timeout=60
+            ["make", "-C", str(tmp_path), *arguments], capture_output=True, text=True, timeout=300
         )
 
     return run

@@ -132,7 +132,7 @@ def test_rollouts_come_back_as_they_were_with_pictures_as_jpeg(tmp_path):
 def wandb_bytes(folder: Path, expected: bytes) -> bytes:
     """The offline run's own file, once it holds `expected`: wandb-core flushes it on its own."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while expected not in path.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.05)
     return path.read_bytes()
