@@ -26,6 +26,7 @@ from iad_r1.run_folder import RunFolder
 
 GRACE = 5  # seconds that the other ranks get when one has failed: nothing is left to save
 BEHIND = 2  # the same when one has stopped: all is saved by then
+LAST = 90  # the same for rank 0, which may still send metrics away (tracking.finish_timeout)
 LOOK = 0.1  # seconds between two looks for signals to pass on, and for ranks to pass them to
 INTERRUPTED, FAILED = 130, 1
 
@@ -65,17 +66,18 @@ def pass_on(asked: list[int]) -> None:
     that wait in native code for a rank that has stopped; for a thread of its own, in a process that
     blocks both signals."""
     told: set[int] = set()
-    last_resort = math.inf
+    first_end = math.inf
     while True:
         if signal.sigpending() & stopping.ENDING:
             asked.append(signal.sigwait(stopping.ENDING))
             told.clear()
         living = {child.pid: child for child in psutil.Process().children()} if asked else {}
         if told - living.keys():
-            last_resort = min(last_resort, time.monotonic() + BEHIND)
+            first_end = min(first_end, time.monotonic())
         for pid, child in living.items():
             with suppress(psutil.NoSuchProcess):  # it ended by itself just now
-                if time.monotonic() > last_resort:
+                grace = LAST if child.environ().get("RANK") == "0" else BEHIND
+                if time.monotonic() > first_end + grace:
                     child.kill()
                 elif pid not in told:
                     told.add(pid)

@@ -49,29 +49,34 @@ def test_a_rank_that_spoke_for_itself_is_not_spoken_for(tmp_path, capsys):
     assert "process 101) was ended by SIGKILL" in capsys.readouterr().err
 
 
-STUBBORN = """
+RANK = """
 import os, sys, time
 from pathlib import Path
 from iad_r1 import stopping
 from iad_r1.errors import Terminated
-rank = int(os.environ["RANK"])
-(Path(sys.argv[1]) / f"ready{rank}").touch()
-if rank == 0:  # as where it waits in native code for the other
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+(folder / f"ready{rank}").touch()
+if rank == 1 and (folder / "stuck").exists():  # as where it waits in native code for the other
     time.sleep(600)
 try:
     with stopping.signals_raised():
         time.sleep(600)
 except Terminated:
-    sys.exit(0)
+    if rank == 0 and not (folder / "stuck").exists():
+        time.sleep(4)
+    (folder / f"ended{rank}").touch()
 """
 
 
-def test_a_rank_that_waits_for_one_that_has_stopped_is_ended(tmp_path):
-    (tmp_path / "stubborn.py").write_text(STUBBORN)
+def stopped_ranks(tmp_path: Path, *files: str) -> str:
+    """What is said when two ranks are told to stop; the files say what they do then."""
+    (tmp_path / "ranks.py").write_text(RANK)
     (tmp_path / "config.json").write_text("{}")
+    for name in files:
+        (tmp_path / name).touch()
     process = subprocess.Popen(
         [sys.executable, "-m", "iad_r1.torchrun", "--standalone", "--nproc-per-node=2",
-         "-m", "stubborn", str(tmp_path)],
+         "-m", "ranks", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}, text=True,
         stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -81,6 +86,18 @@ def test_a_rank_that_waits_for_one_that_has_stopped_is_ended(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "stopped"
+    return said
+
+
+def test_a_rank_that_waits_for_one_that_has_stopped_is_ended(tmp_path):
+    said = stopped_ranks(tmp_path, "stuck")
     assert f"stopped. What was written stays in {tmp_path}" in said
     assert "Traceback" not in said and "error" not in said
-    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "stopped"
+    assert (tmp_path / "ended0").exists() and not (tmp_path / "ended1").exists()
+
+
+def test_rank_0_has_time_to_send_its_metrics_away_when_the_others_have_stopped(tmp_path):
+    said = stopped_ranks(tmp_path)
+    assert said.count("stopped. What was written stays in") == 1
+    assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
