@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import NoReturn
@@ -34,7 +35,10 @@ def _as_it_was(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {number: signal.getsignal(number) for number in stopping.ENDING}
     yield
-    time.sleep(2 * stopping.AGAIN)  # nothing is on its way any more
+    for thread in threading.enumerate():  # nothing is on its way any more
+        if isinstance(thread, threading.Timer) and thread.function is os.kill:
+            thread.join()
+    work(0.05)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -139,7 +143,8 @@ def test_what_else_python_cannot_pass_on_is_shown_as_ever(capsys):
 
 def test_what_came_while_the_process_started_is_raised_then():
     with stopping.signals_held_back():
-        os.kill(os.getpid(), signal.SIGTERM)
+        # to this thread: others of this process were started with the signal let in
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         work(0.1)
         with pytest.raises(Terminated), stopping.signals_raised():
             work()
