@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,11 +66,21 @@ def forget(folder: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """Get SIGTERM when the process that started this one is gone, even if it was killed."""
-    parent = os.environ.pop(PARENT, None)
-    if parent is None or sys.platform != "linux":
+    """Get SIGTERM when the process that started this one is gone, even if it was killed. Linux sees
+    to that, also after this process has become another program; elsewhere a thread does."""
+    parent = int(os.environ.pop(PARENT, "0"))
+    if not parent:
         return
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it ended before the line above
-        raise Terminated
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the line above
+            raise Terminated
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 It starts the ranks, finds them a free port and ends all when one fails, as `torchrun` does. Three
 things are its own: SIGTERM and Ctrl-C are passed on and waited for, so that ranks can save and end
-by themselves; a failed rank's own words are not buried under torchrun's report; and it ends, with
-its ranks, when the process that started it is gone.
+by themselves, and those that are left waiting are ended; a failed rank's own words are not buried
+under torchrun's report; and it ends, with its ranks, when the process that started it is gone.
 """
 
 from __future__ import annotations

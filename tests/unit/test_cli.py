@@ -320,7 +320,6 @@ def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, 
     assert not workers(folder)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc")
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
@@ -339,7 +338,6 @@ def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
     assert "Traceback" not in said
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc and prctl")
 def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
     process = subprocess.Popen(
         command(), cwd=tmp_path, env=environment(),
@@ -353,6 +351,37 @@ def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
     while workers(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not workers(folder)
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from iad_r1 import ranks
+sys.platform = "another"
+ranks.end_with_parent()
+Path("ready").touch()
+time.sleep(600)
+"""
+PARENT = """
+import os, subprocess, sys
+from iad_r1 import ranks
+os.environ[ranks.PARENT] = str(os.getpid())
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+def test_a_process_ends_with_the_one_that_started_it_also_where_linux_does_not_see_to_it(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD],
+        cwd=tmp_path, env=environment(PYTHONPATH=str(REPOSITORY)),
+    )  # fmt: skip
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait(timeout=PATIENCE)
+    assert not psutil.wait_procs([child], timeout=60)[1]
 
 
 def wait_for_running(tmp_path: Path, process: subprocess.Popen) -> Path:

@@ -62,13 +62,16 @@ try:
     with stopping.signals_raised():
         time.sleep(600)
 except Terminated:
+    if rank == 0 and (folder / "full").exists():  # as where the disk is full, and it cannot save
+        (folder / "manifest.json").write_text('{"status": "failed"}')
+        sys.exit(1)
     if rank == 0 and not (folder / "stuck").exists():
         time.sleep(4)
     (folder / f"ended{rank}").touch()
 """
 
 
-def stopped_ranks(tmp_path: Path, *files: str) -> str:
+def stopped_ranks(tmp_path: Path, *files: str, code: int = 0, status: str = "stopped") -> str:
     """What is said when two ranks are told to stop; the files say what they do then."""
     (tmp_path / "ranks.py").write_text(RANK)
     (tmp_path / "config.json").write_text("{}")
@@ -85,8 +88,8 @@ def stopped_ranks(tmp_path: Path, *files: str) -> str:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "stopped"
+    assert process.returncode == code, said
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == status
     return said
 
 
@@ -101,3 +104,8 @@ def test_rank_0_has_time_to_send_its_metrics_away_when_the_others_have_stopped(t
     said = stopped_ranks(tmp_path)
     assert said.count("stopped. What was written stays in") == 1
     assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
+
+
+def test_a_run_that_cannot_save_when_it_is_stopped_has_failed(tmp_path):
+    said = stopped_ranks(tmp_path, "full", code=1, status="failed")
+    assert "stopped. What was written" not in said
