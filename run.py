@@ -2,12 +2,12 @@
 
 import sys
 
-from iad_r1 import options
+from iad_r1.command import options
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(options.help_text())
         sys.exit(0)
-    from iad_r1.launch import main
+    from iad_r1.command.launch import main
 
     sys.exit(main())

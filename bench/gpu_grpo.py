@@ -42,13 +42,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import record
-from iad_r1.advantages import advantages
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.backbones.packing import Packing, check_packing, completion_logprobs
 from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.errors import ConfigError
-from iad_r1.losses import policy_loss
-from iad_r1.packing import Packing, check_packing, completion_logprobs
+from iad_r1.objective.advantages import advantages
+from iad_r1.objective.losses import policy_loss
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation

@@ -30,12 +30,12 @@ from typing import Any
 import plan
 import torch
 
-from iad_r1 import memory
-from iad_r1.architecture import Architecture, describe
 from iad_r1.backbones import published
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.published.build import build_processor, build_random
-from iad_r1.memory import GIB
+from iad_r1.planner import memory
+from iad_r1.planner.memory import GIB
+from iad_r1.planner.widths import Architecture, describe
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 

@@ -55,11 +55,11 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from bench import record
-from iad_r1.advantages import advantages
 from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
+from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.backbones.twins import build_twin
-from iad_r1.losses import policy_loss
-from iad_r1.packing import completion_logprobs
+from iad_r1.objective.advantages import advantages
+from iad_r1.objective.losses import policy_loss
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation

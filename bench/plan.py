@@ -42,14 +42,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from iad_r1 import memory
-from iad_r1.architecture import Architecture, describe, picture
 from iad_r1.backbones import published
-from iad_r1.config import Optimiser
-from iad_r1.memory import Lora, Setup, Work
-from iad_r1.packing import completion_logprobs
-from iad_r1.stages.learner import Learner
-from iad_r1.stages.lora import linear_layers
+from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.learn.learner import Learner
+from iad_r1.learn.lora import linear_layers
+from iad_r1.planner import memory
+from iad_r1.planner.memory import Lora, Setup, Work
+from iad_r1.planner.widths import Architecture, describe, picture
+from iad_r1.settings.config import Optimiser
 
 MIB = 2**20
 IMAGE_TOKEN = 5

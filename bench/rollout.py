@@ -31,9 +31,9 @@ from grpo_step import Clock, Workload, environment, quiet
 
 from bench import record
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.config import Parity, VllmRollout
+from iad_r1.rollouts.colocate.sampler import VllmEngine
 from iad_r1.rollouts.sampling import Sampling, Seed
-from iad_r1.rollouts.vllm_engine import VllmEngine
+from iad_r1.settings.config import Parity, VllmRollout
 
 MEAN, SPREAD, SHORTEST, LONGEST = 120, 0.5, 40, 300  # tokens; SPREAD of their logarithm
 

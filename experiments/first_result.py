@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iad_r1 import metrics
-from iad_r1.compose import compose
-from iad_r1.run_folder import RunFolder, find_finished, write_json, write_text
-from iad_r1.stages.predictions import read_predictions
+from iad_r1.command.compose import compose
+from iad_r1.judge import rates as metrics
+from iad_r1.judge.predictions import read_predictions
+from iad_r1.store.run_folder import RunFolder, find_finished, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUTS = REPOSITORY / "outputs"

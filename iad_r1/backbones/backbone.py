@@ -17,9 +17,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
-from iad_r1 import checkpoint
 from iad_r1.backbones.families import FAMILIES, Family, Sizing
 from iad_r1.errors import ConfigError, MismatchError, WeightsError
+from iad_r1.store import checkpoints
 from iad_r1.types import Conversation
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Backbone:
 
     def save(self, path: Path) -> None:
         """Write weights and processor in Hugging Face layout; the folder is whole or not there."""
-        with checkpoint.write_folder(path) as partial:
+        with checkpoints.write_folder(path) as partial:
             self.write(partial)
 
     def write(self, folder: Path) -> None:

@@ -20,8 +20,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from iad_r1 import checkpoint
 from iad_r1.backbones.tokenizer import Dialect, train_tokenizer
+from iad_r1.store import checkpoints
 
 PATCH = 8
 MERGE = 4
@@ -131,7 +131,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    with checkpoint.write_folder(path) as partial:
+    with checkpoints.write_folder(path) as partial:
         model.save_pretrained(partial)
         processor(tokenizer, max_pixels).save_pretrained(partial)
     return path

@@ -1,6 +1,6 @@
 """Data sets as `types.Dataset`, and the pictures of their samples.
 
-`iad_r1.data.config` is imported before anything heavy may load, so this file imports numpy and
+`iad_r1.settings.data` is imported before anything heavy may load, so this file imports numpy and
 PIL only inside its functions.
 """
 
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iad_r1.data.config import SyntheticConfig
+from iad_r1.settings.data import SyntheticConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from iad_r1.data.config import DataConfig
     from iad_r1.grid import Grid, Rule
+    from iad_r1.settings.data import DataConfig
     from iad_r1.types import Dataset, Sample
 
 
@@ -26,10 +26,10 @@ def load(config: DataConfig, grid: Grid, location_rule: Rule, seed: int) -> Data
     Raises DataError when it is missing or disagrees with itself.
     """
     if isinstance(config, SyntheticConfig):
-        from iad_r1.data import synthetic
+        from iad_r1.data.readers import synthetic
 
         return synthetic.load(config, grid, location_rule, seed)
-    from iad_r1.data import photos
+    from iad_r1.data.readers import photos
 
     return photos.load(config, grid, location_rule, seed)
 

@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from iad_r1 import metrics
+from iad_r1.judge import rates as metrics
 from iad_r1.report import cards, figures, story, tables, training, wording
 from iad_r1.report.run_data import RunData, load
-from iad_r1.run_folder import write_text
+from iad_r1.store.run_folder import write_text
 
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000

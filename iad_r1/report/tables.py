@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from iad_r1 import metrics
 from iad_r1.grid import Grid, parse_cells, words
+from iad_r1.judge import rates as metrics
 from iad_r1.report import wording
 from iad_r1.report.run_data import Evaluation, RunData
 from iad_r1.types import Prediction

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from iad_r1 import schema
 from iad_r1.errors import DataError
-from iad_r1.rewards.audit_config import AuditLimits
 from iad_r1.rewards.case import read_solution
 from iad_r1.rewards.components.choice import answered
 from iad_r1.rewards.sets import RewardSet
 from iad_r1.rewards.vocabulary import Vocabulary
+from iad_r1.settings.audit import AuditLimits
 from iad_r1.types import Score
 
 _LETTERS = {letter: letter for letter in "ABCDE"}

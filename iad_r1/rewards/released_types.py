@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from iad_r1.rewards.config import read_yaml
+from iad_r1.settings.rewards import read_yaml
 
 _EXACT, _CONTAINS, _CLASS, _FUZZY, _GROUP = 1.0, 0.85, 0.6, 0.4, 0.3
 _CACHED_LENGTH = 200  # characters; longer pairs of labels are not remembered

@@ -11,8 +11,8 @@ from typing import Any
 from iad_r1.errors import ConfigError, TrainingError
 from iad_r1.grid import Grid, GridConfig, as_grid
 from iad_r1.rewards.case import Case
-from iad_r1.rewards.config import ComponentConfig, RewardsConfig, check, read
 from iad_r1.rewards.vocabulary import Vocabulary, vocabulary
+from iad_r1.settings.rewards import ComponentConfig, RewardsConfig, check, read
 from iad_r1.types import Score, Solution
 
 _COMPONENTS = "iad_r1.rewards.components"

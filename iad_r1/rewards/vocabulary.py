@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iad_r1.errors import ConfigError
-from iad_r1.rewards.config import explain, read_yaml
+from iad_r1.settings.rewards import explain, read_yaml
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 _LONGEST_LABEL = 100  # characters; no label is longer, and long text is not worth normalising

@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 
 from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
-from iad_r1.packing import next_positions
+from iad_r1.backbones.packing import next_positions
 from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.types import Completion, StopReason
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iad_r1 import distributed
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.config import Parity
+from iad_r1.backbones.packing import Packing, completion_logprobs, unwrap
 from iad_r1.errors import MismatchError
-from iad_r1.packing import Packing, completion_logprobs, unwrap
+from iad_r1.processes import distributed
 from iad_r1.rollouts.sampling import Sampling
-from iad_r1.rollouts.vllm_engine import VllmEngine, check_ids
-from iad_r1.rollouts.vllm_server import VllmServerEngine
+from iad_r1.rollouts.server.sampler import VllmServerEngine
+from iad_r1.rollouts.colocate.sampler import VllmEngine, check_ids
+from iad_r1.settings.config import Parity
 from iad_r1.types import Completion
 
 # nats, worst token. Rounding explains 2e-6 in float32; bfloat16 kernels of the two sides round in

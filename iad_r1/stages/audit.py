@@ -28,8 +28,8 @@ from iad_r1.data import folders
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import GridConfig
 from iad_r1.rewards.audit import Audit, Flag, Record, audit
-from iad_r1.rewards.audit_config import AuditStage
-from iad_r1.rewards.config import RewardsConfig
+from iad_r1.settings.audit import AuditStage
+from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.types import Solution
 
 _COLOURS = {"collapse": "red", "gaming": "magenta", "data": "yellow"}

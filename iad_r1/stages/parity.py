@@ -11,16 +11,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from iad_r1 import distributed
-from iad_r1.config import Config, LoraTuning
 from iad_r1.errors import ConfigError
+from iad_r1.learn import lora
+from iad_r1.loops.context import Context
+from iad_r1.loops.gate import open_gate
+from iad_r1.processes import distributed
 from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.parity import Row
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages import lora, pipeline
-from iad_r1.stages.context import Context
-from iad_r1.stages.gate import open_gate
-from iad_r1.stages.prompting import Prompter
+from iad_r1.rollouts.prompting import Prompter
+from iad_r1.settings.config import Config, LoraTuning
+from iad_r1.stages import pipeline
+from iad_r1.store.run_folder import RunFolder
 
 MOVE = 0.02  # of each weight's own size: clearly more than a step, so that a missed one shows
 

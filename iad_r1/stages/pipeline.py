@@ -9,20 +9,25 @@ from pathlib import Path
 
 import torch
 
-from iad_r1 import checkpoint, data, distributed, export, prompts, ranks, report, weights
+from iad_r1 import data, prompts, report
+from iad_r1.backbones import hub
 from iad_r1.backbones import tiny, twins
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.packing import check_packing
 from iad_r1.backbones.published.build import build_processor, build_random
-from iad_r1.config import Config
 from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
-from iad_r1.packing import check_packing
+from iad_r1.learn import lora, optim
+from iad_r1.loops import evaluate, grpo, pretrain, sft
+from iad_r1.loops.context import Context
+from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
-from iad_r1.run_folder import RunFolder, Start, find_start
-from iad_r1.stages import evaluate, grpo, lora, optim, pretrain, sft
-from iad_r1.stages.context import Context
-from iad_r1.tracking import Tracker
+from iad_r1.settings.config import Config
+from iad_r1.store import cards
+from iad_r1.store import checkpoints
+from iad_r1.store.run_folder import RunFolder, Start, find_start
+from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset
 
 TRAIN: dict[str, Callable[[Context], None]] = {
@@ -160,7 +165,7 @@ def load_weights(
         model = build_random(backbone.name, dtype, device, config.seed)
         return Backbone(model, build_processor(backbone.name))
     if backbone.source == "hub" and config.weights.name == "published":
-        found, trusted = weights.fetch(backbone), backbone.trust_remote_code
+        found, trusted = hub.fetch(backbone), backbone.trust_remote_code
         return Backbone.load(found, dtype, device, trust_remote_code=trusted)
     path = folder.checkpoint("base")
     if distributed.is_main() and not path.is_dir():
@@ -173,7 +178,7 @@ def build(config: Config, dataset: Dataset, path: Path) -> None:
     """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
     backbone = config.backbone
     if backbone.source == "hub":
-        with checkpoint.write_folder(path) as partial:
+        with checkpoints.write_folder(path) as partial:
             twins.build_twin(backbone.name, partial, config.seed)
         return
     tiny.build(
@@ -209,7 +214,7 @@ def train(context: Context, step: str) -> None:
     context.backbone.model.eval()
     if distributed.is_main():
         context.backbone.save(context.folder.checkpoint(step))
-        export.write_cards(context.folder, context.config, step)
+        cards.write_cards(context.folder, context.config, step)
 
 
 def check_ranks(context: Context, step: str) -> None:
@@ -234,5 +239,5 @@ def judge(context: Context, evaluated: list[str]) -> None:
     earlier = context.folder.summary().get("results", [])
     results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
     context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
-    export.write_cards(context.folder, context.config, context.stage)
+    cards.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(results)

@@ -20,24 +20,18 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from iad_r1 import memory, prompts, weights
-from iad_r1.architecture import Architecture, describe, picture
+from iad_r1 import prompts
+from iad_r1.backbones import hub
 from iad_r1.backbones import published
-from iad_r1.config import BuiltBackbone, Config, HubBackbone
+from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
-from iad_r1.memory import GIB
-from iad_r1.memory_config import PlanStage
-from iad_r1.options import CONF, groups
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages.plan_options import (
-    Option,
-    Question,
-    StepName,
-    Tuning,
-    options,
-    recommended,
-    ways_out,
-)
+from iad_r1.planner import memory
+from iad_r1.planner.fits import Option, Question, StepName, Tuning, options, recommended, ways_out
+from iad_r1.planner.memory import GIB
+from iad_r1.planner.widths import Architecture, describe, picture
+from iad_r1.settings.config import BuiltBackbone, Config, HubBackbone
+from iad_r1.settings.plan import PlanStage
+from iad_r1.store.run_folder import RunFolder
 
 STEPS: tuple[StepName, ...] = ("sft", "grpo")
 TUNINGS: tuple[Tuning, ...] = ("full", "lora")
@@ -77,7 +71,7 @@ def architecture(config: Config) -> Architecture:
 
 def _from_folder(backbone: HubBackbone) -> Architecture:
     """From the `config.json` of a checkpoint on this machine."""
-    folder = Path(backbone.path) if Path(backbone.path).is_absolute() else weights.local(backbone)
+    folder = Path(backbone.path) if Path(backbone.path).is_absolute() else hub.local(backbone)
     if folder is None or not (folder / "config.json").is_file():
         raise ConfigError(
             f"backbone.path={backbone.path}: nothing is known of this model. It is none of the "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from iad_r1 import report
-from iad_r1.config import Config
 from iad_r1.report.terminal import print_summary
-from iad_r1.run_folder import RunFolder
+from iad_r1.settings.config import Config
+from iad_r1.store.run_folder import RunFolder
 
 
 def run(config: Config, folder: RunFolder) -> Path:

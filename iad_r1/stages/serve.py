@@ -19,14 +19,14 @@ import torch
 
 from iad_r1 import data
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.config import Config, VllmServerRollout
+from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError
 from iad_r1.grid import as_grid
-from iad_r1.packing import unwrap
-from iad_r1.rollouts.vllm_engine import describe, engine_options, require_vllm
-from iad_r1.rollouts.vllm_server import served
-from iad_r1.run_folder import RunFolder, find_start
+from iad_r1.rollouts.server.sampler import served
+from iad_r1.rollouts.colocate.sampler import describe, engine_options, require_vllm
+from iad_r1.settings.config import Config, VllmServerRollout
 from iad_r1.stages import pipeline
+from iad_r1.store.run_folder import RunFolder, find_start
 from iad_r1.types import Dataset
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -12,7 +12,7 @@ from vllm_cases import SETTINGS
 
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.config import VllmRollout
+from iad_r1.settings.config import VllmRollout
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backbone]:
 @pytest.fixture(scope="session")
 def engines() -> Iterator[Callable[..., Any]]:
     """`engines(backbone, max_tokens=4)`: an engine; the one before it is stopped."""
-    from iad_r1.rollouts.vllm_engine import VllmEngine
+    from iad_r1.rollouts.colocate.sampler import VllmEngine
 
     live: list[VllmEngine] = []
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from iad_r1.rollouts.server_client import Server
+from iad_r1.rollouts.server.client import Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = ["backbone=qwen25vl_3b", "weights=tiny", "engine.precision=float32"]

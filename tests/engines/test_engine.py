@@ -278,7 +278,7 @@ def test_an_engine_that_finds_no_memory_says_so_in_its_own_words(twin, engines):
 
 STUCK = """
 import ctypes
-from iad_r1.rollouts import vllm_engine
+from iad_r1.rollouts.colocate import sampler as vllm_engine
 
 vllm_engine.GRACE = 0.2
 lock = ctypes.create_string_buffer(64)

@@ -71,7 +71,7 @@ def test_no_encoder_reset(case):
 
 def test_tied_head_not_repacked(case, monkeypatch):
     backbone, engine, gate = case
-    monkeypatch.setattr("iad_r1.rollouts.vllm_worker.repack_tied_head", lambda _model: None)
+    monkeypatch.setattr("iad_r1.rollouts.colocate.worker.repack_tied_head", lambda _model: None)
     move(backbone, 1)
     engine.sync()
     with pytest.raises(MismatchError, match="disagree by"):
@@ -117,7 +117,7 @@ def test_expanded_ids_sent(case):
 
 
 def test_one_weight_name_unmapped(case, monkeypatch):
-    from iad_r1.rollouts import vllm_weights
+    from iad_r1.rollouts.colocate import weights as vllm_weights
 
     _, engine, _ = case
     names = vllm_weights.hub_names
@@ -133,7 +133,7 @@ def test_one_weight_name_unmapped(case, monkeypatch):
 
 
 def test_one_weight_not_sent(case, monkeypatch):
-    from iad_r1.rollouts import vllm_engine
+    from iad_r1.rollouts.colocate import sampler as vllm_engine
 
     _, engine, _ = case
     leave_out(monkeypatch, vllm_engine, "layers.1.self_attn.k_proj")

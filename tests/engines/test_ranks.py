@@ -14,8 +14,9 @@ import pytest
 import torch
 import vllm_cases
 
-from iad_r1 import compose, data
+from iad_r1 import data
 from iad_r1.backbones import tiny
+from iad_r1.command import compose
 from iad_r1.grid import as_grid
 from iad_r1.stages.pipeline import corpus
 
@@ -57,7 +58,7 @@ def run(
     repository: Path, folder: Path, cases: dict[str, list[str]], ranks: int
 ) -> dict[str, dict[str, Any]]:
     """SC-GRPO of every case on so many ranks (`tests/system/zero_program.py`); what came of it."""
-    start = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    start = ["-m", "iad_r1.processes.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     plain = not any("engine=zero" in setting for how in cases.values() for setting in how)
     given = [
         [name, [*SMALL, f"engine.ranks={ranks}", *how], ["grpo"], "base"]

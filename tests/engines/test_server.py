@@ -18,17 +18,18 @@ import torch
 from serving import MODEL, ROLLOUT, Running, run_py
 from vllm_cases import gap, gated, leave_out, move, picture, prompts, seeds
 
-from iad_r1 import compose
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.config import VllmServerRollout
+from iad_r1.command import compose
 from iad_r1.errors import DataError, MismatchError, TrainingError
-from iad_r1.rollouts import vllm_server, weight_push
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.parity import Gate
 from iad_r1.rollouts.sampling import Sampling
-from iad_r1.rollouts.server_client import Server
-from iad_r1.rollouts.vllm_server import Served, VllmServerEngine, served
+from iad_r1.rollouts.server import push as weight_push
+from iad_r1.rollouts.server import sampler as vllm_server
+from iad_r1.rollouts.server.client import Server
+from iad_r1.rollouts.server.sampler import Served, VllmServerEngine, served
+from iad_r1.settings.config import VllmServerRollout
 from iad_r1.types import Conversation
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # servers start slowly on a busy CPU

@@ -13,18 +13,20 @@ import pytest
 import torch
 import vllm_cases
 
-from iad_r1 import checkpoint, compose, data
+from iad_r1 import data
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.command import compose
 from iad_r1.errors import TrainingError
 from iad_r1.grid import as_grid
-from iad_r1.rollouts.vllm_engine import VllmEngine
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages import evaluate, grpo
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.context import Context
+from iad_r1.loops import evaluate, grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.context import Context
+from iad_r1.rollouts.colocate.sampler import VllmEngine
 from iad_r1.stages.pipeline import corpus
-from iad_r1.tracking import Tracker
+from iad_r1.store import checkpoints
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.tracking import Tracker
 
 pytestmark = pytest.mark.vllm
 SETTINGS = [
@@ -161,7 +163,7 @@ def test_a_failing_engine_ends_the_run_in_its_own_words_and_the_run_goes_on_from
         patch.setattr(Collector, "collect", failing)
         with pytest.raises(TrainingError, match=FAILURES[fail]):
             grpo.train(context)
-    assert checkpoint.unfinished(context.folder.path / "checkpoints", "grpo")[-1].step == 2
+    assert checkpoints.unfinished(context.folder.path / "checkpoints", "grpo")[-1].step == 2
     context.backbone.read(trained.folder.checkpoint("base"))  # as a new process would begin
     grpo.train(context)
     rows = lines(context.folder.path / "metrics.jsonl")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.config import Parity
-from iad_r1.packing import completion_logprobs
+from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.settings.config import Parity
 from iad_r1.types import Completion, Conversation
 
 SETTINGS = {

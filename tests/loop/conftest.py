@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from small_run import SMALL
 
-from iad_r1 import compose, data
+from iad_r1 import data
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.command import compose
 from iad_r1.grid import as_grid
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages.context import Context
+from iad_r1.loops.context import Context
 from iad_r1.stages.pipeline import corpus
+from iad_r1.store.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from iad_r1.backbones.packing import Completions, ModelInputs
 from iad_r1.backbones.twins import TWINS, build_twin
-from iad_r1.packing import Completions, ModelInputs
 
 FAMILIES = list(TWINS)
 Groups = list[list[list[int]]]

@@ -14,17 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from iad_r1 import packing
-from iad_r1.backbones import families
+from iad_r1.backbones import families, packing
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.families import FAMILIES, PARTS, part_of
 from iad_r1.backbones.twins import BACKBONES, TWINS, build_twin
+from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError, DataError, WeightsError
-from iad_r1.options import groups
+from iad_r1.learn import lora, optim
 from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampling
-from iad_r1.stages import lora, optim
-from iad_r1.stages.prompting import Prompter, Room
 from iad_r1.types import Conversation, StopReason
 
 ONE = Conversation("{image}Are there any defects?")
@@ -292,7 +291,7 @@ def test_training_stops_at_a_sample_that_is_too_long(make_context, stage, settin
 
 
 def test_pa_sft_counts_the_answer_too(make_context):
-    from iad_r1.stages import sft
+    from iad_r1.loops import sft
 
     context = make_context("sft.one_shot_share=0")
     sample = context.dataset.sft[0]

@@ -11,16 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from iad_r1 import compose, distributed, launch
+from iad_r1.command import compose, launch
 from iad_r1.errors import ConfigError
-from iad_r1.run_folder import RunFolder
+from iad_r1.processes import distributed
+from iad_r1.store.run_folder import RunFolder
 
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from iad_r1 import compose, distributed as d
+from iad_r1.command import compose
+from iad_r1.processes import distributed as d
 
 mode, folder = sys.argv[1], Path(sys.argv[2])
 if mode == "absent" and os.environ["RANK"] == "1":
@@ -53,8 +55,14 @@ def program(tmp_path: Path, mode: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
     (tmp_path / "config.json").write_text("{}")
-    root = str(Path(distributed.__file__).resolve().parent.parent)
-    start = [sys.executable, "-m", "iad_r1.torchrun", "--standalone", "--nproc-per-node=3"]
+    root = str(Path(distributed.__file__).resolve().parents[2])
+    start = [
+        sys.executable,
+        "-m",
+        "iad_r1.processes.torchrun",
+        "--standalone",
+        "--nproc-per-node=3",
+    ]
     return subprocess.run(
         [*start, str(file), mode, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": root},
@@ -93,10 +101,10 @@ def test_torchrun_is_used_where_there_is_something_for_it_to_start(tmp_path):
     def command(*settings: str) -> list[str]:
         return launch.command(compose.compose([*settings]), RunFolder(tmp_path / "run" / "now"))[1:]
 
-    worker = ["-m", "iad_r1.worker", str(tmp_path / "run" / "now")]
+    worker = ["-m", "iad_r1.command.worker", str(tmp_path / "run" / "now")]
     assert command("engine.ranks=1") == worker
     assert command("engine.ranks=2", "stage=report", "init=earlier") == worker
-    one = ["-m", "iad_r1.torchrun", "--standalone"]
+    one = ["-m", "iad_r1.processes.torchrun", "--standalone"]
     assert command("engine.ranks=3") == [*one, "--nproc-per-node=3", *worker]
     assert command("engine=zero3", "engine.ranks=1") == [*one, "--nproc-per-node=1", *worker]
     several = command("engine.ranks=8", "engine.hosts=2")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iad_r1.stages import evaluate
-from iad_r1.stages.predictions import read_predictions
+from iad_r1.judge.predictions import read_predictions
+from iad_r1.loops import evaluate
 from iad_r1.types import Completion, Solution, StopReason
 
 RIGHT = (

@@ -15,12 +15,13 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from iad_r1 import compose, export
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.twins import BACKBONES, build_twin
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages import lora
-from iad_r1.stages.context import Context
+from iad_r1.command import compose
+from iad_r1.learn import lora
+from iad_r1.loops.context import Context
+from iad_r1.store import cards
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Conversation, Dataset
 
 RESULTS = [
@@ -101,7 +102,7 @@ def written(folder: RunFolder, config: Any, stage: str, name: str | None = None)
         packages={"torch": "2.13.0", "numpy": "2"},
     )
     folder.update_summary(results=RESULTS)
-    export.write_cards(folder, config, stage)
+    cards.write_cards(folder, config, stage)
     return (folder.checkpoint(name or stage) / "README.md").read_text(encoding="utf-8")
 
 
@@ -145,7 +146,7 @@ TRAINED = sorted(set(BACKBONES) - {"internvl25_4b", "llava15_13b", "llava16_34b"
 def test_every_licence_is_one_the_hub_knows_or_has_a_name(tmp_path, name):
     config = compose.compose([f"backbone={name}", "stage=sft"])
     front = front_matter(written(RunFolder.create(tmp_path, name), config, "sft"))
-    assert front["license"] in (*export.HUB_LICENCES, "other")
+    assert front["license"] in (*cards.HUB_LICENCES, "other")
     assert (front["license"] == "other") == ("license_name" in front)
 
 
@@ -165,7 +166,7 @@ def test_weights_that_this_run_did_not_train_get_no_card(tmp_path):
     folder.checkpoint("base").mkdir(parents=True)
     config = compose.compose(["backbone=qwen2vl_2b", "weights=tiny", "stage=evaluate"])
     for stage in ("base", "sft"):
-        export.write_cards(folder, config, stage)
+        cards.write_cards(folder, config, stage)
     assert not list(folder.path.rglob("README.md"))
 
 

@@ -10,14 +10,15 @@ from unittest import mock
 import pytest
 import torch
 
-from iad_r1.advantages import advantages, is_degenerate
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import MismatchError
-from iad_r1.stages import grpo, lora
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.context import Context
-from iad_r1.stages.metering import Clock
-from iad_r1.stages.saving import Saver
+from iad_r1.learn import lora
+from iad_r1.learn.metering import Clock
+from iad_r1.learn.saving import Saver
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.context import Context
+from iad_r1.objective.advantages import advantages, is_degenerate
 from iad_r1.types import Score
 
 

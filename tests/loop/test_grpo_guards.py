@@ -11,12 +11,13 @@ import pandas
 import pytest
 import torch
 
-from iad_r1.config import Collapse
 from iad_r1.errors import MismatchError, TrainingError
-from iad_r1.stages import grpo, guards
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.learner import Learner
-from iad_r1.tracking import Tracker
+from iad_r1.learn import guards
+from iad_r1.learn.learner import Learner
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.settings.config import Collapse
+from iad_r1.store.tracking import Tracker
 
 PARTS = ("consistency", "answer", "location", "type")
 LOGGED = {

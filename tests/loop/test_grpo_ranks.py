@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_run import SMALL
 
-from iad_r1 import distributed
+from iad_r1.processes import distributed
 
 OPTIONS = [
     "grpo.degenerate_groups=resample",
@@ -32,13 +32,15 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import torch
-from iad_r1 import compose, data, distributed
+from iad_r1 import data
+from iad_r1.command import compose
+from iad_r1.processes import distributed
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.grid import as_grid
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages import grpo
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.context import Context
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.context import Context
 from iad_r1.types import Score
 
 base, options, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
@@ -69,8 +71,8 @@ def trained(folder: Path, base: Path, ranks: int) -> dict:
     file = folder / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
     (out / "config.json").write_text("{}")
-    root = str(Path(distributed.__file__).resolve().parent.parent)
-    start = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    root = str(Path(distributed.__file__).resolve().parents[2])
+    start = ["-m", "iad_r1.processes.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     options = [*SMALL, *OPTIONS, f"engine.ranks={ranks}"]
     done = subprocess.run(
         [sys.executable, *(start if ranks > 1 else []), str(file), str(base),

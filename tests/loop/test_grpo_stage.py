@@ -9,13 +9,13 @@ import packing_cases as cases
 import pytest
 import torch
 
-from iad_r1.advantages import advantages
+from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.errors import MismatchError
-from iad_r1.packing import completion_logprobs
-from iad_r1.stages import grpo
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.metering import Clock
-from iad_r1.stages.prompting import Prompter
+from iad_r1.learn.metering import Clock
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.objective.advantages import advantages
+from iad_r1.rollouts.prompting import Prompter
 from iad_r1.types import Completion, Score
 
 
@@ -152,7 +152,7 @@ def test_truncated_completions_are_masked_when_asked(make_context, rewarded):
 
 
 def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewarded):
-    from iad_r1.stages import lora
+    from iad_r1.learn import lora
 
     context = make_context("tuning=lora", "tuning.rank=4", "grpo.learning_rate=1e-2")
     base = {k: v.clone() for k, v in context.model.state_dict().items()}

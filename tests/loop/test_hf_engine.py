@@ -10,7 +10,7 @@ from PIL import Image
 
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.packing import completion_logprobs
+from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation, StopReason

@@ -15,18 +15,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from iad_r1 import compose, packing
-from iad_r1.errors import ConfigError, MismatchError
-from iad_r1.losses import policy_loss
-from iad_r1.packing import (
+from iad_r1.backbones import packing
+from iad_r1.backbones.packing import (
     adapter_off,
     check_packing,
     completion_logprobs,
     micro_batches,
     vision_features,
 )
-from iad_r1.run_folder import RunFolder
+from iad_r1.command import compose
+from iad_r1.errors import ConfigError, MismatchError
+from iad_r1.objective.losses import policy_loss
 from iad_r1.stages import pipeline
+from iad_r1.store.run_folder import RunFolder
 
 EXACT = 1e-5  # relative, float32: what the order of additions may change
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iad_r1.backbones.packing import FAMILIES
 from iad_r1.backbones.tokenizer import TAGS
 from iad_r1.backbones.twins import TWINS, build_twin
 from iad_r1.errors import ConfigError
-from iad_r1.packing import FAMILIES
 
 # first letters of the weights in the hub's checkpoints (Qwen2.5-VL-3B, llava-1.5-7b-hf, ...)
 HUB_NAMES = {

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from iad_r1 import packing
-from iad_r1.losses import policy_loss
-from iad_r1.packing import Logprobs, completion_logprobs
+from iad_r1.backbones import packing
+from iad_r1.backbones.packing import Logprobs, completion_logprobs
+from iad_r1.objective.losses import policy_loss
 
 FAMILY_WITH_3D_POSITIONS = "qwen2_5_vl"
 FAMILIES = [FAMILY_WITH_3D_POSITIONS, "llava_onevision"]

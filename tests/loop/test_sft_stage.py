@@ -10,11 +10,11 @@ import pandas
 import pytest
 import torch
 
+from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.data.targets import Target, chain_of_thought
 from iad_r1.errors import TrainingError
-from iad_r1.packing import completion_logprobs
-from iad_r1.stages import sft
-from iad_r1.stages.prompting import Prompter
+from iad_r1.loops import sft
+from iad_r1.rollouts.prompting import Prompter
 
 
 def phase_of(context, index: int = 0):

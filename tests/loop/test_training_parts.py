@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from iad_r1 import schema
-from iad_r1.config import Length, Optimiser
 from iad_r1.errors import TrainingError
-from iad_r1.stages import optim, pretrain, rollout_log
-from iad_r1.stages.learner import Learner
+from iad_r1.learn import optim
+from iad_r1.learn.learner import Learner
+from iad_r1.loops import pretrain, rollout_log
+from iad_r1.settings.config import Length, Optimiser
 from iad_r1.types import Completion, Sample, Score, Solution, StopReason
 
 

@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from iad_r1.advantages import AdvantageKind, advantages
-from iad_r1.losses import Aggregation, policy_loss
-from iad_r1.packing import completion_logprobs
+from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.objective.advantages import AdvantageKind, advantages
+from iad_r1.objective.losses import Aggregation, policy_loss
 
 trl = pytest.importorskip("trl", reason="TRL is the peer these tests compare with")
 datasets = pytest.importorskip("datasets", reason="TRL reads its prompts from a Dataset")

@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iad_r1 import checkpoint, compose, launch
-from iad_r1.run_folder import RunFolder
+from iad_r1.command import compose, launch
+from iad_r1.store import checkpoints
+from iad_r1.store.run_folder import RunFolder
 
 SHORT = [
     "data.sizes.sft=96",
@@ -57,9 +58,9 @@ def work(folder: RunFolder) -> subprocess.Popen[bytes]:
     """A process that does the work of the run, as run.py would start it."""
     with (folder.path.parent / "log.txt").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "iad_r1.worker", str(folder.path)],
+            [sys.executable, "-m", "iad_r1.command.worker", str(folder.path)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(launch.__file__).parent.parent,
+            cwd=Path(launch.__file__).parents[2],
             stdout=log,
             stderr=log,
         )
@@ -149,16 +150,16 @@ def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp
 
 def test_only_the_newest_and_the_best_checkpoint_are_kept_and_half_written_ones_go(tmp_path):
     folder = begin(tmp_path, "kept", "checkpoint.keep=2", "checkpoint.best=false")
-    torn = folder.path / "checkpoints" / f"{checkpoint.PARTIAL}grpo-step-000004"
+    torn = folder.path / "checkpoints" / f"{checkpoints.PARTIAL}grpo-step-000004"
     torn.mkdir(parents=True)
     finish(folder)
-    kept = [c.step for c in checkpoint.unfinished(folder.path / "checkpoints", "grpo")]
+    kept = [c.step for c in checkpoints.unfinished(folder.path / "checkpoints", "grpo")]
     assert kept == [14, 16]
     assert not torn.exists()
 
 
 def run(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
-    repository = Path(launch.__file__).parent.parent
+    repository = Path(launch.__file__).parents[2]
     command = [sys.executable, str(repository / "run.py"), *SHORT, "name=run", *overrides]
     return subprocess.Popen(
         command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -180,7 +181,7 @@ def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_pa
     assert process.returncode == 0, said
     assert "resume=auto" in said
     assert folder.read_json("manifest.json")["status"] == "stopped"
-    (saved,) = checkpoint.unfinished(folder.path / "checkpoints", "grpo")
+    (saved,) = checkpoints.unfinished(folder.path / "checkpoints", "grpo")
     before = [row["step"] for row in lines(folder) if row["stage"] == "grpo"]
     assert saved.step == before[-1] + 1
     again = run(tmp_path, "grpo.save_every=1000", "sft.save_every=1000", "resume=auto")

@@ -19,8 +19,9 @@ import pandas
 import pytest
 import torch
 
-from iad_r1 import compose, data
+from iad_r1 import data
 from iad_r1.backbones import tiny, twins
+from iad_r1.command import compose
 from iad_r1.grid import as_grid
 from iad_r1.stages.pipeline import corpus
 
@@ -79,7 +80,7 @@ class Case(NamedTuple):
 def start(folder: Path, cases: list[Case], ranks: int, fault: str = "") -> subprocess.Popen[str]:
     """The program on so many ranks, under torchrun if the cases are of several or of DeepSpeed."""
     alone = ranks == 1 and not any("engine=zero" in o for case in cases for o in case.settings)
-    torchrun = ["-m", "iad_r1.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    torchrun = ["-m", "iad_r1.processes.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     given = [case._replace(settings=[*SMALL, *case.settings]) for case in cases]
     return subprocess.Popen(
         [

@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 
-from iad_r1 import compose, data, distributed, ranks, stopping
+from iad_r1 import data
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.command import compose
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.grid import as_grid
-from iad_r1.run_folder import RunFolder
-from iad_r1.stages import learner, lora, optim, pipeline, saving
-from iad_r1.stages.collect import Collector
-from iad_r1.stages.context import Context
+from iad_r1.learn import learner, lora, optim, saving
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.context import Context
+from iad_r1.processes import distributed, ranks, stopping
+from iad_r1.stages import pipeline
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Score
 
 LOGGED = ("loss", "grad_norm", "reward", "kl", "sampler_gap")
@@ -85,7 +88,7 @@ class Witness:
         learner.Learner.accumulate = watched(honest)
         saving.Saver.done = taken
         if any("engine=zero" in text for text in sys.argv):
-            from iad_r1.stages import zero
+            from iad_r1.learn import zero
 
             zero.ZeroLearner.accumulate = watched(zero.ZeroLearner.accumulate)
             zero.ZeroLearner.update = self.careful(zero.ZeroLearner.update)
@@ -100,7 +103,7 @@ class Witness:
     def watch_engine(self) -> None:
         """Note the sums of what the engine of every rank took at each synchronisation, and, where
         they can be read, of what it holds then."""
-        from iad_r1.rollouts.vllm_engine import VllmEngine
+        from iad_r1.rollouts.colocate.sampler import VllmEngine
 
         witness, sync = self, VllmEngine.sync
 

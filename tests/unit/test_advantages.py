@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from iad_r1.advantages import advantages, is_degenerate
 from iad_r1.errors import TrainingError
+from iad_r1.objective.advantages import advantages, is_degenerate
 
 KINDS = ["group_std", "no_std", "leave_one_out", "batch_std"]
 reward = st.integers(-400, 400).map(lambda n: n / 100)

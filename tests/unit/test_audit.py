@@ -16,10 +16,10 @@ from rich.console import Console
 from iad_r1 import rewards
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import GridConfig
-from iad_r1.rewards import config as rewards_config
 from iad_r1.rewards.audit import Audit, Record, audit
-from iad_r1.rewards.audit_config import AuditLimits, AuditStage
-from iad_r1.rewards.config import RewardsConfig
+from iad_r1.settings import rewards as rewards_config
+from iad_r1.settings.audit import AuditLimits, AuditStage
+from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.stages import audit as stage
 
 YES = "<location>top left</location><type>scratch</type><answer>Yes</answer>"

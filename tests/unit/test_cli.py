@@ -15,9 +15,10 @@ import psutil
 import pytest
 import yaml
 
-from iad_r1 import compose, options, weights
-from iad_r1.config import HubBackbone
+from iad_r1.backbones import hub
+from iad_r1.command import compose, options
 from iad_r1.errors import WeightsError
+from iad_r1.settings.config import HubBackbone
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds: a busy machine is not a failure
@@ -156,17 +157,17 @@ def published(path: str) -> HubBackbone:
 
 def test_weights_count_as_here_only_when_every_file_of_their_index_is(tmp_path):
     backbone = published(str(tmp_path))
-    assert weights.local(backbone) is None
+    assert hub.local(backbone) is None
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    assert weights.local(backbone) is None
+    assert hub.local(backbone) is None
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-1.safetensors").touch()
     with pytest.raises(WeightsError, match=r"does not hold config\.json and all of its"):
-        weights.require(backbone)
+        hub.require(backbone)
     (tmp_path / "model-2.safetensors").touch()
-    assert weights.require(backbone) == tmp_path
-    assert weights.fetch(backbone) == tmp_path
+    assert hub.require(backbone) == tmp_path
+    assert hub.fetch(backbone) == tmp_path
 
 
 def test_weights_in_the_hugging_face_cache_are_found(tmp_path):
@@ -248,7 +249,7 @@ def test_a_run_can_be_repeated_from_its_folder_alone(tmp_path, completions):
     folder = only_run(tmp_path)
     (folder / "audit.json").rename(folder / "first.json")
     again = subprocess.run(
-        [sys.executable, "-m", "iad_r1.worker", str(folder)],
+        [sys.executable, "-m", "iad_r1.command.worker", str(folder)],
         cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -356,7 +357,7 @@ def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from iad_r1 import ranks
+from iad_r1.processes import ranks
 sys.platform = "another"
 ranks.end_with_parent()
 Path("ready").touch()
@@ -364,7 +365,7 @@ time.sleep(600)
 """
 PARENT = """
 import os, subprocess, sys
-from iad_r1 import ranks
+from iad_r1.processes import ranks
 os.environ[ranks.PARENT] = str(os.getpid())
 subprocess.run([sys.executable, "-c", sys.argv[1]])
 """

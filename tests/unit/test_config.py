@@ -13,10 +13,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from iad_r1 import compose, config, options
-from iad_r1.config import Config
+from iad_r1.command import compose, options
+from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
-from iad_r1.options import CONF, groups
+from iad_r1.settings import config
+from iad_r1.settings.config import Config
 
 RECIPES = ("released", "paper")
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]

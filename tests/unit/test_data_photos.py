@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iad_r1 import data
-from iad_r1.data import duplicates, photos
-from iad_r1.data.config import PhotosConfig
+from iad_r1.data import duplicates
 from iad_r1.data.folders import UNTYPED
+from iad_r1.data.readers import photos
 from iad_r1.data.targets import chain_of_thought
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells
+from iad_r1.settings.data import PhotosConfig
 from iad_r1.types import Dataset, Sample
 
 GRID = Grid(3, 3)

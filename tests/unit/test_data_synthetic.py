@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from iad_r1 import data
-from iad_r1.data import synthetic
-from iad_r1.data.config import SyntheticConfig, SyntheticSizes
-from iad_r1.data.defects import DEFECT_TYPES
-from iad_r1.data.surfaces import PAINTERS
-from iad_r1.data.synthetic import NEW_PRODUCTS, SEEN_PRODUCTS, draw, pretraining_batch
+from iad_r1.data.drawn.defects import DEFECT_TYPES
+from iad_r1.data.drawn.surfaces import PAINTERS
+from iad_r1.data.readers import synthetic
+from iad_r1.data.readers.synthetic import NEW_PRODUCTS, SEEN_PRODUCTS, draw, pretraining_batch
 from iad_r1.grid import Grid, cells_from_mask, describe
+from iad_r1.settings.data import SyntheticConfig, SyntheticSizes
 from iad_r1.types import Dataset, Sample
 
 GRID = Grid(3, 3)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iad_r1 import data, schema
-from iad_r1.data.config import SyntheticConfig, SyntheticSizes
-from iad_r1.data.defects import DEFECT_TYPES
+from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.targets import UNNAMED, Target, chain_of_thought, direct_answer
 from iad_r1.grid import Grid, cells_from_mask, parse_cells, words
+from iad_r1.settings.data import SyntheticConfig, SyntheticSizes
 from iad_r1.types import Sample, Solution
 
 GRID = Grid(3, 3)

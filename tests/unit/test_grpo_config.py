@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iad_r1 import compose
+from iad_r1.command import compose
 from iad_r1.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iad_r1.losses import (
+from iad_r1.objective.losses import (
     LossStats,
     importance_weights,
     kl_per_token,

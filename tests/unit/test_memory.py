@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from iad_r1 import memory
-from iad_r1.architecture import Architecture, Picture, describe, picture
 from iad_r1.backbones import published
+from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.backbones.published import build
 from iad_r1.errors import ConfigError
-from iad_r1.memory import GIB, Lora, Setup, Work
-from iad_r1.packing import completion_logprobs
+from iad_r1.planner import memory
+from iad_r1.planner.memory import GIB, Lora, Setup, Work
+from iad_r1.planner.widths import Architecture, Picture, describe, picture
 
 NAMES = published.names()
 QWEN_3B = describe(published.read("qwen25vl_3b")["config"])
@@ -132,7 +132,7 @@ def test_lora_keeps_gradients_and_moments_for_the_adapter_alone() -> None:
 def test_the_adapter_is_counted_as_peft_builds_it() -> None:
     from peft import LoraConfig, get_peft_model
 
-    from iad_r1.stages.lora import linear_layers
+    from iad_r1.learn.lora import linear_layers
 
     for name in ("qwen2vl_2b", "qwen25vl_3b", "llava15_7b", "llava_ov_05b"):
         for parts in (LANGUAGE, memory.ALL):
@@ -308,7 +308,7 @@ def test_with_checkpointing_a_layer_keeps_its_input(name: str) -> None:
 def test_activations_under_lora_are_what_autograd_keeps(precision: Any, dropout: bool) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from iad_r1.stages.lora import linear_layers
+    from iad_r1.learn.lora import linear_layers
 
     base = small("qwen25vl_3b", dtype=getattr(torch, precision), num_hidden_layers=6)
     targets = linear_layers(base, LANGUAGE)
@@ -385,7 +385,7 @@ def test_what_saves_memory_does(model: Architecture, work: Work, setup: Setup) -
 @given(models, works, st.integers(1, 64))
 @settings(max_examples=30)
 def test_a_token_budget_lets_exactly_its_groups_into_one_forward(model, work, completions) -> None:
-    from iad_r1.packing import micro_batches
+    from iad_r1.backbones.packing import micro_batches
 
     work = replace(work, completions=completions)
     prompt = {"input_ids": torch.zeros(1, work.prompt, dtype=torch.long)}

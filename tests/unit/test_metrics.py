@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
-from iad_r1 import metrics
 from iad_r1.errors import DataError, MismatchError
+from iad_r1.judge import rates as metrics
 from iad_r1.schema import Status
 from iad_r1.types import Prediction
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from iad_r1 import compose, plan
 from iad_r1.backbones import published
-from iad_r1.config import Config
+from iad_r1.command import announce, compose
 from iad_r1.errors import ConfigError
-from iad_r1.run_folder import RunFolder
+from iad_r1.planner.fits import best, options, recommended
+from iad_r1.settings.config import Config
 from iad_r1.stages import plan as stage
-from iad_r1.stages.plan_options import best, options, recommended
+from iad_r1.store.run_folder import RunFolder
 
 
 def planned(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], str]:
@@ -134,7 +134,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> No
 
 def test_the_number_of_gpus_it_names_does() -> None:
     small = ("backbone=qwen25vl_7b", "gpu_memory=24")
-    from iad_r1.stages.plan_options import _more_gpus
+    from iad_r1.planner.fits import _more_gpus
 
     count = _more_gpus(question(*small, "gpus=1", "stage.main_memory=64"), "sft", "full")
     assert count is not None
@@ -193,15 +193,15 @@ def test_every_described_backbone_can_be_planned() -> None:
 
 def test_nothing_is_needed_but_settings() -> None:
     config = compose.compose(["stage=plan", "backbone=qwen25vl_3b", "gpus=4"])
-    assert plan.check_inputs(config) is None and plan.check_weights(config, None, Path())
-    assert "memory of qwen25vl_3b" in "\n".join(plan.lines(config, "here"))
+    assert announce.check_inputs(config) is None and announce.check_weights(config, None, Path())
+    assert "memory of qwen25vl_3b" in "\n".join(announce.lines(config, "here"))
 
 
 def test_planning_loads_no_torch(repository: Path) -> None:
     code = (
-        "import sys; from iad_r1 import compose; from iad_r1.stages import plan;"
+        "import sys; from iad_r1.command import compose; from iad_r1.stages import plan;"
         "config = compose.compose(['stage=plan', 'backbone=qwen25vl_3b', 'gpus=4']);"
-        "plan.content(config, config.stage, plan.ask(config, config.stage, "
+        "plan.content(config, config.stage, announce.ask(config, config.stage, "
         "plan.architecture(config)));"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iad_r1.errors import DataError
+from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.report.run_data import _lines
-from iad_r1.stages.predictions import append, read_predictions, repair
 from iad_r1.types import Prediction
 
 ONE = Prediction(

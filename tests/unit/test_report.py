@@ -21,9 +21,10 @@ import pandas
 import pytest
 from PIL import Image, ImageDraw
 
-from iad_r1 import metrics, report
+from iad_r1 import report
 from iad_r1.errors import DataError
 from iad_r1.grid import cells_from_mask, describe
+from iad_r1.judge import rates as metrics
 from iad_r1.report import cards, figures, gallery, overlay, page, run_data, story, tables, training
 from iad_r1.schema import Status
 from iad_r1.types import Prediction, Sample, Solution
@@ -511,8 +512,8 @@ def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
 def test_stage_report_rebuilds_the_named_run(complete, tmp_path, capsys):
     from types import SimpleNamespace
 
-    from iad_r1.run_folder import RunFolder
     from iad_r1.stages import report as stage
+    from iad_r1.store.run_folder import RunFolder
 
     config: Any = SimpleNamespace(stage=SimpleNamespace(name="report"), init=str(complete))
     (complete / "report.html").unlink()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from iad_r1 import rewards
 from iad_r1.errors import ConfigError, DataError, TrainingError
 from iad_r1.grid import Grid, GridConfig
-from iad_r1.rewards import config as rewards_config
 from iad_r1.rewards.case import read_solution
 from iad_r1.rewards.components.choice import letters
-from iad_r1.rewards.config import RewardsConfig
+from iad_r1.settings import rewards as rewards_config
+from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.types import Solution
 
 DEFECT = (
@@ -498,8 +498,8 @@ def test_importing_rewards_and_grids_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from iad_r1 import grid, prompts, rewards, schema\n"
-        "from iad_r1.rewards.config import RewardsConfig\n"
-        "from iad_r1.rewards.audit_config import AuditStage\n"
+        "from iad_r1.settings.rewards import RewardsConfig\n"
+        "from iad_r1.settings.audit import AuditStage\n"
         "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'pandas', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "rewards.load('sc_grpo_released').score('', '<answer>No</answer>')\n"

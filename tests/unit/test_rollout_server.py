@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from iad_r1 import compose
+from iad_r1.command import compose
 from iad_r1.errors import ConfigError, MismatchError, TrainingError
-from iad_r1.rollouts import vllm_server, weight_stream
-from iad_r1.rollouts.server_client import Server, Stopped
+from iad_r1.rollouts.server import sampler as vllm_server
+from iad_r1.rollouts.server import stream as weight_stream
+from iad_r1.rollouts.server.client import Server, Stopped
 from iad_r1.stages import serve
 
 COMMAND = "python run.py stage=serve"

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import pytest
 
-from iad_r1 import stopping
 from iad_r1.errors import Terminated
-from iad_r1.stages import saving
+from iad_r1.learn import saving
+from iad_r1.processes import stopping
 
 STOPS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 # What a library does that can go without an optional part of itself.

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from iad_r1 import torchrun
-from iad_r1.run_folder import RunFolder
+from iad_r1.processes import torchrun
+from iad_r1.store.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,7 @@ def test_a_rank_that_spoke_for_itself_is_not_spoken_for(tmp_path, capsys):
 RANK = """
 import os, sys, time
 from pathlib import Path
-from iad_r1 import stopping
+from iad_r1.processes import stopping
 from iad_r1.errors import Terminated
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 (folder / f"ready{rank}").touch()
@@ -78,7 +78,7 @@ def stopped_ranks(tmp_path: Path, *files: str, code: int = 0, status: str = "sto
     for name in files:
         (tmp_path / name).touch()
     process = subprocess.Popen(
-        [sys.executable, "-m", "iad_r1.torchrun", "--standalone", "--nproc-per-node=2",
+        [sys.executable, "-m", "iad_r1.processes.torchrun", "--standalone", "--nproc-per-node=2",
          "-m", "ranks", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}, text=True,
         stderr=subprocess.PIPE,

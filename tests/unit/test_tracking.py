@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from iad_r1 import tracking
 from iad_r1.errors import MismatchError
-from iad_r1.tracking import Tracker, has_login, resolve_mode
-from iad_r1.tracking_config import TrackingConfig
+from iad_r1.settings.tracking import TrackingConfig
+from iad_r1.store import tracking
+from iad_r1.store.tracking import Tracker, has_login, resolve_mode
 
 REPO = Path(__file__).resolve().parents[2]
 WANDB_YAML = yaml.safe_load((REPO / "conf/tracking/wandb.yaml").read_text())
@@ -160,8 +160,8 @@ def test_offline_wandb_mirrors_steps_tables_and_summary_inside_the_run_folder(tm
 ONLINE_SCRIPT = """
 import sys, yaml
 from pathlib import Path
-from iad_r1.tracking import Tracker
-from iad_r1.tracking_config import TrackingConfig
+from iad_r1.store.tracking import Tracker
+from iad_r1.settings.tracking import TrackingConfig
 values = {**yaml.safe_load(Path("conf/tracking/wandb.yaml").read_text()), "init_timeout": 1.0}
 with Tracker(TrackingConfig(**{**values, "mode": sys.argv[2]}), Path(sys.argv[1]), {}) as tracker:
     tracker.log("sft", 0, {"loss": 0.5})
@@ -282,7 +282,7 @@ def test_an_unknown_mode_or_setting_is_refused():
 
 def test_the_config_loads_neither_wandb_nor_pandas_nor_torch():
     script = (
-        "import sys, iad_r1.tracking_config, iad_r1.tracking;"
+        "import sys, iad_r1.settings.tracking, iad_r1.store.tracking;"
         "print([name for name in ('wandb', 'pandas', 'torch', 'numpy') if name in sys.modules])"
     )
     run = subprocess.run(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from iad_r1 import compose, weights
-from iad_r1.config import HubBackbone
+from iad_r1.backbones import hub
+from iad_r1.command import compose
 from iad_r1.errors import WeightsError
+from iad_r1.settings.config import HubBackbone
 
 
 def asked(path: Path | str, *overrides: str) -> HubBackbone:
@@ -30,7 +31,7 @@ def checkpoint(folder: Path, **config: object) -> Path:
 
 def refusal(backbone: HubBackbone) -> str:
     with pytest.raises(WeightsError) as caught:
-        weights.require(backbone)
+        hub.require(backbone)
     return str(caught.value)
 
 
@@ -39,9 +40,9 @@ def test_an_earlier_run_stands_for_its_most_trained_weights(tmp_path):
     for stage in ("base", "sft", "grpo"):
         checkpoint(run / "checkpoints" / stage)
     (run / "config.json").write_text("{}", encoding="utf-8")
-    assert weights.local(asked(run)) == run / "checkpoints" / "grpo"
-    assert weights.fetch(asked(run)) == run / "checkpoints" / "grpo"
-    assert weights.local(asked(run / "checkpoints" / "sft")) == run / "checkpoints" / "sft"
+    assert hub.local(asked(run)) == run / "checkpoints" / "grpo"
+    assert hub.fetch(asked(run)) == run / "checkpoints" / "grpo"
+    assert hub.local(asked(run / "checkpoints" / "sft")) == run / "checkpoints" / "sft"
 
 
 def test_a_run_that_saved_nothing_is_named(tmp_path):
@@ -70,7 +71,7 @@ def test_the_architecture_decides_whatever_the_folder_is_called(tmp_path):
     named = checkpoint(tmp_path / "Qwen2.5-VL-3B-Instruct", model_type="paligemma")
     assert "of the architecture 'paligemma'" in refusal(asked(named))
     other = checkpoint(tmp_path / "nothing-in-a-name", model_type="llava_onevision")
-    assert weights.require(asked(other)) == other
+    assert hub.require(asked(other)) == other
 
 
 def test_a_revision_is_looked_for_and_named(tmp_path, monkeypatch):
@@ -82,11 +83,11 @@ def test_a_revision_is_looked_for_and_named(tmp_path, monkeypatch):
         (cache / "refs").mkdir(exist_ok=True)
         (cache / "refs" / f"v-{revision}").write_text(revision, encoding="utf-8")
     pinned = asked("Qwen/Qwen2.5-VL-3B-Instruct", "backbone.revision=v-two")
-    assert weights.local(pinned) == cache / "snapshots" / "two"
+    assert hub.local(pinned) == cache / "snapshots" / "two"
     said = refusal(asked("Qwen/Qwen2.5-VL-3B-Instruct", "backbone.revision=v9"))
     assert "(Qwen/Qwen2.5-VL-3B-Instruct at revision v9) are not here" in said
 
 
 def test_looking_for_weights_loads_no_torch(repository):
-    code = "import sys; import iad_r1.weights; assert 'torch' not in sys.modules"
+    code = "import sys; import iad_r1.backbones.hub; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)

@@ -1,0 +1,261 @@
+"""From a composed configuration to a running process: one fresh process per run.
+
+`run.py` hands over here. Each run, also each run of a sweep, gets its folder, its `config.json`
+and a process of its own, so no run inherits another's threads, seeds or memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from iad_r1.command import announce
+from iad_r1.command import compose
+from iad_r1.command.options import CONF
+from iad_r1.command.worker import STAGES
+from iad_r1.errors import IadError
+from iad_r1.processes import ranks, stopping
+from iad_r1.settings.config import Config
+from iad_r1.store.run_folder import REPOSITORY, RunFolder, find_resumable, write_json
+
+REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
+GRACE = 30.0  # seconds a stopped run gets to end by itself
+_codes: list[int] = []  # exit codes of this process' runs
+
+
+def main() -> int:
+    """Read the command line, run what it asks for, and return the exit code."""
+    # Hydra would print its own errors and exit; ours say what to type instead.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    try:
+        app()
+    except compose.ComposeError as error:
+        complain(compose.explain(error, sys.argv[1:]))
+        return REFUSED
+    except KeyboardInterrupt:  # before anything was started
+        return STOPPED
+    return max(_codes, default=0)
+
+
+def complain(message: str) -> None:
+    """One block on stderr, without a traceback."""
+    print(f"\nerror: {message}", file=sys.stderr)
+
+
+def job(composed: DictConfig) -> int:
+    """One run: check, announce, start, wait. The exit code of its process, or REFUSED."""
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping:
+        task = ", ".join(HydraConfig.get().overrides.task)
+        print(f"\n--- run {HydraConfig.get().job.num}: {task}", flush=True)
+    folder: RunFolder | None = None
+    try:
+        config = compose.resolve(composed, Path.cwd())
+        folder, code = run(config, Path.cwd() / "outputs")
+    except IadError as error:
+        complain(str(error))
+        code = REFUSED
+    if sweeping:
+        _record(folder, code)
+    _codes.append(code)
+    return code
+
+
+def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
+    """Print the plan, check that the run can start, and carry it out in a fresh process.
+
+    With `dry_run`: print the settings, the plan and what is missing, and start nothing.
+    """
+    if config.dry_run:
+        _rehearse(config, outputs)
+        return None, 0
+    start = announce.check_inputs(config)
+    _print_plan(config, outputs)
+    offline = announce.check_weights(config, start, outputs)
+    folder, news = open_folder(config, outputs)
+    print(f"  {'run':<9} {folder.path}{news}\n", flush=True)
+    if config.engine.hosts > 1:
+        print(f"Start it with this command on each of the {config.engine.hosts} hosts:\n")
+        print(f"  {shlex.join(command(config, folder))}\n", flush=True)
+        return folder, 0
+    saves = config.stage.name != "serve"
+    return folder, carry_out(command(config, folder), offline, saves)
+
+
+def command(config: Config, folder: RunFolder) -> list[str]:
+    """What works on a run: one worker, or torchrun and a worker for each rank of this host.
+
+    For several hosts it is typed on each of them; all need to see the run folder, and `HOST` is
+    the name of one of them.
+    """
+    engine, worker = config.engine, ["-m", "iad_r1.command.worker", str(folder.path)]
+    trains = STAGES[config.stage.name] == STAGES["pipeline"]
+    if not trains or (engine.processes == 1 and engine.name == "single"):
+        return [sys.executable, *worker]
+    meeting = ["--standalone"]  # torchrun finds a free port
+    if engine.hosts > 1:
+        name = f"--rdzv-id={folder.path.name}"  # torchrun makes it part of a file's name
+        meeting = [f"--nnodes={engine.hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
+        meeting.append(name)
+    processes = f"--nproc-per-node={engine.ranks}"
+    return [sys.executable, "-m", "iad_r1.processes.torchrun", *meeting, processes, *worker]
+
+
+def open_folder(config: Config, outputs: Path) -> tuple[RunFolder, str]:
+    """The folder of the run, new or taken up again, and what there is to say of it."""
+    values = config.model_dump(mode="json")
+    found = find_resumable(outputs, values) if config.resume is not None else None
+    folder = found or RunFolder.create(outputs, config.name)
+    folder.write_json("config.json", values)
+    if found:
+        return folder, "  (goes on)"
+    return folder, "  (new: no unfinished run of these settings)" if config.resume else ""
+
+
+def _rehearse(config: Config, outputs: Path) -> None:
+    print(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+    _print_plan(config, outputs)
+    try:
+        announce.check_weights(config, announce.check_inputs(config), outputs)
+    except IadError as error:
+        print(f"\nIt would not start: {error}")
+
+
+def _print_plan(config: Config, outputs: Path) -> None:
+    print("\n".join(announce.lines(config, str(outputs / config.name))), flush=True)
+
+
+def carry_out(command: list[str], offline: bool, saves: bool) -> int:
+    """Start what works on a run, wait for it, and return its exit code.
+
+    Ctrl-C and SIGTERM are passed on; after Ctrl-C, and if nothing is saved also after SIGTERM, the
+    worker has GRACE seconds to end; a second signal ends it at once, and this process exits too
+    (a sweep does not go on to its next run).
+    """
+    signals: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            process.kill()
+            return
+        process.send_signal(number)
+        if number == signal.SIGINT or not saves:  # saving may take minutes
+            last_resort.start()
+
+    with stopping.signals_held_back():
+        # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
+        process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
+        last_resort = threading.Timer(GRACE, process.kill)
+        before = {s: signal.signal(s, forward) for s in stopping.ENDING}
+    try:
+        code = process.wait()
+    finally:
+        last_resort.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not saves:
+        with suppress(ProcessLookupError):  # vLLM's engine outlives a server that was killed
+            os.killpg(process.pid, signal.SIGKILL)
+    if signals:  # a run that was asked to end and saved itself is no failure
+        raise SystemExit(0 if code == 0 else 128 + signals[0])
+    return 128 - code if code < 0 else code
+
+
+def _environment(offline: bool) -> dict[str, str]:
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    added = {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        ranks.PARENT: str(os.getpid()),
+    }
+    if offline:
+        added["HF_HUB_OFFLINE"] = "1"  # all that is needed is here: no library need ask the hub
+    return {**os.environ, **added}
+
+
+# --- sweeps --------------------------------------------------------------------------------------
+
+
+def _record(folder: RunFolder | None, code: int) -> None:
+    """Leave for the table what became of this run of a sweep; it may be on another machine."""
+    settings = HydraConfig.get()
+    write_json(
+        Path(settings.runtime.output_dir) / "job.json",
+        {
+            "number": settings.job.num,
+            "overrides": list(settings.overrides.task),
+            "code": code,
+            "folder": None if folder is None else str(folder.path),
+        },
+    )
+
+
+class SweepTable(Callback):
+    """Prints the runs of a sweep and their headline numbers when the last one has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra in the process that started the sweep."""
+        files = Path(config.hydra.sweep.dir).glob("*/job.json")
+        jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        _codes.extend(job["code"] for job in jobs)  # they may have run on another machine
+        if jobs:
+            _print_table(sorted(jobs, key=lambda job: job["number"]))
+
+
+def _print_table(jobs: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Runs of this sweep", caption="balanced / location accuracy, %")
+    rows = [headline(job) for job in jobs]
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs))
+    splits = list(dict.fromkeys(split for row in rows for split in row))
+    for column in ("run", "settings", "ended", "minutes", *splits):
+        table.add_column(column)
+    for job, row in zip(jobs, rows, strict=True):
+        ended = {0: "ok", REFUSED: "refused"}.get(job["code"], f"failed ({job['code']})")
+        cells = [row.get(split, "-") for split in splits]
+        settings = " ".join(text for text in job["overrides"] if text not in shared)
+        table.add_row(str(job["number"]), settings, ended, _minutes(job), *cells)
+    Console().print(table)
+
+
+def headline(job: dict[str, Any]) -> dict[str, str]:
+    """`split, shots` to `balanced / location` of the last weights a run evaluated."""
+    results = _summary(job).get("results", [])
+    last = results[-1]["stage"] if results else None
+    return {
+        f"{r['stage']}: {r['split']}, {r['shots']}-shot": " / ".join(
+            "-" if r[metric] is None else f"{r[metric]:.1f}"
+            for metric in ("balanced_accuracy", "location_accuracy")
+        )
+        for r in results
+        if r["stage"] == last
+    }
+
+
+def _minutes(job: dict[str, Any]) -> str:
+    seconds = _summary(job).get("seconds", {})
+    return f"{sum(seconds.values()) / 60:.1f}" if seconds else "-"
+
+
+def _summary(job: dict[str, Any]) -> dict[str, Any]:
+    return {} if job["folder"] is None else RunFolder(Path(job["folder"])).summary()

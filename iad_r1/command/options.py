@@ -1,0 +1,64 @@
+"""What can be chosen on the command line: the groups in `conf/`, their options, and `--help`.
+
+Reads the YAML files alone, so `--help` costs no import of Hydra.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from iad_r1.store.run_folder import REPOSITORY
+
+CONF = REPOSITORY / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Every configuration group and its options, sorted."""
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+
+
+def description(group: str, option: str) -> str:
+    """One line about an option: the first comment of its file."""
+    for line in (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def default_options() -> dict[str, str]:
+    """The option of each group that `conf/config.yaml` chooses, in its order."""
+    return {
+        group: option
+        for entry in _config_yaml()["defaults"]
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+        if not group.startswith(("override ", "optional "))
+    }
+
+
+def group_options() -> str:
+    """The list of groups and options for `--help`, stages first, defaults marked with a star."""
+    available = groups()
+    lines: list[str] = []
+    defaults = sorted(default_options().items(), key=lambda pair: pair[0] != "stage")
+    for group, chosen in defaults:
+        lines.append(group)
+        width = max(len(option) for option in available[group])
+        for option in available[group]:
+            star = "*" if option == chosen else " "
+            lines.append(f"{star} {option:<{width}}  {description(group, option)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def help_text() -> str:
+    """What `--help` prints: `hydra.help.template` of `conf/config.yaml`, filled."""
+    template: str = _config_yaml()["hydra"]["help"]["template"]
+    return template.replace("$OPTIONS", group_options())
+
+
+def _config_yaml() -> dict:
+    return yaml.safe_load(Path(CONF / "config.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,77 @@
+"""What the stages of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.processes import distributed
+from iad_r1.report import terminal
+from iad_r1.settings.config import Config
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.tracking import Tracker
+from iad_r1.types import Dataset
+
+
+@dataclass
+class Context:
+    """One run in flight.
+
+    `backbone` is replaced as stages train it; `stage` names the last one that did
+    (base, pretrain, sft or grpo). Only rank 0 has a tracker, prints and writes.
+    """
+
+    config: Config
+    folder: RunFolder
+    tracker: Tracker | None
+    dataset: Dataset
+    backbone: Backbone
+    stage: str
+
+    @property
+    def model(self) -> Any:
+        return self.backbone.model
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl."""
+        if self.tracker is not None:
+            self.tracker.log(stage, step, values)
+
+    def log_rollouts(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One table of completions in rollouts/."""
+        if self.tracker is not None:
+            self.tracker.rollouts(stage, step, rows)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what was logged of a stage from `step` on: those steps are taken again."""
+        if self.tracker is not None:
+            self.tracker.rewind(stage, step)
+
+    def flush(self) -> None:
+        """Have the disk hold what was logged so far."""
+        if self.tracker is not None:
+            self.tracker.flush()
+
+    def progress(self, name: str, total: int) -> AbstractContextManager[terminal.Bar]:
+        """A progress bar, on rank 0."""
+        return terminal.progress(name, total) if distributed.is_main() else nullcontext(_Silent())
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds` of summary.json."""
+        start = time.perf_counter()
+        yield
+        if distributed.is_main():
+            self.folder.add_seconds(phase, time.perf_counter() - start)
+
+
+class _Silent:
+    def advance(self, steps: int = 1, **scalars: float) -> None:
+        """Nothing to see on this rank."""
+
+    def skip(self, steps: int) -> None:
+        """Nothing to see on this rank."""

@@ -1,0 +1,229 @@
+"""PA-SFT: supervised fine-tuning on answers that perceive before they judge (IAD-R1 Eq. 1).
+
+SC-GRPO with one completion per prompt, the target, in place of the rollout engine.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from iad_r1.backbones.backbone import EncodedTarget, Inputs, Prompt
+from iad_r1.backbones.packing import completion_logprobs, micro_batches, vision_features
+from iad_r1.data.targets import Target, chain_of_thought, direct_answer
+from iad_r1.grid import as_grid
+from iad_r1.learn import guards, optim
+from iad_r1.learn.learner import Learner, Part, open_learner
+from iad_r1.learn.saving import Saver
+from iad_r1.loops.context import Context
+from iad_r1.processes import distributed
+from iad_r1.rollouts.prompting import Augment, Prompter, Room
+from iad_r1.settings.config import SftPhase
+from iad_r1.types import Sample
+
+Weighted = tuple[EncodedTarget, list[float]]  # a target and the loss weight of each token
+TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
+
+
+def train(context: Context) -> None:
+    """Run the phases of `config.sft` in place, on the data set's SFT part (or its RL part)."""
+    done = 0
+    for index, phase in enumerate(context.config.sft.phases):
+        done = _Phase(context, phase, index).run(first_step=done)
+
+
+class _Phase:
+    """One leg: its own frozen parts, optimiser and schedule."""
+
+    def __init__(self, context: Context, phase: SftPhase, index: int) -> None:
+        self.context, self.phase, self.index = context, phase, index
+        self.sft = context.config.sft
+        self.samples = getattr(context.dataset, self.sft.samples)
+        self.prompter = Prompter(
+            context.backbone, self.sft.prompt, Room("sft.max_length", self.sft.max_length)
+        )
+        self.seed = context.config.seed * 1000 + index
+        self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
+        self.learner: Learner | None = None  # while the leg runs
+        self.features: dict[
+            tuple[str, int], Tensor | None
+        ] = {}  # of images, while the tower is frozen
+
+    def run(self, first_step: int) -> int:
+        """Train the leg; steps are numbered from `first_step`. Returns the next step's number."""
+        phase, model = self.phase, self.context.model
+        steps = optim.n_steps(phase, len(self.samples), phase.batch_size)
+        parts = self.context.config.tuning.train
+        optim.train_only(model, vision=not phase.freeze_vision, parts=parts)
+        self.learner = learner = open_learner(
+            self.context.config.engine,
+            model,
+            self.sft,
+            steps,
+            lr_scale=phase.lr_scale,
+            vision_lr_scale=phase.vision_lr_scale,
+        )
+        batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
+        saver = Saver(self.context, "sft", learner, first_step, first_step + steps, leg=self.index)
+        model.train()
+        with self.context.progress(self.name, steps) as bar:
+            for step in saver.steps(bar):
+                batch = batches[step - first_step]
+                with guards.kept(
+                    self.context.folder.path, "sft", step, partial(self.rows, batch, step)
+                ):
+                    values = self.step(learner, batch, step)
+                self.context.log("sft", step, {**values, "phase": self.index})
+                bar.advance(loss=values["loss"])
+                saver.done(step, values)
+        learner.close()
+        optim.train_only(model, vision=True)
+        return first_step + steps
+
+    def step(self, learner: Learner, batch: Sequence[Sample], step: int) -> dict[str, float]:
+        """One optimiser step on the batch of all ranks, some samples at a time."""
+        where, parts = f"sft step {step}", self.losses(batch, step)
+        loss = learner.accumulate(parts, where, idle=parts[0])
+        return {"loss": distributed.total(loss), **learner.update(where)}
+
+    def losses(self, batch: Sequence[Sample], step: int) -> list[Part]:
+        """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats, as
+        functions that compute the parts which add up to it; several samples lie in one sequence and
+        do not see each other.
+
+        A part has at most `sft.token_budget` tokens, or a single sample. Words that name the place
+        count `location_weight` times, untrained spans not at all. On several ranks these are the
+        parts of the rank.
+        """
+        batch = distributed.share(batch)
+        shots = [self.shots(sample, step) for sample in batch]
+        prompts = [
+            self.prompter.encode(sample, k, self.augment(sample, step))
+            for sample, k in zip(batch, shots, strict=True)
+        ]
+        targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
+        for prompt, (target, _) in zip(prompts, targets, strict=True):
+            self.prompter.room.check(prompt, len(target.tokens))
+        whole = distributed.total(sum(sum(weights) for _, weights in targets))
+        vision = self.vision(batch, shots, prompts) if self.phase.freeze_vision else None
+        found: list[Part] = []
+        for part in self.parts(prompts, targets):
+            features = None if vision is None else [vision[i] for i in part]
+            chosen = [prompts[i].inputs for i in part], [targets[i] for i in part]
+            found.append(partial(self.weighted, *chosen, features, whole))
+        return found
+
+    def parts(self, prompts: Sequence[Prompt], targets: Sequence[Weighted]) -> list[list[int]]:
+        """Which samples share a forward."""
+        if self.sft.token_budget is None:
+            return [list(range(len(prompts)))]
+        tokens = [[target.tokens] for target, _ in targets]
+        return micro_batches([prompt.inputs for prompt in prompts], tokens, self.sft.token_budget)
+
+    def weighted(
+        self,
+        prompts: Sequence[Inputs],
+        targets: Sequence[Weighted],
+        vision: Sequence[Tensor | None] | None,
+        whole: float,
+    ) -> Tensor:
+        """The weighted sum of the targets' negative log-likelihoods, over the `whole` weight."""
+        result = completion_logprobs(
+            self.context.model,
+            prompts,
+            [[target.tokens] for target, _ in targets],
+            vision=vision,
+            entropy=False,
+        )
+        weights = torch.zeros_like(result.logprob)
+        for row, (_, weight) in enumerate(targets):
+            weights[row, : len(weight)] = torch.tensor(weight)
+        return -(result.logprob * weights).sum() / whole
+
+    def rows(self, batch: Sequence[Sample], step: int) -> list[dict[str, Any]]:
+        """The batch as a table, for when it could not be learned from."""
+        found = []
+        for sample in batch:
+            shots = self.shots(sample, step)
+            target, weights = self.target(sample, shots)
+            found.append(
+                {
+                    "id": sample.id,
+                    "prompt": self.prompter.conversation(sample, shots).text,
+                    "target": self.context.backbone.decode(target.tokens),
+                    "token_ids": list(target.tokens),
+                    "weights": weights,
+                }
+            )
+        return found
+
+    def shots(self, sample: Sample, step: int) -> int:
+        """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""
+        return int(self.random(sample, step).random() < self.sft.one_shot_share)
+
+    def target(self, sample: Sample, shots: int) -> Weighted:
+        """Tokens of the sample's target and the loss weight of each."""
+        config = self.context.config
+        target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid))
+        encode = self.context.backbone.encode_target
+        encoded = encode(target.text, target.untrained)
+        outside = encode(target.text, location_spans(target)).trained
+        weights = [
+            float(trained) * (1.0 if plain else self.phase.location_weight)
+            for trained, plain in zip(encoded.trained, outside, strict=True)
+        ]
+        return encoded, weights
+
+    def augment(self, sample: Sample, step: int) -> Augment | None:
+        return photometric(self.random(sample, step)) if self.phase.augment else None
+
+    def random(self, sample: Sample, step: int) -> random.Random:
+        """A stream of its own for each use of a sample, whatever else the run draws."""
+        return random.Random(f"{self.seed}/{sample.id}/{step}")
+
+    @torch.no_grad()
+    def vision(
+        self, batch: Sequence[Sample], shots: Sequence[int], prompts: Sequence[Prompt]
+    ) -> list[Tensor | None]:
+        """Features of each prompt's pictures, computed once and by themselves, so that they do not
+        depend on the company in which they were first asked for."""
+        keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
+        new = [(k, p) for k, p in zip(keys, prompts, strict=True) if k not in self.features]
+        if distributed.total(len(new)):  # all ranks must agree on whether weights are gathered
+            with self.learner.whole() if self.learner else nullcontext():
+                for key, prompt in new:
+                    self.features[key] = vision_features(self.context.model, [prompt.inputs])[0]
+        return [self.features[key] for key in keys]
+
+
+def location_spans(target: Target) -> list[tuple[int, int]]:
+    """Characters of the place a target names, wherever it names it: the place is decided at its
+    first mention, in the reasoning, and only repeated in the tag. Empty for a normal image."""
+    found = re.search(r"<location>(.*?)</location>", target.text)
+    if found is None:
+        return []
+    return [match.span() for match in re.finditer(rf"\b{re.escape(found[1])}\b", target.text)]
+
+
+def photometric(stream: random.Random, strength: float = 0.2) -> Augment:
+    """Random brightness, contrast and colour, each by a factor within 1 +/- `strength`.
+
+    Geometry is left alone: it would change the place the target names.
+    """
+    factors = [stream.uniform(1 - strength, 1 + strength) for _ in range(3)]
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+    def augment(picture: Image.Image) -> Image.Image:
+        for enhancer, factor in zip(enhancers, factors, strict=True):
+            picture = enhancer(picture).enhance(factor)
+        return picture
+
+    return augment

@@ -1,0 +1,251 @@
+"""Which engine, batch and rollout mode fit: every option that a step has, predicted and judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from iad_r1.planner import memory
+from iad_r1.planner.memory import GIB, EngineName, Lora, Part, Setup, Work
+from iad_r1.planner.widths import Architecture, Picture
+
+StepName = Literal["sft", "grpo"]
+Tuning = Literal["full", "lora"]
+
+# Fastest first. `single` holds everything on every GPU: first where there is one GPU, or where
+# little is trained (LoRA), else last.
+ZERO: list[tuple[EngineName, bool]] = [
+    ("zero2", False), ("zero3", False), ("zero2", True), ("zero3", True)
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned: a model, the GPUs (0: the CPU), and what a step carries."""
+
+    model: Architecture
+    gpus: int
+    limit: int  # bytes that may be used on each
+    main: int  # bytes of the host's main memory, for offloading
+    overhead: int
+    workspace: int  # of a vLLM engine
+    picture: Picture
+    pictures: int
+    text: dict[StepName, int]  # tokens of a prompt that are not a picture's
+    length: dict[StepName, int]  # of an answer, or of the longest completion
+    batch: dict[StepName, int]  # prompts of one optimiser step on all ranks
+    group: int  # completions per prompt in SC-GRPO
+    packed: bool
+    reference: bool  # whether SC-GRPO has a KL term
+    train: dict[Tuning, tuple[Part, ...]]
+    rank: int  # of LoRA
+    dropout: bool  # of LoRA, in PA-SFT
+    decoded: int  # completions decoded at once by rollout=hf
+    vllm: bool  # whether rollout=vllm is to be had
+    precision: Literal["float32", "bfloat16"]
+
+    @property
+    def place(self) -> str:
+        """Where a rank works."""
+        return "GPU" if self.gpus else "CPU"
+
+    def ranks(self, step: StepName) -> int:
+        """One per GPU, but no more than there are prompts to share."""
+        return max(1, min(self.gpus, self.batch[step]))
+
+    def share(self, step: StepName) -> int:
+        """Prompts of a rank in one optimiser step."""
+        return math.ceil(self.batch[step] / self.ranks(step))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to take a step, with its predicted memory."""
+
+    step: StepName
+    tuning: Tuning
+    setup: Setup
+    work: Work
+    forwards: int
+    training: memory.Training
+    rollout: Literal["none", "vllm", "hf"]
+    sampling: memory.Sampling
+    whole: int  # weights that are gathered where ranks do different things
+    scored: bool  # whether a reference policy is asked
+    overhead: int
+    limit: int
+    main: int
+
+    @property
+    def peak(self) -> int:
+        """The most on each GPU: while training; beside the states, while sampling, or while the
+        reference is asked."""
+        beside = self.training.states.standing + self.training.buffers
+        sampling = self.sampling.total + (self.whole if self.rollout == "hf" else 0)
+        scoring = self.whole + self.training.logprobs if self.scored else 0
+        return max(self.training.peak, beside + sampling, beside + scoring) + self.overhead
+
+    @property
+    def host(self) -> int:
+        """In main memory, for all ranks of one host."""
+        return self.training.states.host * self.setup.ranks
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.limit and self.host <= self.main
+
+
+def options(question: Question, step: StepName, tuning: Tuning) -> list[Option]:
+    """The best variant under each engine, in the order in which they are to be preferred."""
+    found = [best(question, step, tuning, *engine) for engine in _engines(question, tuning)]
+    if question.gpus == 0:
+        return found
+    plain = best(question, step, tuning, "single", False)
+    return [plain, *found] if tuning == "lora" or question.gpus == 1 else [*found, plain]
+
+
+def _engines(question: Question, tuning: Tuning) -> list[tuple[EngineName, bool]]:
+    return [("single", False)] if question.gpus == 0 else ZERO
+
+
+def recommended(question: Question, step: StepName, tuning: Tuning) -> Option | None:
+    """The first option that fits."""
+    return next((option for option in options(question, step, tuning) if option.fits), None)
+
+
+def best(
+    question: Question, step: StepName, tuning: Tuning, engine: EngineName, offload: bool
+) -> Option:
+    """As many prompts per forward as fit, with checkpointing only where it has to be; the least
+    there is where nothing fits."""
+    tried = None
+    for checkpointing in (False, True):
+        for groups in range(question.share(step), 0, -1):
+            tried = _option(question, step, tuning, engine, offload, checkpointing, groups)
+            if tried.fits:
+                return tried
+    assert tried is not None
+    return tried
+
+
+def _option(
+    question: Question,
+    step: StepName,
+    tuning: Tuning,
+    engine: EngineName,
+    offload: bool,
+    checkpointing: bool,
+    groups: int,
+) -> Option:
+    share = question.share(step)
+    lora = Lora(question.rank, question.dropout and step == "sft") if tuning == "lora" else None
+    setup = Setup(
+        engine=engine,
+        offload=offload,
+        ranks=question.ranks(step),
+        precision=question.precision,
+        lora=lora,
+        train=question.train[tuning],
+        reference=step == "grpo" and tuning == "full" and question.reference,
+        checkpointing=checkpointing,
+        cuda=question.gpus > 0,
+    )
+    work = Work(
+        groups=groups,
+        text=question.text[step],
+        picture=question.picture,
+        pictures=question.pictures,
+        completions=question.group if step == "grpo" else 1,
+        length=question.length[step],
+        packed=question.packed or step == "sft",
+    )
+    training = memory.training(
+        question.model,
+        work,
+        setup,
+        forwards=math.ceil(share / groups),
+        entropy=step == "grpo",
+    )
+    plain = Option(
+        step, tuning, setup, work, math.ceil(share / groups), training, "none",
+        memory.Sampling(0, 0, 0), memory.whole(question.model, setup),
+        step == "grpo" and question.reference, question.overhead, question.limit, question.main,
+    )  # fmt: skip
+    return plain if step == "sft" else _sampled(question, plain, share)
+
+
+def _sampled(question: Question, option: Option, share: int) -> Option:
+    """With the rollout engine: vLLM beside the trainer if both fit, else transformers, which needs
+    no weights of its own but decodes slowly (and gathers them for every token under ZeRO-3)."""
+    rows = share * question.group
+    engine = memory.vllm_sampling(question.model, option.work, rows, question.workspace)
+    colocated = replace(option, rollout="vllm", sampling=engine)
+    if question.gpus and question.vllm and colocated.fits:
+        return colocated
+    decoded = max(question.group, min(rows, question.decoded))
+    own = memory.hf_sampling(question.model, option.work, decoded, option.setup)
+    return replace(option, rollout="hf", sampling=own)
+
+
+# --------------------------------------------------------------------------- if nothing fits
+
+
+def ways_out(question: Question, step: StepName, tuning: Tuning) -> Iterator[str]:
+    """What would make a step fit that does not: more GPUs, larger ones, or adapters alone."""
+    for option in _nearest(question, step, tuning):
+        yield _why(question, option)
+    if question.gpus:
+        more = _more_gpus(question, step, tuning)
+        yield (
+            "No number of GPUs of this size up to 64 would do."
+            if more is None
+            else f"{more} GPUs of this size would do: gpus={more}{_larger(question, step, more)}."
+        )
+    if tuning == "full" and recommended(question, step, "lora") is not None:
+        yield "LoRA fits: tuning=lora."
+
+
+def _nearest(question: Question, step: StepName, tuning: Tuning) -> list[Option]:
+    """The options that need least, without and with offloading."""
+    found = options(question, step, tuning)
+    kinds = [[o for o in found if o.setup.offload is offload] for offload in (False, True)]
+    return [min(kind, key=lambda option: option.peak) for kind in kinds if kind]
+
+
+def _why(question: Question, option: Option) -> str:
+    """By how much an option does not fit."""
+    setup, reasons = option.setup, []
+    if option.peak > option.limit:
+        reasons.append(
+            f"{option.peak / GIB:.1f} GiB on each {question.place}, "
+            f"{(option.peak - option.limit) / GIB:.1f} GiB more than may be used"
+        )
+    if option.host > option.main:
+        reasons.append(
+            f"{option.host / GIB:.0f} GiB of main memory, "
+            f"{(option.host - option.main) / GIB:.0f} GiB more than there is (stage.main_memory)"
+        )
+    if not reasons:  # it fits, but is never recommended
+        reasons.append("bfloat16 without float32 weights, where small updates are lost")
+    offload = " engine.offload=cpu" if setup.offload else ""
+    what = f"{option.tuning} tuning with engine={setup.engine}{offload}"
+    return f"{what} needs {', and '.join(reasons)}."
+
+
+def _larger(question: Question, step: StepName, gpus: int) -> str:
+    """The setting that gives every GPU a prompt, if there are fewer now."""
+    key = {"sft": "sft.phases.0.batch_size", "grpo": "grpo.prompts_per_step"}[step]
+    return f" {key}={gpus}" if gpus > question.batch[step] else ""
+
+
+def _more_gpus(question: Question, step: StepName, tuning: Tuning) -> int | None:
+    """The smallest number of such GPUs, 8 to a host and a prompt for each, that would do; None if
+    64 would not."""
+    for gpus in (2, 3, 4, 6, 8, 16, 32, 64):
+        batch = {**question.batch, step: max(gpus, question.batch[step])}
+        larger = replace(question, gpus=gpus, batch=batch, main=question.main * max(1, gpus // 8))
+        if gpus > question.gpus and recommended(larger, step, tuning):
+            return gpus
+    return None

@@ -1,0 +1,156 @@
+"""Data parallelism: every rank holds the weights (or its part of them) and a share of each batch.
+
+The loss of a share is divided by counts over the whole batch, so gradients are summed over ranks
+and one step is the same step however many ranks take it (up to the order of a float sum).
+Without ranks every function here is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from iad_r1.errors import ConfigError
+from iad_r1.settings.config import Processes
+from iad_r1.store import checkpoints
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # a rank may wait this long for the slowest; a dead one is noticed
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files, prints and logs."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def joined(engine: Processes) -> Iterator[None]:
+    """Inside, the processes that torchrun started are the ranks of one run.
+
+    They stay joined when the block fails: a rank's error is printed before the others hear that
+    it is gone. ConfigError if torchrun did not start as many as the settings ask for.
+    """
+    wanted = engine.processes
+    started = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if started != wanted:
+        raise ConfigError(
+            f"engine.hosts={engine.hosts} engine.ranks={engine.ranks} are {wanted} processes, but "
+            f"{started} were started. Start the run with run.py, which does it, or prints how."
+        )
+    # DeepSpeed would look by itself, and say so, whenever a library looks whether it is there.
+    os.environ.setdefault("DS_ACCELERATOR", device(engine).type)
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    backend = "gloo"
+    if device(engine).type == "cuda":
+        torch.cuda.set_device(device(engine))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    yield
+    barrier()
+    dist.destroy_process_group()
+
+
+def device(engine: Processes) -> torch.device:
+    """Where this rank's model lives. ConfigError if it should have a GPU and there is none left."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if engine.device == "cpu" or (engine.device == "auto" and gpus < engine.ranks):
+        return torch.device("cpu")
+    if gpus < engine.ranks:
+        raise ConfigError(
+            f"engine.device=cuda engine.ranks={engine.ranks}, but this host has {gpus} GPU(s), and "
+            f"each rank needs one. Use engine.ranks={max(gpus, 1)}, or engine.device=cpu."
+        )
+    return torch.device("cuda", local)
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    total(0.0)
+
+
+@contextlib.contextmanager
+def written_together(path: Path) -> Iterator[Path]:
+    """`checkpoint.write_folder` for all ranks: each writes its own files into the one folder."""
+    if is_main():
+        with checkpoints.write_folder(path) as partial:
+            everyone(partial)
+            yield partial
+            barrier()
+    else:
+        places: list[Any] = everyone(None)
+        yield places[0]  # rank 0's
+        barrier()
+    barrier()
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's items: every `world()`-th, so neighbours go to different ranks."""
+    return list(items[rank() :: world()])
+
+
+def gather(items: Sequence[T]) -> list[T]:
+    """The inverse of `share`: every rank's items, in the order of the whole, on every rank."""
+    if world() == 1:
+        return list(items)
+    parts: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(parts, list(items))
+    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
+
+
+def everyone(item: T) -> list[T]:
+    """One item of each rank, on every rank."""
+    if world() == 1:
+        return [item]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, item)
+    return found
+
+
+def total(value: float) -> float:
+    """The sum of a number over ranks."""
+    if world() == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(found)
+    return found.item()
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Replace every gradient by its sum over ranks; a rank without one contributes zeros.
+
+    A parameter that no rank has a gradient for keeps none, so the optimiser leaves it alone.
+    """
+    if world() == 1:
+        return
+    learning = [p for p in model.parameters() if p.requires_grad]
+    found = torch.tensor([float(p.grad is not None) for p in learning])
+    dist.all_reduce(found)
+    learning = [p for p, count in zip(learning, found.tolist(), strict=True) if count]
+    if not learning:
+        return
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in learning if p.grad is not None])
+    dist.all_reduce(flat)
+    for parameter, part in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
+        parameter.grad = part.view_as(parameter)

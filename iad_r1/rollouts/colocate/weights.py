@@ -1,0 +1,144 @@
+"""A model's weights as vLLM wants them: under the names of the hub, adapters folded in.
+
+Weights come one module at a time, so that with ZeRO-3 only one is ever whole. An adapter is added
+out of place, `W + s * BA` in float32: merging into the training weights and subtracting again
+would drift in bfloat16, a little with every synchronisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from iad_r1.backbones.packing import unwrap
+from iad_r1.errors import MismatchError
+
+Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
+"""Inside the context the given parameters are whole on every rank."""
+
+
+def hub_weights(model: nn.Module, gather: Gather | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every weight once, under its name in the checkpoint on the hub.
+
+    A weight that two layers share (a tied output layer) comes under its first name alone. Weights
+    that the model never reads (the layers of a LLaVA tower behind the one whose features are used)
+    do not come. Each tensor is valid until the next one is asked for.
+    """
+    base = unwrap(model)
+    names = hub_names(base)
+    whole = gather or gather_partitioned
+    seen: set[int] = set()
+    for path, module in modules(base):
+        mine = list(module.parameters(recurse=adapted(module)))
+        fresh = [p for p in mine if id(p) not in seen]
+        seen.update(map(id, fresh))
+        if not fresh:
+            continue
+        with whole(fresh):
+            with torch.no_grad():  # not around the yield: a reader that stops would leave it on
+                found = list(_weights(path, module, fresh))
+            for name, tensor in found:
+                if not unread(base, name):
+                    yield names[name], tensor.detach()
+
+
+def modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules with weights of their own; an adapted layer counts as one."""
+    inside: str | None = None
+    for path, module in base.named_modules():
+        if inside is not None and path.startswith(inside):
+            continue
+        inside = f"{path}." if adapted(module) else inside
+        yield path, module
+
+
+def adapted(module: Any) -> bool:
+    """Whether a layer carries adapters."""
+    return isinstance(module, BaseTunerLayer)
+
+
+def _weights(
+    path: str, module: nn.Module, fresh: Sequence[nn.Parameter]
+) -> Iterator[tuple[str, Tensor]]:
+    prefix = f"{path}." if path else ""
+    if adapted(module):
+        for name, tensor in merged(module, path):
+            yield prefix + name, tensor
+        return
+    wanted = set(map(id, fresh))
+    for name, parameter in module.named_parameters(recurse=False):
+        if id(parameter) in wanted:
+            yield prefix + name, parameter.detach()
+
+
+def merged(layer: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Weight and bias of an adapted layer, with what its active adapters add."""
+    if not isinstance(layer, LoraLinear) or any(layer.use_dora.values()):
+        raise MismatchError(
+            f"{path}: the rollout engine cannot be given the weights of a {type(layer).__name__} "
+            "adapter; only plain LoRA on linear layers is understood. Use tuning=lora or "
+            "tuning=full, or rollout=hf."
+        )
+    plain: Any = layer  # peft's containers are untyped
+    base = plain.get_base_layer()
+    added = torch.zeros((), device=base.weight.device)
+    for adapter in plain.active_adapters:
+        low, high = plain.lora_A[adapter].weight, plain.lora_B[adapter].weight
+        added = added + plain.scaling[adapter] * (high.float() @ low.float())
+    yield "weight", (base.weight.float() + added).to(base.weight.dtype)
+    if base.bias is not None:
+        yield "bias", base.bias.detach()
+
+
+def hub_names(base: Any) -> dict[str, str]:
+    """The name on the hub of every parameter, by its name in `base` without adapters.
+
+    Names are mapped by the model's own mapper, the one that `save_pretrained` uses.
+    """
+    found: dict[str, str] = {}
+    for path, module in modules(base):
+        layer: Any = module
+        inner = layer.get_base_layer() if adapted(module) else module
+        for name, _ in inner.named_parameters(recurse=False):
+            mine = f"{path}.{name}" if path else name
+            theirs = list(revert_weight_conversion(base, {mine: torch.empty(0)}))
+            if len(theirs) != 1:
+                raise MismatchError(
+                    f"{mine} of {type(base).__name__} is kept as {theirs} on the hub, which the "
+                    "weight synchronisation does not understand. Use rollout=hf."
+                )
+            found[mine] = theirs[0]
+    return found
+
+
+def unread(base: Any, name: str) -> bool:
+    """Whether a weight lies in a LLaVA vision tower behind the layer whose features are read."""
+    layer = getattr(base.config, "vision_feature_layer", None)
+    if not isinstance(layer, int) or "vision_tower." not in name:
+        return False
+    depth = base.config.vision_config.num_hidden_layers
+    read = layer if layer >= 0 else depth + 1 + layer  # hidden state `read` is layer read-1's
+    if "post_layernorm" in name or ".head." in name:
+        return True
+    parts = name.split(".")
+    return "layers" in parts and int(parts[parts.index("layers") + 1]) >= read
+
+
+def gather_partitioned(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Put the parts of ZeRO-3 parameters together on every rank; nothing to do for whole ones, as
+    all are inside `Learner.whole`."""
+    parted: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
+    if not parted:
+        return nullcontext()
+    # only where DeepSpeed is used
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
+
+    split = [p for p in parted if p.ds_status is not ZeroParamStatus.AVAILABLE]
+    return GatheredParameters(split, enabled=bool(split))
