@@ -25,8 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from iad_r1.command import announce
-from iad_r1.command import compose
+from iad_r1.command import announce, compose
 from iad_r1.command.options import CONF
 from iad_r1.command.worker import STAGES
 from iad_r1.errors import IadError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from iad_r1.loops.context import Context
+from iad_r1.rollouts.colocate.sampler import VllmEngine
 from iad_r1.rollouts.parity import Gate
 from iad_r1.rollouts.prompting import Prompter
 from iad_r1.rollouts.sampling import Engine
 from iad_r1.rollouts.server.sampler import VllmServerEngine
-from iad_r1.rollouts.colocate.sampler import VllmEngine
 from iad_r1.settings.config import HfRollout
 
 

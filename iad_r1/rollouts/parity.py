@@ -24,9 +24,9 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import Packing, completion_logprobs, unwrap
 from iad_r1.errors import MismatchError
 from iad_r1.processes import distributed
+from iad_r1.rollouts.colocate.sampler import VllmEngine, check_ids
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.rollouts.server.sampler import VllmServerEngine
-from iad_r1.rollouts.colocate.sampler import VllmEngine, check_ids
 from iad_r1.settings.config import Parity
 from iad_r1.types import Completion
 

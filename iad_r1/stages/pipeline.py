@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from iad_r1 import data, prompts, report
-from iad_r1.backbones import hub
-from iad_r1.backbones import tiny, twins
+from iad_r1.backbones import hub, tiny, twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import check_packing
 from iad_r1.backbones.published.build import build_processor, build_random
@@ -24,8 +23,7 @@ from iad_r1.loops.context import Context
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
 from iad_r1.settings.config import Config
-from iad_r1.store import cards
-from iad_r1.store import checkpoints
+from iad_r1.store import cards, checkpoints
 from iad_r1.store.run_folder import RunFolder, Start, find_start
 from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iad_r1 import prompts
-from iad_r1.backbones import hub
-from iad_r1.backbones import published
+from iad_r1.backbones import hub, published
 from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
 from iad_r1.planner import memory

@@ -22,8 +22,8 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError
 from iad_r1.grid import as_grid
-from iad_r1.rollouts.server.sampler import served
 from iad_r1.rollouts.colocate.sampler import describe, engine_options, require_vllm
+from iad_r1.rollouts.server.sampler import served
 from iad_r1.settings.config import Config, VllmServerRollout
 from iad_r1.stages import pipeline
 from iad_r1.store.run_folder import RunFolder, find_start

@@ -33,8 +33,8 @@ from torch import distributed as dist
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
-from iad_r1.rollouts.sampling import Sampling, Seed, in_order
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
+from iad_r1.rollouts.sampling import Sampling, Seed, in_order
 from iad_r1.settings.config import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.processes import distributed
+from iad_r1.rollouts.colocate.sampler import check_intake
 from iad_r1.rollouts.server import stream as weight_stream
 from iad_r1.rollouts.server.client import Gone, Server
-from iad_r1.rollouts.colocate.sampler import check_intake
 
 INCOMPLETE = "incomplete"
 RESETS = ("/reset_encoder_cache", "/reset_mm_cache", "/reset_prefix_cache")

@@ -27,9 +27,6 @@ from torch import Tensor, nn
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.errors import ConfigError, IadError, MismatchError, TrainingError
 from iad_r1.processes import distributed
-from iad_r1.rollouts.sampling import Sampling, Seed, in_order
-from iad_r1.rollouts.server.client import Gone, Server, Stopped
-from iad_r1.rollouts.server.push import push, reset, rpc
 from iad_r1.rollouts.colocate.sampler import (
     IN_FLIGHT,
     Change,
@@ -39,6 +36,9 @@ from iad_r1.rollouts.colocate.sampler import (
     sampling_options,
 )
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
+from iad_r1.rollouts.sampling import Sampling, Seed, in_order
+from iad_r1.rollouts.server.client import Gone, Server, Stopped
+from iad_r1.rollouts.server.push import push, reset, rpc
 from iad_r1.settings.config import Config, VllmServerRollout
 from iad_r1.types import Completion
 
