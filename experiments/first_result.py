@@ -65,16 +65,16 @@ def folders(
     weights that the others start from, so it is always among them."""
     pretrained = start("pretrained", seed, "stage=pretrain")
     full = start(
-        "full", seed, "stage.steps=[sft,evaluate,grpo,evaluate]", f"init={pretrained.path}"
+        "full", seed, "stage.tasks=[sft,evaluate,grpo,evaluate]", f"init={pretrained.path}"
     )
     sft = f"init={full.path / 'checkpoints' / 'sft'}"
     more = "{steps: 300, epochs: null, batch_size: 32, lr_scale: 0.3, vision_lr_scale: 0.1, "
     more += "freeze_vision: false, location_weight: 3.0, augment: true}"
     controls = {
-        "answer_only": ["stage=grpo", "stage.steps=[grpo,evaluate]", "rewards=answer_only"],
+        "answer_only": ["stage=grpo", "stage.tasks=[grpo,evaluate]", "rewards=answer_only"],
         "sft_on_rl": [
             "stage=sft",
-            "stage.steps=[sft,evaluate]",
+            "stage.tasks=[sft,evaluate]",
             "sft.samples=rl",
             f"sft.phases=[{more}]",
         ],

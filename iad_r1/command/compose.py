@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from iad_r1 import prompts, rewards
+from iad_r1 import prompts, rewards, stages
 from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings.config import Config, load
@@ -28,10 +28,8 @@ from iad_r1.settings.config import Config, load
 ComposeError = (HydraException, OmegaConfBaseException)
 # Settings that hold a path, made absolute where the command was typed. NAME_OR_PATH may also be a
 # name (a hub id, a packaged vocabulary): it is a path if spelled as one, or if it is there.
-PATHS = ("init", "data.root", "stage.completions")
+PATHS = ("init", "data.root")  # and those of the stage
 NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
-# Short names of stage=plan (conf/stage/plan.yaml), which hands them on to `stage`.
-ALIASES = ("gpus", "gpu_memory")
 
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
@@ -50,15 +48,17 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
-    for key in ALIASES:
-        plain.pop(key, None)
-    for key in (*PATHS, *NAME_OR_PATH):
-        _make_absolute(plain, key, directory)
+    stage = stages.find(plain["stage"]["name"])
+    for key in stage.shortcuts:
+        plain.pop(key)
+    paths = (*PATHS, *stage.paths)
+    for key in (*paths, *NAME_OR_PATH):
+        _make_absolute(plain, key, directory, always=key in paths)
     try:
         config = load(json.dumps(plain))
     except ConfigError as error:
         raise ConfigError(_with_suggestions(str(error), plain)) from None
-    problems = list(_unknown_names(config))
+    problems = [*stage.problems(config), *_unknown_names(config)]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -80,13 +80,11 @@ def _unknown_names(config: Config) -> Iterator[str]:
             yield f"{section}.{error}"
     try:
         rewards.load(config.rewards, config.grid)
-        if config.stage.name == "audit":
-            rewards.load(config.stage.loose)
     except ConfigError as error:
         yield str(error)
 
 
-def _make_absolute(values: dict[str, Any], key: str, directory: Path) -> None:
+def _make_absolute(values: dict[str, Any], key: str, directory: Path, *, always: bool) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         values = values.get(parent, {})
@@ -94,7 +92,7 @@ def _make_absolute(values: dict[str, Any], key: str, directory: Path) -> None:
     if not isinstance(text, str) or not text:
         return
     path = directory / Path(text).expanduser()
-    if key in PATHS or text.startswith((".", "/", "~")) or path.exists():
+    if always or text.startswith((".", "/", "~")) or path.exists():
         values[last] = str(path.resolve())
 
 

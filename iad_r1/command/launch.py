@@ -25,9 +25,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from iad_r1.command import announce, compose
+from iad_r1 import stages
+from iad_r1.command import compose
 from iad_r1.command.options import CONF
-from iad_r1.command.worker import STAGES
 from iad_r1.errors import IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.config import Config
@@ -86,17 +86,17 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     if config.dry_run:
         _rehearse(config, outputs)
         return None, 0
-    start = announce.check_inputs(config)
+    stage = stages.find(config.stage.name)
+    stage.check_inputs(config)
     _print_plan(config, outputs)
-    offline = announce.check_weights(config, start, outputs)
+    offline = stage.check_weights(config, outputs)
     folder, news = open_folder(config, outputs)
     print(f"  {'run':<9} {folder.path}{news}\n", flush=True)
     if config.engine.hosts > 1:
         print(f"Start it with this command on each of the {config.engine.hosts} hosts:\n")
         print(f"  {shlex.join(command(config, folder))}\n", flush=True)
         return folder, 0
-    saves = config.stage.name != "serve"
-    return folder, carry_out(command(config, folder), offline, saves)
+    return folder, carry_out(command(config, folder), offline, stage.saves)
 
 
 def command(config: Config, folder: RunFolder) -> list[str]:
@@ -106,8 +106,8 @@ def command(config: Config, folder: RunFolder) -> list[str]:
     the name of one of them.
     """
     engine, worker = config.engine, ["-m", "iad_r1.command.worker", str(folder.path)]
-    trains = STAGES[config.stage.name] == STAGES["pipeline"]
-    if not trains or (engine.processes == 1 and engine.name == "single"):
+    ranked = stages.find(config.stage.name).ranked
+    if not ranked or (engine.processes == 1 and engine.name == "single"):
         return [sys.executable, *worker]
     meeting = ["--standalone"]  # torchrun finds a free port
     if engine.hosts > 1:
@@ -133,13 +133,16 @@ def _rehearse(config: Config, outputs: Path) -> None:
     print(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
     _print_plan(config, outputs)
     try:
-        announce.check_weights(config, announce.check_inputs(config), outputs)
+        stage = stages.find(config.stage.name)
+        stage.check_inputs(config)
+        stage.check_weights(config, outputs)
     except IadError as error:
         print(f"\nIt would not start: {error}")
 
 
 def _print_plan(config: Config, outputs: Path) -> None:
-    print("\n".join(announce.lines(config, str(outputs / config.name))), flush=True)
+    lines = stages.find(config.stage.name).announce(config, str(outputs / config.name))
+    print("\n".join(lines), flush=True)
 
 
 def carry_out(command: list[str], offline: bool, saves: bool) -> int:

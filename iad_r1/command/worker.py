@@ -14,24 +14,12 @@ import traceback
 from contextlib import nullcontext
 from typing import NoReturn
 
+from iad_r1 import stages
 from iad_r1.errors import IadError, Terminated
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.config import Config, read
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, manifest, write_text
 
-# The module whose `run(config, folder)` does what `stage=<name>` asks for.
-STAGES = {
-    "pipeline": "iad_r1.stages.pipeline",
-    "pretrain": "iad_r1.stages.pipeline",
-    "sft": "iad_r1.stages.pipeline",
-    "grpo": "iad_r1.stages.pipeline",
-    "evaluate": "iad_r1.stages.pipeline",
-    "report": "iad_r1.stages.report",
-    "audit": "iad_r1.stages.audit",
-    "parity": "iad_r1.stages.parity",
-    "plan": "iad_r1.stages.plan",
-    "serve": "iad_r1.stages.serve",
-}
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -58,7 +46,9 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
                 folder.update_manifest(**manifest(REPOSITORY), status="running")
             _prepare_libraries(config)
             with stopping.signals_answered(lambda number: _leave(folder, number)):
-                stage = importlib.import_module(STAGES[config.stage.name])
+                stage = stages.find(config.stage.name)
+                for module in stage.imports:
+                    importlib.import_module(module)
             stage.run(config, folder)
     except IadError as error:
         if ranks.may_speak(folder.path, error):

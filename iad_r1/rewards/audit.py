@@ -17,10 +17,22 @@ from iad_r1.rewards.case import read_solution
 from iad_r1.rewards.components.choice import answered
 from iad_r1.rewards.sets import RewardSet
 from iad_r1.rewards.vocabulary import Vocabulary
-from iad_r1.settings.audit import AuditLimits
+from iad_r1.settings.base import AtLeast0, Section, Share
 from iad_r1.types import Score
 
 _LETTERS = {letter: letter for letter in "ABCDE"}
+
+
+class AuditLimits(Section):
+    """From where on a number is flagged. Shares are of completions unless said otherwise."""
+
+    answer_gap: Share  # |share of an answer - share of that truth|
+    entropy: AtLeast0  # of the answers, bits; below is a collapse
+    degenerate: Share  # share of groups whose completions all earn the same
+    distinct: Share  # share of completions that differ from every other; below is a collapse
+    tag_only: Share  # of the mean reward: what the tags earn without their text
+    disagreement: Share  # share that the loose set pays noticeably more than the strict one
+    gap: Share  # what "noticeably" is, as a share of what a perfect completion earns
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-_Count = Annotated[int, Field(gt=0)]
-_Gib = Annotated[float, Field(ge=0)]
+from iad_r1.settings.base import Above0, AtLeast0, Count, Count0
+from iad_r1.settings.stage import StageSettings
 
 
-class PlanStage(BaseModel):
-    """`stage=plan`: on what, and what a step is assumed to carry."""
+class PlanSettings(StageSettings):
+    """On what, and what a step is assumed to carry."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: Literal["plan"]
-    steps: list[Literal["plan"]]
-    gpus: Annotated[int, Field(ge=0)]
-    gpu_memory: Annotated[float, Field(gt=0)]  # GiB of each
-    main_memory: Annotated[float, Field(gt=0)]  # GiB of the host
-    picture: Annotated[list[_Count], Field(min_length=2, max_length=2)]  # width, height: pixels
-    pictures: _Count  # in one prompt
-    answer: _Count  # tokens of a PA-SFT target
-    overhead: _Gib  # of each GPU: CUDA's context, libraries' workspaces, NCCL
-    workspace: _Gib  # of a vLLM engine, beside its weights and cache
+    gpus: Count0
+    gpu_memory: Above0  # GiB of each
+    main_memory: Above0  # GiB of the host
+    picture: Annotated[list[Count], Field(min_length=2, max_length=2)]  # width, height: pixels
+    pictures: Count  # in one prompt
+    answer: Count  # tokens of a PA-SFT target
+    overhead: AtLeast0  # GiB of each GPU: CUDA's context, libraries' workspaces, NCCL
+    workspace: AtLeast0  # GiB of a vLLM engine, beside its weights and cache
     margin: Annotated[float, Field(ge=0, lt=1)]  # share of the memory that must stay free

@@ -1,0 +1,69 @@
+"""What can be asked for: one file for each `stage=`, with its settings, its checks and its `run`.
+
+A stage is a module with two classes: `Settings`, the types of `conf/stage/<name>.yaml`, and
+`Stage`. Nothing here imports torch before `run`, so a wrong setting is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from iad_r1.settings.config import Config, option
+from iad_r1.store.run_folder import RunFolder
+
+
+class Stage:
+    """One `stage=`: what it checks, what it says before it starts, and what it does.
+
+    Attributes:
+        ranked: it runs on every rank that `engine` asks for; else in one process.
+        saves: it may take minutes to save when it is asked to end.
+        paths: its settings that hold a path, such as `stage.completions`.
+        shortcuts: settings outside `stage` that its YAML file hands on to it.
+        imports: modules that `run` needs and that take seconds to load. They are loaded before,
+            while Ctrl-C may still end the process at once.
+    """
+
+    ranked = False
+    saves = True
+    paths: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+
+    def problems(self, config: Config) -> Iterator[str]:
+        """A sentence for each setting that this stage cannot work with."""
+        return iter(())
+
+    def check_inputs(self, config: Config) -> None:
+        """Make sure that the folders which the settings name are there and fit.
+
+        Raises ConfigError, DataError or WeightsError.
+        """
+
+    def check_weights(self, config: Config, outputs: Path) -> bool:
+        """Make sure that there are weights to start from; whether all of them are on this machine.
+
+        Raises WeightsError if they are missing, ConfigError if they are not trained far enough.
+        """
+        return True
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        """What the run is about to do, one line each; `output` is where it will write."""
+        yield config.stage.name
+        yield row("output", output)
+
+    def run(self, config: Config, folder: RunFolder) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+
+def find(name: str) -> Stage:
+    """The stage of that name. ConfigError that lists them if there is none."""
+    stage: Stage = option(__name__, "stage", name).Stage()
+    return stage
+
+
+def row(name: str, text: str) -> str:
+    """One line of what `announce` says."""
+    return f"  {name:<9} {text}"

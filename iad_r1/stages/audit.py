@@ -16,55 +16,83 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from iad_r1 import rewards
+from iad_r1 import rewards, stages
 from iad_r1.data import folders
 from iad_r1.errors import ConfigError, DataError
-from iad_r1.grid import GridConfig
-from iad_r1.rewards.audit import Audit, Flag, Record, audit
-from iad_r1.settings.audit import AuditStage
-from iad_r1.settings.rewards import RewardsConfig
+from iad_r1.rewards.audit import Audit, AuditLimits, Flag, Record, audit
+from iad_r1.schema import Evaluator
+from iad_r1.settings.base import Count0
+from iad_r1.settings.config import Config
+from iad_r1.settings.stage import StageSettings
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Solution
 
 _COLOURS = {"collapse": "red", "gaming": "magenta", "data": "yellow"}
 _SHOWN = 600  # characters of a completion
 
 
-class AuditRun(Protocol):
-    """What of a configuration this stage reads."""
+class Settings(StageSettings):
+    """What is audited, against what, and from where on a number is flagged."""
 
-    @property
-    def init(self) -> str | None: ...
-    @property
-    def stage(self) -> AuditStage: ...
-    @property
-    def rewards(self) -> RewardsConfig: ...
-    @property
-    def grid(self) -> GridConfig: ...
+    completions: str | None
+    loose: str
+    evaluator: Evaluator
+    examples: Count0
+    limits: AuditLimits
 
 
-class HasPath(Protocol):
-    """A run folder."""
+class Stage(stages.Stage):
+    """Reads an earlier run, not its weights."""
 
-    @property
-    def path(self) -> Path: ...
+    paths = ("stage.completions",)
+
+    def problems(self, config: Config) -> Iterator[str]:
+        stage = _settings(config)
+        if config.init is None and stage.completions is None:
+            yield (
+                "stage=audit needs completions: those of a run, init=outputs/<name>/<timestamp>, "
+                "or stage.completions=<JSONL or parquet file, or a folder of them>."
+            )
+        try:
+            rewards.load(stage.loose)
+        except ConfigError as error:
+            yield str(error)
+
+    def check_inputs(self, config: Config) -> None:
+        if config.init is not None:
+            RunFolder.open(config.init)
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        stage = _settings(config)
+        yield f"audit of {stage.completions or config.init}"
+        yield stages.row("rewards", f"{config.rewards.name} against {stage.loose}")
+        yield stages.row("output", output)
+
+    def run(self, config: Config, folder: RunFolder) -> None:
+        carry_out(config, folder, Console())
 
 
-def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Audit | None:
+def _settings(config: Config) -> Settings:
+    assert isinstance(config.stage, Settings)
+    return config.stage
+
+
+def carry_out(config: Config, folder: RunFolder, console: Console) -> Audit | None:
     """Audit the completions a configuration names; print what was found and keep it as JSON.
 
     Of a `.csv` only the defect types are looked up; nothing is scored, and None is returned.
     """
-    stage, types = config.stage, config.rewards.vocabulary
-    source = _source(stage.completions, config.init)
+    stage, types = _settings(config), config.rewards.vocabulary
+    source = Path(stage.completions or f"{config.init}/rollouts")
     if source.suffix == ".csv":
-        _look_up(source, types or "default", console or Console())
+        _look_up(source, types or "default", console)
         return None
     loose = rewards.load(stage.loose, config.grid)
     result = audit(
@@ -76,21 +104,10 @@ def run(config: AuditRun, folder: HasPath, console: Console | None = None) -> Au
         examples=stage.examples,
         evaluator=stage.evaluator,
     )
-    show(result, console or Console(), f"{config.rewards.name} on {source}", loose.name)
+    show(result, console, f"{config.rewards.name} on {source}", loose.name)
     target = folder.path / "audit.json"
     target.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
     return result
-
-
-def _source(completions: str | None, init: str | None) -> Path:
-    if completions is not None:
-        return Path(completions)
-    if init is not None:
-        return Path(init) / "rollouts"
-    raise ConfigError(
-        "stage=audit needs completions: stage.completions=<file or folder>, or init=<run folder> "
-        "of a run whose rollouts are to be audited."
-    )
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -1,76 +1,31 @@
-"""`stage=parity`: do rollout engine and trainer run the same model here? One minute, before a run.
-
-Passes the gate of `rollouts/parity.py` with the weights a run would begin with, changes all weights
-that `tuning` trains, as an optimiser step would, and checks again. Nothing is saved but
-`parity.csv`.
-"""
+"""`stage=parity`: do rollout engine and trainer run the same model here? A minute, before a run."""
 
 from __future__ import annotations
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterator
 
-from iad_r1.errors import ConfigError
-from iad_r1.learn import lora
-from iad_r1.loops.context import Context
-from iad_r1.loops.gate import open_gate
-from iad_r1.processes import distributed
-from iad_r1.rollouts import open_engine
-from iad_r1.rollouts.parity import Row
-from iad_r1.rollouts.prompting import Prompter
-from iad_r1.settings.config import Config, LoraTuning
+from iad_r1.settings.config import Config
+from iad_r1.settings.rollout import HfRollout
 from iad_r1.stages import pipeline
 from iad_r1.store.run_folder import RunFolder
 
-MOVE = 0.02  # of each weight's own size: clearly more than a step, so that a missed one shows
+Settings = pipeline.Settings
 
 
-def run(config: Config, folder: RunFolder) -> None:
-    """Check, change the weights, check again; print both. MismatchError ends it."""
-    torch.manual_seed(config.seed)
-    with distributed.joined(config.engine):
-        context = pipeline.open_run(config, folder, None)
-        engine = open_engine(config, context.backbone, config.rollout.batch_size)
-        gate = open_gate(context, engine, Prompter(context.backbone, config.grpo.prompt))
-        if gate is None:
-            raise ConfigError(
+class Stage(pipeline.Stage):
+    """Opens what a run would open, and trains nothing."""
+
+    ranked = False
+    imports = ("iad_r1.loops.parity",)
+
+    def problems(self, config: Config) -> Iterator[str]:
+        if isinstance(config.rollout, HfRollout):
+            yield (
                 "stage=parity compares a rollout engine with the trainer, but rollout=hf samples "
                 "from the trainer's own weights. Leave rollout=hf out."
             )
-        engine.sync()
-        rows = [gate.check("start", 0)]
-        if isinstance(config.tuning, LoraTuning):
-            lora.wrap(context, config.tuning, dropout=0.0)
-        move(context)
-        engine.sync()
-        rows.append(gate.check("moved", 1))
-        engine.close()
-    if distributed.is_main():
-        Console().print(table(config, rows))
 
+    def run(self, config: Config, folder: RunFolder) -> None:
+        from iad_r1.loops import parity
 
-def move(context: Context) -> None:
-    """Change every weight that learns, equally on every rank."""
-    generator = torch.Generator().manual_seed(context.config.seed)
-    with torch.no_grad():
-        for weight in context.model.parameters():
-            if weight.requires_grad:
-                noise = torch.randn(weight.shape, generator=generator).to(weight)
-                weight.add_(noise * MOVE * (weight.float().std().to(weight) + MOVE))
-
-
-def table(config: Config, rows: list[Row]) -> Table:
-    """What was compared, for the terminal."""
-    found = Table(title=f"parity of {config.backbone.name} ({config.tuning.name})")
-    for name in ("weights", "largest gap", "limit", "vision weight changed", "seconds"):
-        found.add_column(name, justify="left" if name == "weights" else "right")
-    for row in rows:
-        found.add_row(
-            {"start": "as loaded", "moved": "after a change"}[row.stage],
-            f"{row.gap:.2g} nats",
-            f"{row.limit:.2g}",
-            f"{row.shown:.2g} nats",
-            f"{row.seconds:.1f}",
-        )
-    return found
+        parity.run(config, folder)

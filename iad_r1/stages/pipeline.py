@@ -1,241 +1,187 @@
-"""Carries out the steps of a run: PA-SFT, SC-GRPO and an evaluation before and after each."""
+"""`stage=pipeline`: PA-SFT, SC-GRPO, and an evaluation before and after each.
+
+`stage=pretrain`, `sft`, `grpo` and `evaluate` are parts of it: they differ in their `tasks`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from iad_r1 import data, prompts, report
-from iad_r1.backbones import hub, tiny, twins
-from iad_r1.backbones.backbone import Backbone
-from iad_r1.backbones.packing import check_packing
-from iad_r1.backbones.published.build import build_processor, build_random
-from iad_r1.data import targets
-from iad_r1.errors import DataError, MismatchError
-from iad_r1.grid import as_grid
-from iad_r1.learn import lora, optim
-from iad_r1.loops import evaluate, grpo, pretrain, sft
-from iad_r1.loops.context import Context
-from iad_r1.processes import distributed, ranks
-from iad_r1.report import gallery, terminal
+from iad_r1 import stages
+from iad_r1.backbones import hub
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.config import Config
-from iad_r1.store import cards, checkpoints
-from iad_r1.store.run_folder import RunFolder, Start, find_start
-from iad_r1.store.tracking import Tracker
-from iad_r1.types import Dataset
+from iad_r1.settings.stage import StageSettings
+from iad_r1.settings.training import Length
+from iad_r1.stages import row
+from iad_r1.store.run_folder import RunFolder, Start, find_start, recent_runs
 
-TRAIN: dict[str, Callable[[Context], None]] = {
-    "pretrain": pretrain.train,
-    "sft": sft.train,
-    "grpo": grpo.train,
-}
-GALLERY = 24  # pictures kept for the report, per split
+Settings = StageSettings
 
 
-def run(config: Config, folder: RunFolder) -> None:
-    """Take `config.steps()` one after the other, on all ranks, then print and write what came of
-    it."""
-    torch.manual_seed(config.seed)
-    with distributed.joined(config.engine), tracking(config, folder) as tracker:
-        take_steps(open_run(config, folder, tracker))
-        if tracker is not None:
-            tracker.finish(folder.summary())
-    if ranks.is_main():
-        if "report" in config.steps():
-            report.build(folder.path)
-        terminal.print_summary(folder.summary(), folder.path)
+class Stage(stages.Stage):
+    """The tasks of a run one after the other, on weights that it opens."""
 
+    ranked = True
+    imports = ("iad_r1.loops.pipeline",)
 
-@contextmanager
-def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
-    """The run's tracker, on rank 0."""
-    if not distributed.is_main():
-        yield None
-        return
-    with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
-        yield tracker
-
-
-def take_steps(context: Context) -> None:
-    """The stages of the run that are still to be taken; weights that were judged already are not
-    judged again, in this process or an earlier one."""
-    evaluated = list(
-        dict.fromkeys(row["stage"] for row in context.folder.summary().get("results", []))
-    )
-    distributed.barrier()  # nobody adds results before everybody has read them
-    for step in context.config.steps()[taken(context.config, context.folder) :]:
-        if step in TRAIN:
-            train(context, step)
-        elif step == "evaluate" and context.stage not in evaluated:
-            evaluated.append(context.stage)
-            judge(context, evaluated)
-
-
-def taken(config: Config, folder: RunFolder) -> int:
-    """How many steps of the run earlier processes have ended: all up to the last trained one."""
-    steps = config.steps()
-    ended = [n for n, s in enumerate(steps, 1) if s in TRAIN and folder.checkpoint(s).is_dir()]
-    return max(ended, default=0)
-
-
-def open_run(config: Config, folder: RunFolder, tracker: Tracker | None) -> Context:
-    """Data first, then weights: what is wrong with a folder of images is said before any load."""
-    check_packing(config.grpo.packing, distributed.device(config.engine))
-    if distributed.is_main():
-        print("reading or drawing the pictures ...", flush=True)
-    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
-    if distributed.is_main():
-        check_same_data(folder, dataset)
-        folder.update_manifest(
-            data={
-                "name": dataset.name,
-                "fingerprint": dataset.fingerprint,
-                "counts": dict(dataset.counts),
-            }
-        )
-        leaks = dataset.counts.get("leaks", 0)
-        if leaks:
-            print(
-                f"{leaks} training pictures are near-duplicates of test pictures: results on them "
-                "flatter (data.drop_leaks=true leaves them out)",
-                flush=True,
+    def problems(self, config: Config) -> Iterator[str]:
+        if not config.tasks():
+            yield (
+                f"stage={config.stage.name} has nothing to do: only backbone=tiny is pre-trained, "
+                "and only without init. Choose another stage, e.g. stage=sft."
             )
-    check_references(config, dataset)
-    start = find_start(folder.path) if taken(config, folder) else None
-    if start is None and config.init is not None:
-        start = find_start(config.init)
-    backbone = open_backbone(config, folder, dataset, start)
-    stage = start.stage if start else "base"
-    context = Context(config, folder, tracker, dataset, backbone, stage)
-    if distributed.is_main():
-        shown = chain.from_iterable(evaluate.splits(context).values())
-        gallery.save(folder.path, list(shown), GALLERY)
-    return context
+
+    def check_inputs(self, config: Config) -> None:
+        check_data(config)
+        begin(config)
+
+    def check_weights(self, config: Config, outputs: Path) -> bool:
+        start = begin(config)
+        here = find_weights(config, start)
+        tasks = config.tasks()
+        fine_tunes = "grpo" in tasks and "sft" not in tasks and not config.grpo.from_base
+        if fine_tunes and (start is None or start.stage == "pretrain"):
+            found = "no init was given" if start is None else f"{start.path} was only pre-trained"
+            raise ConfigError(
+                f"stage={config.stage.name} would start SC-GRPO from weights without PA-SFT: "
+                f"{found}. {type_init(outputs, 'grpo')} Or say that you mean it: "
+                "grpo.from_base=true."
+            )
+        return here
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        tasks = config.tasks()
+        yield f"{config.stage.name} on {config.backbone.name}, data {config.data.name}"
+        if tasks:
+            yield row("tasks", " -> ".join(tasks))
+        yield row("weights", _weights(config))
+        yield row("data", _data(config))
+        if "sft" in tasks:
+            yield row("PA-SFT", _sft(config))
+        if "grpo" in tasks:
+            yield row("SC-GRPO", _grpo(config))
+            yield row(
+                "rewards", f"{config.rewards.name}, grid {config.grid.rows}x{config.grid.cols}"
+            )
+        if "evaluate" in tasks:
+            yield row("evaluate", _evaluate(config))
+        yield row("output", output)
+
+    def run(self, config: Config, folder: RunFolder) -> None:
+        from iad_r1.loops import pipeline
+
+        pipeline.run(config, folder)
 
 
-def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
-    """MismatchError if the run began with other pictures than it would go on with."""
-    before = folder.read_json("manifest.json").get("data", {}).get("fingerprint")
-    if before not in (None, dataset.fingerprint):
-        raise MismatchError(
-            f"the run in {folder.path} began with other data: fingerprint {before}, now "
-            f"{dataset.fingerprint}. Give it the same pictures, labels and masks, or start a new "
-            "run (without resume)."
+# --- whether what it needs is there --------------------------------------------------------------
+
+
+def check_data(config: Config) -> None:
+    """DataError if the folder of the data is not there."""
+    root = getattr(config.data, "root", None)
+    if root is not None and not Path(root).is_dir():
+        raise DataError(f"data.root={root}: there is no such folder.")
+
+
+def begin(config: Config) -> Start | None:
+    """The checkpoint that `init` stands for. ConfigError if it is of another backbone."""
+    if config.init is None:
+        return None
+    start = find_start(config.init)
+    before = start.run.read_json("config.json")
+    earlier = before.get("backbone", {}).get("name")
+    if earlier and earlier != config.backbone.name:
+        raise ConfigError(
+            f"backbone={config.backbone.name}, but {start.run.path} trained {earlier}. "
+            f"Add backbone={earlier}."
         )
-
-
-def check_references(config: Config, dataset: Dataset) -> None:
-    """DataError if some picture has fewer references than the most that will be shown."""
-    shots = max(config.evaluate.shots) if "evaluate" in config.steps() else 0
-    parts = (*dataset.validation.values(), *dataset.test.values())
-    short = [s for part in parts for s in part if len(s.references) < shots]
-    if short:
-        most = min(len(sample.references) for sample in short)
-        raise DataError(
-            f"evaluate.shots asks for {shots} reference pictures, but {len(short)} pictures, such "
-            f"as {short[0].id}, have fewer. Use at most evaluate.shots=[{most}]."
+    kind = before.get("weights", {}).get("name", config.weights.name)
+    if kind != config.weights.name:
+        raise ConfigError(
+            f"weights={config.weights.name}, but {start.run.path} began with weights={kind}. "
+            f"Add weights={kind}."
         )
+    return start
 
 
-def open_backbone(
-    config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
-) -> Backbone:
-    """The weights to begin with, and how large a picture they are shown."""
-    backbone = load_weights(config, folder, dataset, start)
-    backbone.limit_pixels(config.backbone.max_pixels)
-    return backbone
-
-
-def load_weights(
-    config: Config, folder: RunFolder, dataset: Dataset, start: Start | None
-) -> Backbone:
-    """An earlier run's weights, published ones, or those that are built here."""
-    dtype = getattr(torch, config.engine.precision)
-    device = str(distributed.device(config.engine))
-    if start is not None:
-        return Backbone.load(start.path, dtype, device)
+def find_weights(config: Config, start: Start | None) -> bool:
+    """Whether the weights to begin with are on this machine. WeightsError if nobody has them."""
     backbone = config.backbone
+    if not isinstance(backbone, HubBackbone) or config.weights.name != "published":
+        return True
+    whole = start is not None and (start.path / "config.json").is_file()
+    return whole or hub.require(backbone) is not None
+
+
+def type_init(outputs: Path, stage: str) -> str:
+    """What to type so that a stage has weights that were fine-tuned."""
+    runs = recent_runs(outputs, ("sft", "grpo"))
+    if not runs:
+        return (
+            "First run `python run.py stage=sft` with the same backbone and data, then add "
+            "init=outputs/<name>/<timestamp>."
+        )
+    here = Path.cwd()
+    latest = runs[0].relative_to(here) if runs[0].is_relative_to(here) else runs[0]
+    return f"Start from your latest run: python run.py stage={stage} init={latest}."
+
+
+# --- what it says --------------------------------------------------------------------------------
+
+
+def _weights(config: Config) -> str:
+    backbone = config.backbone
+    if config.init is not None:
+        rehearsal = ": a rehearsal, whose numbers mean nothing"
+        return f"from {config.init}{rehearsal if config.weights.name == 'tiny' else ''}"
+    if config.weights.name == "tiny":
+        return f"a tiny random twin of {backbone.name}: a rehearsal, whose numbers mean nothing"
     if config.weights.name == "random":
-        model = build_random(backbone.name, dtype, device, config.seed)
-        return Backbone(model, build_processor(backbone.name))
-    if backbone.source == "hub" and config.weights.name == "published":
-        found, trusted = hub.fetch(backbone), backbone.trust_remote_code
-        return Backbone.load(found, dtype, device, trust_remote_code=trusted)
-    path = folder.checkpoint("base")
-    if distributed.is_main() and not path.is_dir():
-        build(config, dataset, path)
-    distributed.barrier()
-    return Backbone.load(path, dtype, device)
+        return f"random, at the true size of {backbone.name}: for measuring, not for results"
+    if isinstance(backbone, HubBackbone):
+        return f"{backbone.path}, not fine-tuned"
+    return f"built here, seed {config.seed}"
 
 
-def build(config: Config, dataset: Dataset, path: Path) -> None:
-    """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
-    backbone = config.backbone
-    if backbone.source == "hub":
-        with checkpoints.write_folder(path) as partial:
-            twins.build_twin(backbone.name, partial, config.seed)
-        return
-    tiny.build(
-        path,
-        corpus(config, dataset),
-        vocab_size=backbone.vocab_size,
-        max_pixels=backbone.max_pixels,
-        seed=config.seed,
+def _data(config: Config) -> str:
+    data = config.data
+    if data.name == "photos":
+        return f"photographs in {data.root}"
+    sizes = data.sizes
+    return (
+        f"drawn, {data.image_size} px: {sizes.sft:,} for PA-SFT, {sizes.rl:,} for SC-GRPO, "
+        f"2 x {sizes.validation:,} validation, 2 x {sizes.test:,} test"
     )
 
 
-def corpus(config: Config, dataset: Dataset) -> Iterator[str]:
-    """What the tiny tokenizer learns its words from: the prompts and the SFT targets."""
-    for name in {config.sft.prompt, config.grpo.prompt, config.evaluate.prompt}:
-        for shots in (0, 1):
-            yield prompts.conversation(name, shots=shots).text
-    for sample in dataset.sft:
-        yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid)).text
+def _length(length: Length) -> str:
+    parts = [f"{length.steps:,} steps"] if length.steps is not None else []
+    if length.epochs is not None:
+        parts.append(f"{length.epochs:g} epoch{'' if length.epochs == 1 else 's'}")
+    return " or ".join(parts)
 
 
-def train(context: Context, step: str) -> None:
-    """One training stage, its checkpoint, and the time it took."""
-    tuning = context.config.tuning
-    with (
-        context.timed(step),
-        lora.adapter(context, step),
-        optim.gradient_checkpointing(context.model, tuning.gradient_checkpointing),
-    ):
-        check_ranks(context, step)
-        TRAIN[step](context)
-        check_ranks(context, step)
-    context.stage = step
-    context.backbone.model.eval()
-    if distributed.is_main():
-        context.backbone.save(context.folder.checkpoint(step))
-        cards.write_cards(context.folder, context.config, step)
+def _sft(config: Config) -> str:
+    phases = [
+        f"{_length(phase)} of {phase.batch_size} at {config.sft.learning_rate * phase.lr_scale:.3g}"
+        for phase in config.sft.phases
+    ]
+    return ", then ".join(phases) + f" ({config.tuning.name})"
 
 
-def check_ranks(context: Context, step: str) -> None:
-    """MismatchError unless every rank holds the same weights, bit for bit."""
-    with torch.no_grad():
-        mine = sum(p.double().abs().sum().item() for p in context.model.parameters())
-    sums = distributed.everyone(mine)
-    if len(set(sums)) > 1:
-        raise MismatchError(
-            f"{step}: the ranks hold different weights (sums of their sizes: {sums}), so their "
-            "gradients would belong to different models. Run again with engine.ranks=1, and "
-            "report this: it is a fault of ours."
-        )
+def _grpo(config: Config) -> str:
+    grpo = config.grpo
+    return (
+        f"{_length(grpo)} of {grpo.prompts_per_step} prompts x {grpo.group_size} completions "
+        f"at {grpo.learning_rate:.3g} ({config.tuning.name}, rollouts: {config.rollout.name})"
+    )
 
 
-def judge(context: Context, evaluated: list[str]) -> None:
-    """Evaluate the weights as they are and add the rows to `summary.json`."""
-    with context.timed("evaluate"):
-        rows = evaluate.run(context)
-    if context.tracker is None:
-        return
-    earlier = context.folder.summary().get("results", [])
-    results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
-    context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
-    cards.write_cards(context.folder, context.config, context.stage)
-    context.tracker.evaluation(results)
+def _evaluate(config: Config) -> str:
+    evaluate = config.evaluate
+    shots = ", ".join(f"{count}-shot" for count in evaluate.shots)
+    limit = f", first {evaluate.limit:,} images" if evaluate.limit else ""
+    return f"{', '.join(evaluate.splits)}, {shots}, graded by {evaluate.evaluator}{limit}"

@@ -10,7 +10,7 @@ and, where nothing fits, by how much and what would. The same goes to `plan.json
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from iad_r1 import prompts
+from iad_r1 import prompts, stages
 from iad_r1.backbones import hub, published
 from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
@@ -29,7 +29,7 @@ from iad_r1.planner.fits import Option, Question, StepName, Tuning, options, rec
 from iad_r1.planner.memory import GIB
 from iad_r1.planner.widths import Architecture, describe, picture
 from iad_r1.settings.config import BuiltBackbone, Config, HubBackbone
-from iad_r1.settings.plan import PlanStage
+from iad_r1.settings.plan import PlanSettings
 from iad_r1.store.run_folder import RunFolder
 
 STEPS: tuple[StepName, ...] = ("sft", "grpo")
@@ -40,12 +40,29 @@ CHARACTERS_PER_TOKEN = 3
 TEMPLATE = 40  # tokens of a chat template: roles, a system turn, turn ends
 
 
+Settings = PlanSettings
+
+
+class Stage(stages.Stage):
+    """Computes; needs no data and no weights."""
+
+    shortcuts = ("gpus", "gpu_memory")
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        assert isinstance(config.stage, Settings)
+        yield f"memory of {config.backbone.name}, {config.stage.gpus} GPUs"
+        yield stages.row("output", output)
+
+    def run(self, config: Config, folder: RunFolder) -> None:
+        run(config, folder)
+
+
 def run(config: Config, folder: RunFolder, console: Console | None = None) -> dict[str, Any]:
     """Predict, print, and write `plan.json`; returns its content.
 
     ConfigError if nothing is known of the model's architecture.
     """
-    assert isinstance(config.stage, PlanStage)
+    assert isinstance(config.stage, PlanSettings)
     question = ask(config, config.stage, architecture(config))
     result = content(config, config.stage, question)
     show(result, question, console or Console(width=150))
@@ -82,7 +99,7 @@ def _from_folder(backbone: HubBackbone) -> Architecture:
     return describe(AutoConfig.from_pretrained(folder).to_dict())
 
 
-def ask(config: Config, stage: PlanStage, model: Architecture) -> Question:
+def ask(config: Config, stage: PlanSettings, model: Architecture) -> Question:
     """What is to be planned, from the settings."""
     total = stage.gpu_memory * GIB
     if stage.gpus == 0:
@@ -132,7 +149,7 @@ def _tokens(prompt: str) -> int:
 # --------------------------------------------------------------------------- plan.json
 
 
-def content(config: Config, stage: PlanStage, question: Question) -> dict[str, Any]:
+def content(config: Config, stage: PlanSettings, question: Question) -> dict[str, Any]:
     """All that is printed, as JSON: memory in GiB, per GPU."""
     chosen = config.tuning.name
     text, vision = question.model.text, question.model.vision
@@ -257,7 +274,7 @@ def command(config: Config, option: Option) -> str:
 
 def _rollout(option: Option, config: Config) -> Sequence[str]:
     if option.rollout == "vllm":
-        total = config.stage.gpu_memory * GIB if isinstance(config.stage, PlanStage) else GIB
+        total = config.stage.gpu_memory * GIB if isinstance(config.stage, PlanSettings) else GIB
         share = math.ceil(20 * option.sampling.total / total) / 20  # in steps of 5 %
         length = option.work.prompt + option.work.length
         return ["rollout=vllm", f"rollout.memory={share:.2f}"] + (

@@ -1,22 +1,36 @@
-"""`stage=report`: write the report of a run again, from what its folder holds."""
+"""`stage=report`: write the report of an earlier run (`init`) again, from what its folder holds."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from iad_r1 import report
-from iad_r1.report.terminal import print_summary
+from iad_r1 import stages
 from iad_r1.settings.config import Config
+from iad_r1.settings.stage import StageSettings
 from iad_r1.store.run_folder import RunFolder
 
+Settings = StageSettings
 
-def run(config: Config, folder: RunFolder) -> Path:
-    """Report on `folder`, or on the earlier run that `stage=report init=...` names.
 
-    Returns the path of `report.html`.
-    """
-    asked = config.stage.name == "report" and config.init is not None
-    reported = RunFolder.open(config.init) if asked and config.init else folder
-    path = report.build(reported.path)
-    print_summary(reported.summary(), reported.path)
-    return path
+class Stage(stages.Stage):
+    """Reads an earlier run, not its weights."""
+
+    imports = ("iad_r1.report",)
+
+    def problems(self, config: Config) -> Iterator[str]:
+        if config.init is None:
+            yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
+
+    def check_inputs(self, config: Config) -> None:
+        RunFolder.open(str(config.init))
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        yield f"report on {config.init}"
+
+    def run(self, config: Config, folder: RunFolder) -> None:
+        from iad_r1 import report
+        from iad_r1.report.terminal import print_summary
+
+        reported = RunFolder.open(str(config.init))
+        report.build(reported.path)
+        print_summary(reported.summary(), reported.path)

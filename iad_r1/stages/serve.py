@@ -1,113 +1,54 @@
-"""`stage=serve`: a vLLM server for the runs of `rollout=vllm_server`, until it is stopped.
-
-The server knows the model's configuration and processor and no weights: a run sends those before it
-asks anything. This process writes the model's description and then becomes vLLM's own server, so
-signals reach it as they would reach `vllm serve`.
-"""
+"""`stage=serve`: a vLLM server for the runs of `rollout=vllm_server`, until it is stopped."""
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
+from iad_r1 import stages
+from iad_r1.settings.config import Config
+from iad_r1.settings.rollout import VllmServerRollout
+from iad_r1.settings.stage import StageSettings
+from iad_r1.stages import pipeline, row
+from iad_r1.store.run_folder import RunFolder
 
-from iad_r1 import data
-from iad_r1.backbones.backbone import Backbone
-from iad_r1.backbones.packing import unwrap
-from iad_r1.errors import ConfigError
-from iad_r1.grid import as_grid
-from iad_r1.rollouts.colocate.sampler import describe, engine_options, require_vllm
-from iad_r1.rollouts.server.sampler import served
-from iad_r1.settings.config import Config, VllmServerRollout
-from iad_r1.stages import pipeline
-from iad_r1.store.run_folder import RunFolder, find_start
-from iad_r1.types import Dataset
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # has the server take weights, and forget what it kept
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on a CPU: one process for the engine, not two
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of two servers would share a core
-}
+Settings = StageSettings
 
 
-def run(config: Config, folder: RunFolder) -> None:
-    """Describe the model and become its server; does not return."""
-    require_vllm()
-    settings = config.rollout
-    if not isinstance(settings, VllmServerRollout):
-        raise ConfigError("stage=serve needs rollout=vllm_server.")
-    model, name = folder.path / "model", served(config).name
-    backbone = open_backbone(config, folder)
-    describe(backbone, model)
-    on_gpu = backbone.model.device.type == "cuda"
-    typed = command(model, settings, unwrap(backbone.model).dtype, on_gpu, name)
-    print(f"{name}\n\n  {shlex.join(typed)}\n", flush=True)
-    if settings.host not in LOOPBACK:
-        print(
-            f"WARNING: rollout.host={settings.host}: whoever reaches port {settings.port} can read "
-            "and replace the model and call what they like inside vLLM. Open it to a trusted "
-            "network alone.",
-            flush=True,
-        )
-    folder.update_manifest(status="serving")
-    os.execve(typed[0], typed, {**os.environ, **environment(settings, os.environ)})
+class Stage(stages.Stage):
+    """A server that begins without weights: a run sends them."""
 
+    saves = False
+    imports = ("iad_r1.loops.opening", "iad_r1.rollouts.server.start")
 
-def open_backbone(config: Config, folder: RunFolder) -> Backbone:
-    """The model that a run with the same settings would begin with. Its pictures are needed only
-    where the tokenizer is built from them."""
-    start = find_start(config.init) if config.init is not None else None
-    dataset = Dataset("none", "", (), (), {}, {})
-    if config.backbone.source == "built" and start is None:
-        dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
-    return pipeline.open_backbone(config, folder, dataset, start)
+    def problems(self, config: Config) -> Iterator[str]:
+        if not isinstance(config.rollout, VllmServerRollout):
+            yield (
+                f"stage=serve starts a vLLM server, and rollout={config.rollout.name} has none. "
+                "Use stage=serve rollout=vllm_server."
+            )
 
+    def check_inputs(self, config: Config) -> None:
+        if config.backbone.source == "built":  # its tokenizer is made from the data
+            pipeline.check_data(config)
+        pipeline.begin(config)
 
-def command(
-    model: Path, settings: VllmServerRollout, dtype: torch.dtype, on_gpu: bool, name: str
-) -> list[str]:
-    """vLLM's own server on a description of a model, as it is typed."""
-    options = {
-        **engine_options(settings, dtype, on_gpu),
-        "served_model_name": name,
-        "host": settings.host,
-        "port": settings.port,
-        "distributed_executor_backend": "uni",  # one GPU
-        "enable_scale_out": True,  # tokens in, tokens out
-        "disable_uvicorn_access_log": True,
-    }
-    # `vllm serve` looks for a package of the name vllm, and for a CPU it is called vllm-cpu
-    server = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
-    return [
-        *server,
-        "--model",
-        str(model),
-        *(text for item in options.items() for text in flags(*item)),
-    ]
+    def check_weights(self, config: Config, outputs: Path) -> bool:
+        return pipeline.find_weights(config, pipeline.begin(config))
 
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        assert isinstance(config.rollout, VllmServerRollout)
+        yield f"a vLLM server for {config.backbone.name}, without weights: a run sends them"
+        yield row("address", f"http://{config.rollout.host}:{config.rollout.port}")
 
-def flags(name: str, value: Any) -> list[str]:
-    """An option of vLLM as its command line has it; none for what is None."""
-    spelled = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{spelled}" if value else f"--no-{spelled}"]
-    if value is None:
-        return []
-    return [f"--{spelled}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    def run(self, config: Config, folder: RunFolder) -> None:
+        from iad_r1.loops.opening import corpus, open_backbone
+        from iad_r1.rollouts.colocate.sampler import require_vllm
+        from iad_r1.rollouts.server.sampler import served
+        from iad_r1.rollouts.server.start import become_server
 
-
-def environment(settings: VllmServerRollout, given: Mapping[str, str]) -> dict[str, str]:
-    """Variables that vLLM reads, as `given` where the user set them."""
-    wanted = dict(ENVIRONMENT)
-    if settings.eager:  # vLLM compiles helpers of its sampler even then: a minute on a CPU
-        wanted["TORCHDYNAMO_DISABLE"] = "1"
-    return {name: given.get(name, value) for name, value in wanted.items()}
+        assert isinstance(config.rollout, VllmServerRollout)
+        require_vllm()
+        backbone = open_backbone(config, folder, pipeline.begin(config), lambda: corpus(config))
+        folder.update_manifest(status="serving")
+        become_server(backbone, config.rollout, folder.path / "model", served(config).name)

@@ -105,7 +105,7 @@ def _began(config: Config) -> str:
 
 def _steps(config: Config, stage: str) -> list[str]:
     """The training steps of this run up to `stage`."""
-    taken = [step for step in dict.fromkeys(config.steps()) if step in STEPS]
+    taken = [step for step in dict.fromkeys(config.tasks()) if step in STEPS]
     return [STEPS[step] for step in taken[: taken.index(stage) + 1]]
 
 

@@ -18,7 +18,7 @@ from iad_r1 import data
 from iad_r1.backbones import tiny
 from iad_r1.command import compose
 from iad_r1.grid import as_grid
-from iad_r1.stages.pipeline import corpus
+from iad_r1.loops.opening import corpus
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 SMALL = [

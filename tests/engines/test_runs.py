@@ -73,8 +73,8 @@ def iad(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def runs(iad: Callable[..., Path]) -> dict[str, Path]:
     """An evaluation and SC-GRPO from the same fine-tuned weights, seeds and pictures, through
     either engine."""
-    start = iad("start", "stage=sft", "stage.steps=[pretrain,sft]")
-    grpo = ["stage=grpo", f"init={start}", "stage.steps=[evaluate,grpo]"]
+    start = iad("start", "stage=sft", "stage.tasks=[pretrain,sft]")
+    grpo = ["stage=grpo", f"init={start}", "stage.tasks=[evaluate,grpo]"]
     return {"hf": iad("hf", *grpo), "vllm": iad("vllm", *grpo, *VLLM)}
 
 

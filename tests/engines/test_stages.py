@@ -22,8 +22,8 @@ from iad_r1.grid import as_grid
 from iad_r1.loops import evaluate, grpo
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.context import Context
+from iad_r1.loops.opening import corpus
 from iad_r1.rollouts.colocate.sampler import VllmEngine
-from iad_r1.stages.pipeline import corpus
 from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.tracking import Tracker

@@ -14,7 +14,7 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
 from iad_r1.grid import as_grid
 from iad_r1.loops.context import Context
-from iad_r1.stages.pipeline import corpus
+from iad_r1.loops.opening import corpus
 from iad_r1.store.run_folder import RunFolder
 
 

@@ -283,7 +283,7 @@ def test_a_prompt_that_does_not_fit_is_refused_by_the_name_of_its_sample(make_co
     ("stage", "setting"), [("sft", "sft.max_length"), ("grpo", "grpo.max_length")]
 )
 def test_training_stops_at_a_sample_that_is_too_long(make_context, stage, setting):
-    from iad_r1.stages.pipeline import TRAIN
+    from iad_r1.loops.pipeline import TRAIN
 
     context = make_context(f"{setting}=20", "sft.phases.0.steps=1", "sft.phases.1.steps=1")
     with pytest.raises(DataError, match=rf"more than {setting}=20"):

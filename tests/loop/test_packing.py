@@ -25,8 +25,8 @@ from iad_r1.backbones.packing import (
 )
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError, MismatchError
+from iad_r1.loops.opening import open_run
 from iad_r1.objective.losses import policy_loss
-from iad_r1.stages import pipeline
 from iad_r1.store.run_folder import RunFolder
 
 EXACT = 1e-5  # relative, float32: what the order of additions may change
@@ -505,7 +505,7 @@ def test_flexattention_is_refused_before_anything_is_read_where_it_cannot_train(
     with pytest.raises(
         ConfigError, match=r"no backward pass on this device \(cpu\).*packing=group,"
     ):
-        pipeline.open_run(config, RunFolder(tmp_path / "never"), None)
+        open_run(config, RunFolder(tmp_path / "never"), None, None)
     gpu = torch.device("cuda")
     monkeypatch.setattr(packing, "find_spec", {"triton": object()}.get)
     check_packing("group_flex", gpu)

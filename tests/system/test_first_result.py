@@ -34,10 +34,10 @@ def test_the_full_reward_teaches_place_and_the_answer_alone_does_not(iad, value)
     alone. Half the steps, taken here, gave seed 0 gains of 15.6 and 12.3; the standard error of
     such a difference, 300 pictures paired, is about 3.
     """
-    full = iad("stage.steps=[pretrain,sft,evaluate,grpo,evaluate]", *SHORT_SFT, name="full")
+    full = iad("stage.tasks=[pretrain,sft,evaluate,grpo,evaluate]", *SHORT_SFT, name="full")
     sft = full.folder / "checkpoints" / "sft"
     answer = iad(
-        "stage=grpo", "stage.steps=[grpo,evaluate]", "rewards=answer_only", f"init={sft}",
+        "stage=grpo", "stage.tasks=[grpo,evaluate]", "rewards=answer_only", f"init={sft}",
         *SHORT_SFT, name="answer",
     )  # fmt: skip
     for split in ("seen", "new"):

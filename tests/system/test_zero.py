@@ -23,7 +23,7 @@ from iad_r1 import data
 from iad_r1.backbones import tiny, twins
 from iad_r1.command import compose
 from iad_r1.grid import as_grid
-from iad_r1.stages.pipeline import corpus
+from iad_r1.loops.opening import corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROGRAM = Path(__file__).with_name("zero_program.py")

@@ -5,22 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 import pytest
-import yaml
 from rich.console import Console
 
 from iad_r1 import rewards
+from iad_r1.command import compose
 from iad_r1.errors import ConfigError, DataError
-from iad_r1.grid import GridConfig
-from iad_r1.rewards.audit import Audit, Record, audit
-from iad_r1.settings import rewards as rewards_config
-from iad_r1.settings.audit import AuditLimits, AuditStage
-from iad_r1.settings.rewards import RewardsConfig
+from iad_r1.rewards.audit import Audit, AuditLimits, Record, audit
 from iad_r1.stages import audit as stage
+from iad_r1.store.run_folder import RunFolder
 
 YES = "<location>top left</location><type>scratch</type><answer>Yes</answer>"
 NO = "<answer>No</answer>"
@@ -386,54 +382,29 @@ def test_an_honest_completion_is_never_a_disagreement() -> None:
 # --- the stage -----------------------------------------------------------------------------------
 
 
-@dataclass
-class Run:
-    """A configuration and a run folder, as far as the stage reads them."""
-
-    init: str | None
-    stage: AuditStage
-    rewards: RewardsConfig
-    grid: GridConfig
-    path: Path
-
-
-@pytest.fixture
-def run(tmp_path: Path, repository: Path) -> Run:
-    conf = repository / "conf"
-    values = yaml.safe_load((conf / "stage" / "audit.yaml").read_text(encoding="utf-8"))
-    grid = yaml.safe_load((conf / "grid" / "3x3.yaml").read_text(encoding="utf-8"))
-    return Run(
-        init=None,
-        stage=AuditStage.model_validate(values),
-        rewards=rewards_config.read("sc_grpo"),
-        grid=GridConfig.model_validate(grid),
-        path=tmp_path,
-    )
-
-
-def printed(run: Run, source: Path | None) -> tuple[Audit | None, str]:
+def printed(folder: Path, source: Path | None, *overrides: str) -> tuple[Audit | None, str]:
     """The result and what was printed."""
-    text = None if source is None else str(source)
-    run.stage = run.stage.model_copy(update={"completions": text})
+    named = [] if source is None else [f"stage.completions={source}"]
+    config = compose.compose(["stage=audit", *named, *overrides])
     console = Console(width=160, record=True, file=io.StringIO())
-    return stage.run(run, run, console), console.export_text()
+    return stage.carry_out(config, RunFolder(folder), console), console.export_text()
 
 
-def audited(run: Run, source: Path | None) -> tuple[Audit, str]:
+def audited(folder: Path, source: Path | None, *overrides: str) -> tuple[Audit, str]:
     """The same, of completions."""
-    result, text = printed(run, source)
+    result, text = printed(folder, source, *overrides)
     assert result is not None
     return result, text
 
 
-def test_the_stage_prints_and_keeps_what_it_finds(run: Run, tmp_path: Path) -> None:
+def test_the_stage_prints_and_keeps_what_it_finds(tmp_path: Path) -> None:
     rows = [
         {"completion": r.completion, "solution": r.solution, "group": r.group} for r in healthy()
     ]
     rows.append({"completion": "x" + honest(YES.replace("Yes", "No")), "solution": YES, "group": 9})
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
-    result, text = audited(run, file)
+    result, text = audited(tmp_path, file)
     assert result.n == 9 and result.groups == 2
     for part in (
         *("9 completions, 2 groups", "consistency", "location", "entropy of the answers", "gaming"),
@@ -445,16 +416,16 @@ def test_the_stage_prints_and_keeps_what_it_finds(run: Run, tmp_path: Path) -> N
     assert kept["flags"][0]["kind"] == "gaming"
 
 
-def test_the_stage_says_when_there_is_nothing_to_flag(run: Run, tmp_path: Path) -> None:
+def test_the_stage_says_when_there_is_nothing_to_flag(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"completion": r.completion, "solution": r.solution} for r in healthy()]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    result, text = audited(run, file)
+    result, text = audited(tmp_path, file)
     assert result.groups == 0
     assert "nothing to flag" in text and "within a group" not in text
 
 
-def test_rollouts_of_a_run_are_read_by_default(run: Run, tmp_path: Path) -> None:
+def test_rollouts_of_a_run_are_read_by_default(tmp_path: Path) -> None:
     rollouts = tmp_path / "earlier" / "rollouts"
     rollouts.mkdir(parents=True)
     table = pandas.DataFrame(
@@ -462,8 +433,8 @@ def test_rollouts_of_a_run_are_read_by_default(run: Run, tmp_path: Path) -> None
     )
     for step in (1, 2):
         table.to_parquet(rollouts / f"grpo-{step:05d}.parquet", index=False)
-    run.init = str(tmp_path / "earlier")
-    result, _ = audited(run, None)
+    (tmp_path / "earlier" / "config.json").write_text("{}", encoding="utf-8")
+    result, _ = audited(tmp_path, None, f"init={tmp_path / 'earlier'}")
     assert (result.n, result.groups) == (16, 4), "a group belongs to one step"
 
 
@@ -486,9 +457,9 @@ def test_predictions_of_an_evaluation_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_without_completions_is_told_what_to_type(run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"stage\.completions=<file or folder>, or init="):
-        audited(run, None)
+def test_a_run_without_completions_is_told_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"init=outputs/<name>/<timestamp>, or stage\.completion"):
+        audited(tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -499,21 +470,21 @@ def test_a_run_without_completions_is_told_what_to_type(run: Run) -> None:
         ('{"completion": "a", "solution": "No"}\n{', r"line 2 is not JSON"),
     ],
 )
-def test_a_wrong_row_is_named(run: Run, tmp_path: Path, content: str, message: str) -> None:
+def test_a_wrong_row_is_named(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        audited(run, file)
+        audited(tmp_path, file)
 
 
-def test_a_folder_without_completions_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_folder_without_completions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.jsonl or \.parquet"):
-        audited(run, tmp_path)
+        audited(tmp_path, tmp_path)
     with pytest.raises(DataError, match=r"no \.jsonl or \.parquet"):
-        audited(run, tmp_path / "nowhere.jsonl")
+        audited(tmp_path, tmp_path / "nowhere.jsonl")
 
 
-def test_the_types_of_a_data_set_are_looked_up_before_training(run: Run, tmp_path: Path) -> None:
+def test_the_types_of_a_data_set_are_looked_up_before_training(tmp_path: Path) -> None:
     file = tmp_path / "meta.csv"
     file.write_text(
         "image,product,split,label,defect_type\n"
@@ -521,7 +492,7 @@ def test_the_types_of_a_data_set_are_looked_up_before_training(run: Run, tmp_pat
         "d.png,cap,train,1,logical_flaw\ne.png,cap,train,1,logical_flaw\nf.png,cap,test,1,\n",
         encoding="utf-8",
     )
-    result, text = printed(run, file)
+    result, text = printed(tmp_path, file)
     assert result is None
     found = {tuple(line.strip("│ ").split()) for line in text.splitlines() if "│" in line}
     assert {tuple(" ".join(row).replace("│", "").split()) for row in found} == {

@@ -71,7 +71,7 @@ def test_without_arguments_the_whole_pipeline_runs_on_the_tiny_model_and_drawn_d
     assert (made.stage.name, made.backbone.name, made.data.name) == (
         "pipeline", "tiny", "synthetic",
     )  # fmt: skip
-    assert made.steps()[0] == "pretrain"
+    assert made.tasks()[0] == "pretrain"
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -234,14 +234,17 @@ def test_parity_compares_vllm_unless_another_engine_is_typed():
         return compose.compose(["stage=parity", "backbone=qwen25vl_3b", *overrides]).rollout.name
 
     assert engine() == engine("weights=tiny") == "vllm"
-    assert engine("rollout=hf") == "hf"
+    assert engine("rollout=vllm_server") == "vllm_server"
+    assert "samples from the trainer's own weights" in refused(
+        "stage=parity", "backbone=qwen25vl_3b", "rollout=hf"
+    )
     assert compose.compose([]).rollout.name == "hf"  # of any other stage
 
 
 def test_pretraining_is_only_for_the_built_backbone_without_an_earlier_run():
-    assert "pretrain" in compose.compose(["stage=sft"]).steps()
-    assert "pretrain" not in compose.compose(["stage=sft", "init=outputs/a/b"]).steps()
-    assert "pretrain" not in compose.compose(["stage=sft", "backbone=llava15_7b"]).steps()
+    assert "pretrain" in compose.compose(["stage=sft"]).tasks()
+    assert "pretrain" not in compose.compose(["stage=sft", "init=outputs/a/b"]).tasks()
+    assert "pretrain" not in compose.compose(["stage=sft", "backbone=llava15_7b"]).tasks()
 
 
 # --- types ---------------------------------------------------------------------------------------

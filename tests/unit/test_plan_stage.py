@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from iad_r1 import stages
 from iad_r1.backbones import published
-from iad_r1.command import announce, compose
+from iad_r1.command import compose
 from iad_r1.errors import ConfigError
 from iad_r1.planner.fits import best, options, recommended
 from iad_r1.settings.config import Config
@@ -36,7 +37,7 @@ def planned(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], str]:
 
 def question(*overrides: str) -> Any:
     config = compose.compose(["stage=plan", *overrides])
-    assert config.stage.name == "plan"
+    assert isinstance(config.stage, stage.Settings)
     return stage.ask(config, config.stage, stage.architecture(config))
 
 
@@ -49,7 +50,7 @@ def typed(command: str) -> Config:
 
 def test_gpus_is_typed_as_it_is_said() -> None:
     config = compose.compose(["stage=plan", "backbone=qwen25vl_3b", "gpus=4", "gpu_memory=40"])
-    assert config.stage.name == "plan"
+    assert isinstance(config.stage, stage.Settings)
     assert (config.stage.gpus, config.stage.gpu_memory) == (4, 40)
 
 
@@ -193,8 +194,10 @@ def test_every_described_backbone_can_be_planned() -> None:
 
 def test_nothing_is_needed_but_settings() -> None:
     config = compose.compose(["stage=plan", "backbone=qwen25vl_3b", "gpus=4"])
-    assert announce.check_inputs(config) is None and announce.check_weights(config, None, Path())
-    assert "memory of qwen25vl_3b" in "\n".join(announce.lines(config, "here"))
+    chosen = stages.find("plan")
+    chosen.check_inputs(config)
+    assert chosen.check_weights(config, Path())
+    assert "memory of qwen25vl_3b" in "\n".join(chosen.announce(config, "here"))
 
 
 def test_planning_loads_no_torch(repository: Path) -> None:

@@ -510,14 +510,13 @@ def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
 
 
 def test_stage_report_rebuilds_the_named_run(complete, tmp_path, capsys):
-    from types import SimpleNamespace
-
-    from iad_r1.stages import report as stage
+    from iad_r1 import stages
+    from iad_r1.command import compose
     from iad_r1.store.run_folder import RunFolder
 
-    config: Any = SimpleNamespace(stage=SimpleNamespace(name="report"), init=str(complete))
+    config = compose.compose(["stage=report", f"init={complete}"])
     (complete / "report.html").unlink()
-    assert stage.run(config, RunFolder(tmp_path)) == complete / "report.html"
+    stages.find("report").run(config, RunFolder(tmp_path))
     assert (complete / "report.html").is_file()
     assert str(complete / "report.html") in capsys.readouterr().out
 

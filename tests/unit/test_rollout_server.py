@@ -20,9 +20,9 @@ from PIL import Image
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError, MismatchError, TrainingError
 from iad_r1.rollouts.server import sampler as vllm_server
+from iad_r1.rollouts.server import start
 from iad_r1.rollouts.server import stream as weight_stream
 from iad_r1.rollouts.server.client import Server, Stopped
-from iad_r1.stages import serve
 
 COMMAND = "python run.py stage=serve"
 TOKEN = "0" * 32
@@ -305,7 +305,7 @@ SERVER = ["stage=serve", "backbone=qwen25vl_3b"]
 def typed(*overrides: str) -> list[str]:
     config = compose.compose([*SERVER, *overrides])
     assert config.rollout.name == "vllm_server"
-    return serve.command(Path("/model"), config.rollout, torch.bfloat16, True, "a model")
+    return start.command(Path("/model"), config.rollout, torch.bfloat16, True, "a model")
 
 
 def option(command: list[str], name: str) -> str:
@@ -332,7 +332,7 @@ def test_a_server_is_started_with_the_settings_of_the_run():
 def test_a_variable_that_the_user_set_is_kept():
     settings = compose.compose([*SERVER, "rollout.eager=true"]).rollout
     assert settings.name == "vllm_server"
-    found = serve.environment(settings, {"VLLM_LOGGING_LEVEL": "DEBUG", "HOME": "/"})
+    found = start.environment(settings, {"VLLM_LOGGING_LEVEL": "DEBUG", "HOME": "/"})
     assert found["VLLM_LOGGING_LEVEL"] == "DEBUG" and found["VLLM_SERVER_DEV_MODE"] == "1"
     assert "HOME" not in found and found["TORCHDYNAMO_DISABLE"] == "1"
 

@@ -1,0 +1,152 @@
+"""What a run begins with: its data and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from iad_r1 import data, prompts
+from iad_r1.backbones import hub, tiny, twins
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.packing import check_packing
+from iad_r1.backbones.published.build import build_processor, build_random
+from iad_r1.data import targets
+from iad_r1.errors import DataError, MismatchError
+from iad_r1.grid import as_grid
+from iad_r1.loops.context import Context
+from iad_r1.processes import distributed
+from iad_r1.settings.config import Config
+from iad_r1.store import checkpoints
+from iad_r1.store.run_folder import RunFolder, Start
+from iad_r1.store.tracking import Tracker
+from iad_r1.types import Dataset
+
+
+def open_run(
+    config: Config, folder: RunFolder, tracker: Tracker | None, start: Start | None
+) -> Context:
+    """Data first, then weights: what is wrong with a folder of images is said before any load.
+
+    `start` is where the weights come from; None: those of the backbone.
+    """
+    check_packing(config.grpo.packing, distributed.device(config.engine))
+    dataset = open_data(config, folder)
+    backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
+    stage = start.stage if start else "base"
+    return Context(config, folder, tracker, dataset, backbone, stage)
+
+
+def open_data(config: Config, folder: RunFolder) -> Dataset:
+    """The data set of a run, checked and noted in its manifest."""
+    if distributed.is_main():
+        print("reading or drawing the pictures ...", flush=True)
+    dataset = load_data(config)
+    if distributed.is_main():
+        check_same_data(folder, dataset)
+        folder.update_manifest(
+            data={
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "counts": dict(dataset.counts),
+            }
+        )
+        leaks = dataset.counts.get("leaks", 0)
+        if leaks:
+            print(
+                f"{leaks} training pictures are near-duplicates of test pictures: results on them "
+                "flatter (data.drop_leaks=true leaves them out)",
+                flush=True,
+            )
+    check_references(config, dataset)
+    return dataset
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set that the settings name."""
+    return data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+
+
+def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
+    """MismatchError if the run began with other pictures than it would go on with."""
+    before = folder.read_json("manifest.json").get("data", {}).get("fingerprint")
+    if before not in (None, dataset.fingerprint):
+        raise MismatchError(
+            f"the run in {folder.path} began with other data: fingerprint {before}, now "
+            f"{dataset.fingerprint}. Give it the same pictures, labels and masks, or start a new "
+            "run (without resume)."
+        )
+
+
+def check_references(config: Config, dataset: Dataset) -> None:
+    """DataError if some picture has fewer references than the most that will be shown."""
+    shots = max(config.evaluate.shots) if "evaluate" in config.tasks() else 0
+    parts = (*dataset.validation.values(), *dataset.test.values())
+    short = [s for part in parts for s in part if len(s.references) < shots]
+    if short:
+        most = min(len(sample.references) for sample in short)
+        raise DataError(
+            f"evaluate.shots asks for {shots} reference pictures, but {len(short)} pictures, such "
+            f"as {short[0].id}, have fewer. Use at most evaluate.shots=[{most}]."
+        )
+
+
+def open_backbone(
+    config: Config, folder: RunFolder, start: Start | None, corpus: Callable[[], Iterator[str]]
+) -> Backbone:
+    """The weights to begin with, and how large a picture they are shown.
+
+    An earlier run's weights, published ones, or those that are built here: then `corpus` is what
+    the tiny tokenizer learns its words from.
+    """
+    backbone = load_weights(config, folder, start, corpus)
+    backbone.limit_pixels(config.backbone.max_pixels)
+    return backbone
+
+
+def load_weights(
+    config: Config, folder: RunFolder, start: Start | None, corpus: Callable[[], Iterator[str]]
+) -> Backbone:
+    """See `open_backbone`."""
+    dtype = getattr(torch, config.engine.precision)
+    device = str(distributed.device(config.engine))
+    if start is not None:
+        return Backbone.load(start.path, dtype, device)
+    backbone = config.backbone
+    if config.weights.name == "random":
+        model = build_random(backbone.name, dtype, device, config.seed)
+        return Backbone(model, build_processor(backbone.name))
+    if backbone.source == "hub" and config.weights.name == "published":
+        found, trusted = hub.fetch(backbone), backbone.trust_remote_code
+        return Backbone.load(found, dtype, device, trust_remote_code=trusted)
+    path = folder.checkpoint("base")
+    if distributed.is_main() and not path.is_dir():
+        build(config, corpus, path)
+    distributed.barrier()
+    return Backbone.load(path, dtype, device)
+
+
+def build(config: Config, corpus: Callable[[], Iterator[str]], path: Path) -> None:
+    """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
+    backbone = config.backbone
+    if backbone.source == "hub":
+        with checkpoints.write_folder(path) as partial:
+            twins.build_twin(backbone.name, partial, config.seed)
+        return
+    tiny.build(
+        path,
+        corpus(),
+        vocab_size=backbone.vocab_size,
+        max_pixels=backbone.max_pixels,
+        seed=config.seed,
+    )
+
+
+def corpus(config: Config, dataset: Dataset | None = None) -> Iterator[str]:
+    """What the tiny tokenizer learns its words from: the prompts and the SFT targets."""
+    for name in {config.sft.prompt, config.grpo.prompt, config.evaluate.prompt}:
+        for shots in (0, 1):
+            yield prompts.conversation(name, shots=shots).text
+    for sample in (dataset or load_data(config)).sft:
+        yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid)).text

@@ -1,0 +1,130 @@
+"""Carries out the tasks of a run: PA-SFT, SC-GRPO and an evaluation before and after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+
+from iad_r1 import report
+from iad_r1.errors import MismatchError
+from iad_r1.learn import lora, optim
+from iad_r1.loops import evaluate, grpo, pretrain, sft
+from iad_r1.loops.context import Context
+from iad_r1.loops.opening import open_run
+from iad_r1.processes import distributed, ranks
+from iad_r1.report import gallery, terminal
+from iad_r1.settings.config import Config
+from iad_r1.store import cards
+from iad_r1.store.run_folder import RunFolder, Start, find_start
+from iad_r1.store.tracking import Tracker
+
+TRAIN: dict[str, Callable[[Context], None]] = {
+    "pretrain": pretrain.train,
+    "sft": sft.train,
+    "grpo": grpo.train,
+}
+GALLERY = 24  # pictures kept for the report, per split
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Take `config.tasks()` one after the other, on all ranks, then print and write what came of
+    it."""
+    torch.manual_seed(config.seed)
+    with distributed.joined(config.engine), tracking(config, folder) as tracker:
+        context = open_run(config, folder, tracker, begin(config, folder))
+        if distributed.is_main():
+            shown = chain.from_iterable(evaluate.splits(context).values())
+            gallery.save(folder.path, list(shown), GALLERY)
+        take_tasks(context)
+        if tracker is not None:
+            tracker.finish(folder.summary())
+    if ranks.is_main():
+        if "report" in config.tasks():
+            report.build(folder.path)
+        terminal.print_summary(folder.summary(), folder.path)
+
+
+def begin(config: Config, folder: RunFolder) -> Start | None:
+    """Whose weights the run goes on with: its own if it has trained some, else those of `init`."""
+    if taken(config, folder):
+        return find_start(folder.path)
+    return find_start(config.init) if config.init is not None else None
+
+
+@contextmanager
+def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
+    """The run's tracker, on rank 0."""
+    if not distributed.is_main():
+        yield None
+        return
+    with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
+        yield tracker
+
+
+def take_tasks(context: Context) -> None:
+    """The stages of the run that are still to be taken; weights that were judged already are not
+    judged again, in this process or an earlier one."""
+    evaluated = list(
+        dict.fromkeys(row["stage"] for row in context.folder.summary().get("results", []))
+    )
+    distributed.barrier()  # nobody adds results before everybody has read them
+    for task in context.config.tasks()[taken(context.config, context.folder) :]:
+        if task in TRAIN:
+            train(context, task)
+        elif task == "evaluate" and context.stage not in evaluated:
+            evaluated.append(context.stage)
+            judge(context, evaluated)
+
+
+def taken(config: Config, folder: RunFolder) -> int:
+    """How many tasks of the run earlier processes have ended: all up to the last trained one."""
+    tasks = config.tasks()
+    ended = [n for n, s in enumerate(tasks, 1) if s in TRAIN and folder.checkpoint(s).is_dir()]
+    return max(ended, default=0)
+
+
+def train(context: Context, task: str) -> None:
+    """One training stage, its checkpoint, and the time it took."""
+    tuning = context.config.tuning
+    with (
+        context.timed(task),
+        lora.adapter(context, task),
+        optim.gradient_checkpointing(context.model, tuning.gradient_checkpointing),
+    ):
+        check_ranks(context, task)
+        TRAIN[task](context)
+        check_ranks(context, task)
+    context.stage = task
+    context.backbone.model.eval()
+    if distributed.is_main():
+        context.backbone.save(context.folder.checkpoint(task))
+        cards.write_cards(context.folder, context.config, task)
+
+
+def check_ranks(context: Context, task: str) -> None:
+    """MismatchError unless every rank holds the same weights, bit for bit."""
+    with torch.no_grad():
+        mine = sum(p.double().abs().sum().item() for p in context.model.parameters())
+    sums = distributed.everyone(mine)
+    if len(set(sums)) > 1:
+        raise MismatchError(
+            f"{task}: the ranks hold different weights (sums of their sizes: {sums}), so their "
+            "gradients would belong to different models. Run again with engine.ranks=1, and "
+            "report this: it is a fault of ours."
+        )
+
+
+def judge(context: Context, evaluated: list[str]) -> None:
+    """Evaluate the weights as they are and add the rows to `summary.json`."""
+    with context.timed("evaluate"):
+        rows = evaluate.run(context)
+    if context.tracker is None:
+        return
+    earlier = context.folder.summary().get("results", [])
+    results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
+    context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
+    cards.write_cards(context.folder, context.config, context.stage)
+    context.tracker.evaluation(results)

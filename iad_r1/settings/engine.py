@@ -1,0 +1,47 @@
+"""The `engine` and `checkpoint` sections: processes, precision, and which checkpoints are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iad_r1.settings.base import Count, Section
+
+
+class Processes(Section):
+    """Where and in which precision the model runs: what every engine is told."""
+
+    hosts: Count
+    ranks: Count
+    threads: Count
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+
+    @property
+    def processes(self) -> int:
+        """Ranks on all hosts together."""
+        return self.hosts * self.ranks
+
+
+class SingleEngine(Processes):
+    """Every rank holds all weights and optimiser states."""
+
+    name: Literal["single"]
+
+
+class ZeroEngine(Processes):
+    """DeepSpeed: optimiser states and gradients, and in stage 3 weights, are spread over ranks."""
+
+    name: Literal["zero2", "zero3"]
+    offload: Literal["none", "cpu"]
+
+
+Engine = Annotated[SingleEngine | ZeroEngine, Field(discriminator="name")]
+
+
+class Checkpoint(Section):
+    """Which checkpoints of a stage in training are kept. The end of a stage always is."""
+
+    keep: Count
+    best: bool

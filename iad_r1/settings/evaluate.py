@@ -1,0 +1,22 @@
+"""The `evaluate` section. Values: `conf/recipe/`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iad_r1.settings.base import Count, Count0, Section
+
+
+class Evaluate(Section):
+    """Greedy answers on held-out images, and what is computed from them."""
+
+    prompt: str
+    splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)]
+    shots: Annotated[list[Count0], Field(min_length=1)]
+    evaluator: Literal["strict", "iadr1_compat", "mmad_compat"]
+    max_tokens: Count
+    max_length: Count | None
+    batch_size: Count
+    limit: Count | None

@@ -1,0 +1,133 @@
+"""Rules between settings of different sections. What one stage alone asks for is in its module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from iad_r1.settings.rollout import HfRollout
+from iad_r1.settings.training import Length
+
+if TYPE_CHECKING:
+    from iad_r1.settings.config import Config
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """A sentence for each, with what to type instead."""
+    yield from _training_length(config)
+    yield from _ranks(config)
+    if "pretrain" in config.tasks() and config.pretrain is None:
+        yield (
+            f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
+            "pre-trains its vision tower first. Use recipe=tiny."
+        )
+    if "grpo" in config.tasks():
+        yield from _grpo_rules(config)
+    yield from _tuning_rules(config)
+    yield from _weights_rules(config)
+    yield from _vllm_rules(config)
+
+
+def _training_length(config: Config) -> Iterator[str]:
+    lengths: list[tuple[str, Length]] = []
+    if "sft" in config.tasks():
+        lengths += [(f"sft.phases.{i}", phase) for i, phase in enumerate(config.sft.phases)]
+    if "grpo" in config.tasks():
+        lengths.append(("grpo", config.grpo))
+    for key, length in lengths:
+        if length.steps is None and length.epochs is None:
+            yield (
+                f"{key}.steps and {key}.epochs are both null, so training would never end. "
+                f"Set one, e.g. {key}.epochs=1."
+            )
+
+
+def _ranks(config: Config) -> Iterator[str]:
+    ranks = config.engine.processes
+    batches: dict[str, int] = {}
+    if "pretrain" in config.tasks() and config.pretrain is not None:
+        batches["pretrain.batch_size"] = config.pretrain.batch_size
+    if "sft" in config.tasks():
+        phases = enumerate(config.sft.phases)
+        batches |= {f"sft.phases.{i}.batch_size": phase.batch_size for i, phase in phases}
+    if "grpo" in config.tasks():
+        batches["grpo.prompts_per_step"] = config.grpo.prompts_per_step
+    for key, size in batches.items():
+        if size < ranks:
+            yield (
+                f"{key}={size} with {ranks} ranks (engine.hosts x engine.ranks): some would have "
+                f"nothing to do. Use {key}={ranks} or more, or fewer ranks."
+            )
+
+
+def _grpo_rules(config: Config) -> Iterator[str]:
+    grpo, rollout = config.grpo, config.rollout
+    if (rollout.top_p < 1 or rollout.top_k > 0) and grpo.importance.level == "off":
+        yield (
+            f"rollout.top_p={rollout.top_p:g} rollout.top_k={rollout.top_k}: truncated sampling "
+            "draws from another policy than the one whose log-probabilities are trained, and "
+            "nothing corrects for it. Use rollout.top_p=1 rollout.top_k=0, or correct for it: "
+            "grpo.importance.level=token."
+        )
+    if grpo.minibatches > grpo.prompts_per_step:
+        yield (
+            f"grpo.minibatches={grpo.minibatches} with grpo.prompts_per_step="
+            f"{grpo.prompts_per_step}: some optimiser steps would have no group to learn from. "
+            f"Use grpo.minibatches={grpo.prompts_per_step} or fewer."
+        )
+    if grpo.reference_refresh is not None and grpo.kl_coef == 0:
+        yield (
+            f"grpo.reference_refresh={grpo.reference_refresh} with grpo.kl_coef=0: without a KL "
+            "term there is no reference to refresh. Use grpo.reference_refresh=null."
+        )
+
+
+def _tuning_rules(config: Config) -> Iterator[str]:
+    """Something must learn in every leg."""
+    frozen = []
+    if "sft" in config.tasks():
+        phases = enumerate(config.sft.phases)
+        frozen += [f"sft.phases.{i}.freeze_vision=true" for i, p in phases if p.freeze_vision]
+    if "grpo" in config.tasks() and config.grpo.vision_lr_scale == 0:
+        frozen.append("grpo.vision_lr_scale=0")
+    if frozen and "language" not in config.tuning.train:
+        parts = ",".join(config.tuning.train)
+        yield (
+            f"tuning.train=[{parts}] with {frozen[0]}: nothing would learn. Add language to "
+            "tuning.train, or let the vision side learn."
+        )
+
+
+def _vllm_rules(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if isinstance(rollout, HfRollout):
+        return
+    if "grpo" in config.tasks() and config.grpo.group_size > rollout.max_num_seqs:
+        yield (
+            f"grpo.group_size={config.grpo.group_size} with rollout.max_num_seqs="
+            f"{rollout.max_num_seqs}: a group is sampled as one request. Use "
+            f"rollout.max_num_seqs={config.grpo.group_size} or more."
+        )
+    pictures = 1 + max(config.evaluate.shots) if "evaluate" in config.tasks() else 1
+    if pictures > rollout.max_images:
+        yield (
+            f"evaluate.shots={config.evaluate.shots} with rollout.max_images={rollout.max_images}: "
+            f"a prompt holds {pictures} pictures. Use rollout.max_images={pictures}."
+        )
+
+
+def _weights_rules(config: Config) -> Iterator[str]:
+    backbone, kind = config.backbone, config.weights.name
+    if backbone.source == "built":
+        if kind != "published":
+            yield (
+                f"weights={kind} with backbone={backbone.name}: it is built here and has no other "
+                "weights. Leave weights out, or choose a published backbone."
+            )
+        return
+    training = [task for task in config.tasks() if task in ("sft", "grpo")]
+    if backbone.evaluation_only and training:
+        yield (
+            f"stage={config.stage.name} would train backbone={backbone.name}, which is here for "
+            "evaluation only: the papers compare with it and give no recipe. Use stage=evaluate."
+        )

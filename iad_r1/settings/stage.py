@@ -1,0 +1,19 @@
+"""The `stage` section. Values: `conf/stage/`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from iad_r1.settings.base import Section
+
+Task = Literal["pretrain", "sft", "grpo", "evaluate", "report"]
+
+
+class StageSettings(Section):
+    """What every stage is told; one that is told more adds it in its own module.
+
+    `tasks` are what a stage that opens weights does with them, in this order; others have none.
+    """
+
+    name: str
+    tasks: list[Task]

@@ -1,0 +1,23 @@
+"""`stage=evaluate`: answers to held-out images, of an earlier run or of a published backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iad_r1.errors import ConfigError
+from iad_r1.settings.config import Config
+from iad_r1.stages import pipeline
+
+Settings = pipeline.Settings
+
+
+class Stage(pipeline.Stage):
+    """Asks for weights that were trained."""
+
+    def check_weights(self, config: Config, outputs: Path) -> bool:
+        if config.backbone.source == "built" and config.init is None:
+            raise ConfigError(
+                f"stage=evaluate needs trained weights, and backbone={config.backbone.name} has "
+                f"none of its own. {pipeline.type_init(outputs, 'evaluate')}"
+            )
+        return super().check_weights(config, outputs)
