@@ -81,6 +81,7 @@ def test_help_lists_every_option_with_a_line_about_it_and_imports_nothing_heavy(
             about = re.escape(options.description(group, option))
             assert re.search(rf"^[* ] {re.escape(option)} +{about}$", shown.stdout, re.M), option
     assert "* pipeline" in shown.stdout and "* tiny" in shown.stdout
+    assert [line for line in shown.stdout.splitlines() if len(line) > 80] == []
     assert not HEAVY & imported(shown.stderr)
     assert list(tmp_path.iterdir()) == []
 
