@@ -1,4 +1,4 @@
-"""The table of the README: does SC-GRPO teach the tiny model more than PA-SFT alone?
+"""The tables of docs/results.md: does SC-GRPO teach the tiny model more than PA-SFT alone?
 
     python experiments/first_result.py                 all runs
     python experiments/first_result.py --table-only    the table again from finished runs

@@ -223,21 +223,36 @@ class SweepTable(Callback):
 
 
 def _print_table(jobs: Sequence[dict[str, Any]]) -> None:
+    """First what was set differently in each run, in full; then the numbers of each run."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="Runs of this sweep", caption="balanced / location accuracy, %")
-    rows = [headline(job) for job in jobs]
     shared = set.intersection(*(set(job["overrides"]) for job in jobs))
+    settings = Table(title="Runs of this sweep", box=None, show_header=False)
+    settings.add_column(justify="right", no_wrap=True)
+    settings.add_column(overflow="fold")
+    for job in jobs:
+        differing = " ".join(text for text in job["overrides"] if text not in shared)
+        settings.add_row(str(job["number"]), Text(differing))  # as Text, [brackets] are no markup
+
+    rows = [headline(job) for job in jobs]
     splits = list(dict.fromkeys(split for row in rows for split in row))
-    for column in ("run", "settings", "ended", "minutes", *splits):
-        table.add_column(column)
+    numbers = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="balanced / location accuracy, %",
+    )
+    for column in ("run", "ended", "minutes", *splits):
+        numbers.add_column(column, overflow="fold")
     for job, row in zip(jobs, rows, strict=True):
         ended = {0: "ok", REFUSED: "refused"}.get(job["code"], f"failed ({job['code']})")
         cells = [row.get(split, "-") for split in splits]
-        settings = " ".join(text for text in job["overrides"] if text not in shared)
-        table.add_row(str(job["number"]), settings, ended, _minutes(job), *cells)
-    Console().print(table)
+        numbers.add_row(str(job["number"]), ended, _minutes(job), *cells)
+    console = Console()
+    console.print(settings, "", numbers, sep="\n")
 
 
 def headline(job: dict[str, Any]) -> dict[str, str]:

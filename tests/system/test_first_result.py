@@ -8,8 +8,8 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_default_run_learns_what_the_readme_says(iad, value):
-    """Floors well below what seeds 0 to 2 reached (README), far above what chance gives: 50 % for
-    the answer, 11 % for the place, 14 % for the type."""
+    """Floors well below what seeds 0 to 2 reached (docs/results.md), far above what chance gives:
+    50 % for the answer, 11 % for the place, 14 % for the type."""
     summary = iad().summary
     assert value(summary, "pretrain", "seen", "balanced_accuracy") < 60
     for shots in (0, 1):
@@ -29,10 +29,10 @@ SHORT_SFT = ["sft.phases.1.steps=40", "grpo.advantage=no_std", "evaluate.shots=[
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_full_reward_teaches_place_and_the_answer_alone_does_not(iad, value):
-    """After a short PA-SFT, which places about half of the defects. Over three seeds (README) the
-    full reward gained 17 to 18 points of location in 240 steps, and ended 18 above the answer
-    alone. Half the steps, taken here, gave seed 0 gains of 15.6 and 12.3; the standard error of
-    such a difference, 300 pictures paired, is about 3.
+    """After a short PA-SFT, which places about half of the defects. Over three seeds
+    (docs/results.md) the full reward gained 17 to 18 points of location in 240 steps, and ended 18
+    above the answer alone. Half the steps, taken here, gave seed 0 gains of 15.6 and 12.3; the
+    standard error of such a difference, 300 pictures paired, is about 3.
     """
     full = iad("stage.tasks=[pretrain,sft,evaluate,grpo,evaluate]", *SHORT_SFT, name="full")
     sft = full.folder / "checkpoints" / "sft"

@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from iad_r1.backbones import hub
-from iad_r1.command import compose, options
+from iad_r1.command import compose, launch, options
 from iad_r1.errors import WeightsError
 from iad_r1.settings.config import HubBackbone
+from iad_r1.store.run_folder import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds: a busy machine is not a failure
@@ -79,6 +81,7 @@ def test_help_lists_every_option_with_a_line_about_it_and_imports_nothing_heavy(
             about = re.escape(options.description(group, option))
             assert re.search(rf"^[* ] {re.escape(option)} +{about}$", shown.stdout, re.M), option
     assert "* pipeline" in shown.stdout and "* tiny" in shown.stdout
+    assert [line for line in shown.stdout.splitlines() if len(line) > 80] == []
     assert not HEAVY & imported(shown.stderr)
     assert list(tmp_path.iterdir()) == []
 
@@ -291,8 +294,43 @@ def test_a_sweep_runs_each_job_by_itself_and_ends_with_a_table(tmp_path, complet
         (folder,) = (tmp_path / "outputs" / name).iterdir()
         assert json.loads((folder / "config.json").read_text())["rewards"]["name"] == name
     table = done.stdout[done.stdout.index("Runs of this sweep") :]
-    assert re.search(r"0 .*rewards=sc_grpo .*ok", table)
-    assert re.search(r"1 .*rewards=answer_only .*ok", table)
+    for number, name in enumerate(("sc_grpo", "answer_only")):
+        assert re.search(rf"^ *{number} +rewards={name} *$", table, re.M)
+        assert re.search(rf"^ *{number} +ok ", table, re.M)
+
+
+def test_the_table_of_a_sweep_cuts_nothing_at_80_columns(tmp_path, monkeypatch, capsys):
+    """What differs between the runs is there to the letter, brackets included, and the numbers of
+    a run are one line."""
+    long = "rewards=answer+consistency+location+type grpo.advantage=leave_one_out"
+    settings = [f"{long} seed={seed} tuning.train=[language]" for seed in range(5)]
+    settings.append("rewards=answer_only grpo.advantage=no_std seed=0 tuning.train=[vision]")
+    for number, differing in enumerate(settings):
+        results = [
+            {"stage": "grpo", "split": split, "shots": shots,
+             "balanced_accuracy": 90.0 + number, "location_accuracy": 60.0 + shots}
+            for split in ("seen", "new") for shots in (0, 1)
+        ]  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_json(folder / "summary.json", {"results": results, "seconds": {"grpo": 90.0}})
+        overrides = ["stage=grpo", *differing.split()]
+        job = {"number": number, "overrides": overrides, "code": 0, "folder": str(folder)}
+        write_json(folder / "job.json", job)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    sweep = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    launch.SweepTable().on_multirun_end(sweep)
+
+    printed = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    listed, numbers = " ".join(printed.split()), printed.splitlines()
+    for number, differing in enumerate(settings):
+        assert f" {number} {differing} " in listed
+        seen, new = f"{90 + number}.0 / 60.0", f"{90 + number}.0 / 61.0"
+        line = [str(number), "ok", "1.5", seen, new, seen, new]
+        assert [re.split(r" {2,}", text.strip()) for text in numbers].count(line) == 1
+    assert "stage=grpo" not in printed and "…" not in printed
 
 
 def test_a_sweep_goes_on_after_a_refused_run_and_reports_it(tmp_path, completions):
