@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from iad_r1.command.compose import compose
-from iad_r1.judge import rates as metrics
+from iad_r1.judge.compare import pooled_paired_difference
 from iad_r1.judge.predictions import read_predictions
+from iad_r1.judge.rates import summarise
 from iad_r1.store.run_folder import RunFolder, find_finished, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -116,7 +117,7 @@ def rows(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any]]:
     """Mean over seeds of every metric, for every arm and split."""
     for name, arm in {"PA-SFT": "sft", **present(runs)}.items():
         for split in SPLITS:
-            seeds = [metrics.summarise(a, seed=0, resamples=200) for a in answers(runs, arm, split)]
+            seeds = [summarise(a, seed=0, resamples=200) for a in answers(runs, arm, split)]
             means = {m: [s[m] for s in seeds] for m in (*METRICS, "miss_rate", "overkill_rate")}
             yield {"arm": name, "split": split, "shots": 0, "per_seed": means,
                    **{m: sum(values) / len(values) for m, values in means.items()}}  # fmt: skip
@@ -130,9 +131,7 @@ def differences(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any
         for split in SPLITS:
             for metric in METRICS:
                 old, new = (answers(runs, arm, split) for arm in (before, after))
-                found = metrics.pooled_paired_difference(
-                    list(zip(old, new, strict=True)), metric, seed=0
-                )
+                found = pooled_paired_difference(list(zip(old, new, strict=True)), metric, seed=0)
                 yield {"from": before, "to": after, "split": split, "shots": 0, "metric": metric,
                        **found}  # fmt: skip
 

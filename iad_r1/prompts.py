@@ -37,7 +37,7 @@ class Template:
     few_shot_question  the same with references, where it differs
     system          the system turn
     max_shots       how many references the wording allows
-    form            how the released scripts read what it is answered with (`schema.judge`)
+    form            how the released scripts read what it is answered with (`schema.read_answer`)
     source          where it is from
     """
 

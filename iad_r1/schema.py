@@ -1,4 +1,4 @@
-"""What a completion is: one parser for its tags, and the evaluators that judge its answer.
+"""What a completion is: one parser for its tags, and the evaluators that read its answer.
 
 A completion is `<think>…</think><location>…</location><type>…</type><answer>Yes</answer>` for a
 defect and `<think>…</think><answer>No</answer>` for none; a multiple-choice answer (MMAD) holds
@@ -85,11 +85,6 @@ def parse(
         if status is Status.OK and any(marks[tag] for tag in TAGS if tag not in allowed):
             status = Status.UNEXPECTED_TAG
     return Parsed(**parts, verdict=verdict, status=status)
-
-
-def is_well_formed(text: str, truncated: bool = False) -> bool:
-    """Whether a completion follows the yes/no schema to the letter."""
-    return parse(text, truncated).status is Status.OK
 
 
 # --- tags --------------------------------------------------------------------------------------
@@ -180,7 +175,7 @@ def _is_option(text: str, letter: str, option: str) -> bool:
 # --- evaluators --------------------------------------------------------------------------------
 
 
-def judge(
+def read_answer(
     text: str,
     evaluator: Evaluator = "strict",
     options: Mapping[str, str] | None = None,

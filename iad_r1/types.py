@@ -6,31 +6,53 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Answer = Literal["Yes", "No"]
+LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # how the options of a question are named
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about an image, and what it may be answered with.
+
+    `text` is None where the prompt asks in its own words. `options` maps letter to text, for a
+    multiple choice; None: the answer is yes or no, and a "Yes" says where and of which type.
+    """
+
+    text: str | None = None
+    options: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.options is not None and not (self.options and LETTERS.issuperset(self.options)):
+            raise ValueError(f"options are named by capital letters, unlike {dict(self.options)}")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What a solution may say."""
+        return ("Yes", "No") if self.options is None else tuple(self.options)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What is true of one image: is there a defect, where, and of which type.
+    """What is true of one image: is there a defect, where, and of which type; or the letter that
+    answers a question with options.
 
     `location` holds the grid's own words for the cell ("top left"); None when the source
-    has no mask, so where the defect lies is unknown. A "No" carries neither location nor type.
+    has no mask, so where the defect lies is unknown. Only a "Yes" carries location and type.
     """
 
-    answer: Answer
+    answer: str
     location: str | None = None
     type: str | None = None
 
     def __post_init__(self) -> None:
-        if self.answer not in ("Yes", "No"):
-            raise ValueError(f"answer is {self.answer!r}; it must be 'Yes' or 'No'")
-        if self.answer == "No" and (self.location or self.type):
-            raise ValueError(f"a solution 'No' cannot name a location or a type: {self}")
+        if self.answer not in ("Yes", "No") and self.answer not in LETTERS:
+            raise ValueError(f"answer is {self.answer!r}; it must be 'Yes', 'No' or a letter")
+        if self.answer != "Yes" and (self.location or self.type):
+            raise ValueError(f"a solution {self.answer!r} cannot name a location or a type: {self}")
 
     def as_tags(self) -> str:
         """The tag form of the papers' `solution` field, e.g. `<answer>No</answer>`."""
@@ -51,6 +73,14 @@ class Sample:
     solution: Solution
     mask: Path | Image | None = None  # non-zero where defective; None when there is none
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
+    question: Question = Question()
+
+    def __post_init__(self) -> None:
+        if self.solution.answer not in self.question.answers:
+            raise ValueError(
+                f"{self.id}: answer is {self.solution.answer!r}, but the question allows "
+                f"{', '.join(self.question.answers)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,15 +115,6 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The unit of everything after sampling: one prompt with its images, G completions."""
-
-    sample: Sample
-    conversation: Conversation
-    completions: tuple[Completion, ...]
-
-
-@dataclass(frozen=True)
 class Score:
     """What one completion earns: the total and its named parts, before weighting."""
 
@@ -105,8 +126,9 @@ class Score:
 class Prediction:
     """One evaluated image, as one line of `predictions/*.jsonl`.
 
-    `answer` is "yes", "no" or "invalid"; `status` is the parser's verdict on the whole text.
-    `p_yes` is the model's probability of "Yes" against "No" where the answer is written.
+    `answer` is "yes", "no" or "invalid"; of a question with options, a letter or "invalid".
+    `status` is the parser's verdict on the whole text. `p_yes` is the model's probability of "Yes"
+    against "No" where the answer is written; None where the question has options.
     """
 
     id: str
@@ -114,7 +136,7 @@ class Prediction:
     split: str
     product: str
     shots: int
-    gold_answer: str  # "yes" or "no"
+    gold_answer: str  # "yes", "no" or a letter
     gold_location: str | None
     gold_type: str | None
     completion: str

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from iad_r1.errors import DataError
 from iad_r1.grid import Grid, words
 from iad_r1.types import Sample
 
@@ -63,6 +64,10 @@ def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
     stream = random.Random(f"{seed}/{sample.id}")
     expected, sound, defective = stream.choice(_REASONING)
     solution = sample.solution
+    if sample.question.options is not None:
+        raise DataError(
+            f"{sample.id} is a multiple choice: there is no rule for its chain of thought."
+        )
     if solution.answer == "No":
         return Target(f"<think>{expected} {sound} It is fine.</think><answer>No</answer>")
     finding = _finding(defective, solution.location, solution.type)

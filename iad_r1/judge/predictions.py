@@ -20,18 +20,25 @@ def append(path: Path, answers: Sequence[Prediction]) -> None:
 
 
 def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Predictions by image id; a half-written last line, as a kill leaves it, does not count."""
-    if not path.is_file():
-        return {}
-    whole = _whole_lines(path)
-    try:
-        # not splitlines(): a model may well say U+2028, which that takes for the end of a line
-        rows = [_read(line) for line in whole.split("\n")[:-1]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is broken ({error}). Delete the file to answer its images again."
-        ) from error
-    return {row.id: row for row in rows}
+    """Predictions by image id; a half-written last line, as a kill leaves it, does not count.
+
+    Raises DataError naming the line that is no prediction, or answers an image once more.
+    """
+    found: dict[str, Prediction] = {}
+    # not splitlines(): a model may well say U+2028, which that takes for the end of a line
+    lines = _whole_lines(path).split("\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = _read(line)
+            if row.id in found:
+                raise ValueError(f"{row.id} is answered already")
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}: not a prediction ({error}). "
+                "Delete the file and evaluate again to answer its images anew."
+            ) from error
+        found[row.id] = row
+    return found
 
 
 def repair(path: Path) -> None:
@@ -47,4 +54,6 @@ def _whole_lines(path: Path) -> str:
 
 def _read(line: str) -> Prediction:
     values = json.loads(line)
-    return Prediction(**{**values, "references": tuple(values["references"])})
+    if not isinstance(values, dict):
+        raise TypeError(f"a {type(values).__name__}, not an object")
+    return Prediction(**{**values, "references": tuple(values.get("references", ()))})

@@ -74,7 +74,7 @@ class Collector:
         room = Room("grpo.max_length", self.grpo.max_length, config.rollout.max_tokens)
         self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
         self.judge = partial(
-            schema.judge,
+            schema.read_answer,
             evaluator=config.evaluate.evaluator,
             form=released_form(self.grpo.prompt),
         )

@@ -18,7 +18,7 @@ def reward_statistics(
     batch: Sequence[Sample],
     groups: Groups,
     scores: Scores,
-    judge: Callable[[str], str] = schema.judge,
+    judge: Callable[[str], str] = schema.read_answer,
 ) -> dict[str, float]:
     """Reward and its parts (all, normal and anomalous images; those there are), the share of
     degenerate groups, lengths in tokens, and how often "Yes" is said against how often it is true.

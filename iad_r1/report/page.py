@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from iad_r1.judge import rates as metrics
+from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, training, wording
 from iad_r1.report.run_data import RunData, load
 from iad_r1.store.run_folder import write_text
@@ -194,9 +194,7 @@ def _factory(rows: Sequence[Row]) -> list[Row]:
     return [
         {
             **row,
-            "view": metrics.factory_view(
-                row["miss_rate"], row["overkill_rate"], DEFECT_PRIOR, PARTS
-            ),
+            "view": factory_view(row["miss_rate"], row["overkill_rate"], DEFECT_PRIOR, PARTS),
         }
         for row in rows
         if row["miss_rate"] is not None and row["overkill_rate"] is not None

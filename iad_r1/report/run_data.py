@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
+from iad_r1.judge.predictions import read_predictions
 from iad_r1.report import gallery, wording
 from iad_r1.types import Prediction
 
 _FILE = re.compile(r"(?P<stage>[^.]+)\.(?P<split>.+)\.(?P<shots>\d+)shot\.jsonl")
 UNFINISHED = ("failed", "stopped", "refused")  # manifest.json says how a run ended
-_FIELDS = {item.name for item in fields(Prediction)}
 
 
 @dataclass(frozen=True)
@@ -128,42 +128,26 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
             raise DataError(
                 f"{path} is not named <stage>.<split>.<shots>shot.jsonl. Rename or remove it."
             )
-        rows = tuple(_prediction(path, i, row) for i, row in enumerate(_lines(path), start=1))
+        rows = tuple(read_predictions(path).values())
         if rows:
             yield Evaluation(match["stage"], match["split"], int(match["shots"]), rows)
-
-
-def _prediction(path: Path, line: int, row: Mapping[str, Any]) -> Prediction:
-    if not isinstance(row, Mapping) or set(row) - _FIELDS:
-        raise DataError(f"{path}, line {line}: not a prediction. Evaluate again to rewrite it.")
-    try:
-        return Prediction(**{**row, "references": tuple(row.get("references", ()))})
-    except TypeError as error:
-        raise DataError(f"{path}, line {line}: {error}. Evaluate again to rewrite it.") from error
 
 
 def _steps(path: Path) -> list[Mapping[str, Any]]:
     """Lines of metrics.jsonl in order; a step that a resumed run took again counts once."""
     latest: dict[tuple[str, int], Mapping[str, Any]] = {}
-    for number, line in enumerate(_lines(path) if path.is_file() else [], start=1):
-        if not isinstance(line, Mapping) or not {"stage", "step"} <= set(line):
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, Mapping) or not {"stage", "step"} <= set(row):
             raise DataError(f"{path}, line {number}: has no stage and step.")
-        latest[line["stage"], line["step"]] = line
+        latest[row["stage"], row["step"]] = row
     return sorted(
         latest.values(), key=lambda line: (wording.stage_order(line["stage"]), line["step"])
     )
-
-
-def _lines(path: Path) -> list[Any]:
-    rows = []
-    # not splitlines(): a model may say U+2028, which that takes for the end of a line
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[: None if lines[-1] else -1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
-    return rows
 
 
 def _json(path: Path) -> dict[str, Any]:

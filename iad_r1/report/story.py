@@ -65,7 +65,7 @@ def _tiles(run: RunData, item: Evaluation, rows: Sequence[Row]) -> Iterator[Row]
 
 
 def _undefined(row: Row) -> Iterator[str]:
-    if row["balanced_accuracy"] is None:
+    if row["balanced_accuracy"] is None and row["gold_yes_rate"] is not None:
         only = "normal" if row["n_anomalous"] == 0 else "defective"
         yield f"Only {only} parts were tested, so balanced accuracy is undefined."
 

@@ -8,7 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from iad_r1.grid import Grid, parse_cells, words
-from iad_r1.judge import rates as metrics
+from iad_r1.judge.compare import paired_difference
+from iad_r1.judge.rates import METRICS, location_chance, macro, per_product, summarise
+from iad_r1.judge.scores import calibration, overkill_at_miss, roc
 from iad_r1.report import wording
 from iad_r1.report.run_data import Evaluation, RunData
 from iad_r1.types import Prediction
@@ -29,13 +31,13 @@ Row = dict[str, Any]
 
 
 def summaries(run: RunData) -> list[Row]:
-    """One row per evaluation: stage, split, shots and everything `metrics.summarise` gives."""
+    """One row per evaluation: stage, split, shots and everything `summarise` gives."""
     return [
         {
             "stage": item.stage,
             "split": item.split,
             "shots": item.shots,
-            **metrics.summarise(item.predictions, run.seed),
+            **summarise(item.predictions, run.seed),
         }
         for item in run.evaluations
     ]
@@ -91,7 +93,7 @@ def reference_gain(run: RunData) -> list[Row]:
 def _compare(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
     rows = []
     for metric in COMPARED:
-        result = metrics.paired_difference(before.predictions, after.predictions, metric, seed)
+        result = paired_difference(before.predictions, after.predictions, metric, seed)
         if result["delta"] is not None:
             rows.append({"metric": metric, **result, "verdict": verdict(metric, result)})
     return rows
@@ -102,7 +104,7 @@ def verdict(metric: str, result: Mapping[str, Any]) -> str:
     if not wording.clear(result):
         return "not clear"
     rises = result["delta"] > 0
-    return "better" if rises == metrics.METRICS[metric].higher_is_better else "worse"
+    return "better" if rises == METRICS[metric].higher_is_better else "worse"
 
 
 def last_stage(run: RunData) -> str | None:
@@ -129,7 +131,7 @@ def main_evaluations(run: RunData) -> list[Evaluation]:
 
 def products(run: RunData, evaluation: Evaluation) -> Row:
     """Rows per product, the worst first, with the change since the stage before."""
-    table = metrics.per_product(evaluation.predictions, run.seed)
+    table = per_product(evaluation.predictions, run.seed)
     group = run.groups()[evaluation.group]
     earlier = group[group.index(evaluation) - 1] if group.index(evaluation) > 0 else None
     rows = [
@@ -142,7 +144,7 @@ def products(run: RunData, evaluation: Evaluation) -> Row:
         "shots": evaluation.shots,
         "rows": rows,
         "before": earlier.stage if earlier else None,
-        "macro": metrics.macro(table),
+        "macro": macro(table),
     }
 
 
@@ -152,7 +154,7 @@ def _product_change(
     if before is None:
         return None
     sides = [[p for p in side.predictions if p.product == product] for side in (before, after)]
-    return metrics.paired_difference(sides[0], sides[1], "balanced_accuracy", seed)
+    return paired_difference(sides[0], sides[1], "balanced_accuracy", seed)
 
 
 # --------------------------------------------------------------------------------- places
@@ -207,7 +209,7 @@ def chance(golds: Sequence[frozenset[int] | None], grid: Grid) -> Row:
         for gold in golds
     ]
     center = cells[grid.cells // 2] if grid.rows % 2 and grid.cols % 2 else None
-    return metrics.location_chance(accepted, cells, center)
+    return location_chance(accepted, cells, center)
 
 
 def uniform_chance(run: RunData) -> float | None:
@@ -267,8 +269,8 @@ def scores(run: RunData) -> list[Row]:
     rows = []
     for item in run.evaluations:
         fewest = min(other.shots for other in run.evaluations if other.split == item.split)
-        curve = metrics.roc(item.predictions) if item.shots == fewest else None
-        bins = metrics.calibration(item.predictions) if curve else None
+        curve = roc(item.predictions) if item.shots == fewest else None
+        bins = calibration(item.predictions) if curve else None
         if curve is None or bins is None:
             continue
         rows.append(
@@ -278,7 +280,7 @@ def scores(run: RunData) -> list[Row]:
                 "shots": item.shots,
                 "roc": curve,
                 "calibration": bins,
-                "overkill_at_miss_5": metrics.overkill_at_miss(item.predictions, 5.0),
+                "overkill_at_miss_5": overkill_at_miss(item.predictions, 5.0),
             }
         )
     return rows

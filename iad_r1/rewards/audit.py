@@ -229,10 +229,10 @@ def _is_choice(record: Record) -> bool:
 
 def _answer(record: Record, evaluator: schema.Evaluator) -> str:
     if not _is_choice(record):
-        return schema.judge(record.completion, evaluator)
+        return schema.read_answer(record.completion, evaluator)
     if evaluator == "strict":  # as the strict rewards read letters, whatever stands beside them
         return answered(record.completion) or schema.INVALID
-    return schema.judge(record.completion, evaluator, _LETTERS)
+    return schema.read_answer(record.completion, evaluator, _LETTERS)
 
 
 def _truth(record: Record) -> str:

@@ -60,7 +60,8 @@ class Prompter:
 
     def conversation(self, sample: Sample, shots: int) -> Conversation:
         """The words of the prompt, with one `{image}` for each picture."""
-        return prompts.conversation(self.template, shots=shots)
+        asked = sample.question
+        return prompts.conversation(self.template, asked.text, shots, asked.options)
 
     def encode(self, sample: Sample, shots: int = 0, augment: Augment | None = None) -> Prompt:
         """The prompt with the first `shots` references of the sample, query last.

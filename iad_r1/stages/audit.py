@@ -149,8 +149,10 @@ def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
     if "solution" in row:
         solution = str(row["solution"])
     elif "gold_answer" in row:  # a line of predictions/*.jsonl
-        answer = "Yes" if row["gold_answer"] == "yes" else "No"
-        solution = Solution(answer, row.get("gold_location"), row.get("gold_type")).as_tags()
+        solution = str(row["gold_answer"])  # of a multiple choice, its letter
+        if solution in ("yes", "no"):
+            places = row.get("gold_location"), row.get("gold_type")
+            solution = Solution(solution.capitalize(), *places).as_tags()
     else:
         raise DataError(f"{where} has neither `solution` nor `gold_answer`.")
     group = next((row[key] for key in ("group", "id", "sample") if row.get(key) is not None), None)

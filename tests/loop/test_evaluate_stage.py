@@ -1,4 +1,4 @@
-"""Evaluation: what is judged, how, and that it goes on where it stopped."""
+"""Evaluation: what is asked, how, and that it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iad_r1.grid import Grid
+from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.predictions import read_predictions
+from iad_r1.judge.rates import summarise
 from iad_r1.loops import evaluate
-from iad_r1.types import Completion, Solution, StopReason
-
-RIGHT = (
-    "<think>At the top left it differs.</think><location>top left</location>"
-    "<type>scratch</type><answer>Yes</answer>"
-)
+from iad_r1.rewards import vocabulary
+from iad_r1.rollouts.prompting import Prompter
+from iad_r1.types import Completion, Question, Solution, StopReason
 
 
 def said(text: str, stop: StopReason = StopReason.STOP) -> Completion:
@@ -27,74 +27,24 @@ def context(make_context):
     return make_context("evaluate.shots=[0,1]")
 
 
-@pytest.fixture
-def anomalous(context):
-    sample = next(s for s in context.dataset.test["seen"] if s.solution.answer == "Yes")
-    return replace(sample, solution=Solution("Yes", "top left", "scratch"))
+def test_answers_are_graded_as_the_settings_say(make_context):
+    context = make_context(
+        "evaluate.evaluator=mmad_compat", "evaluate.prompt=base_test", "grid=2x2"
+    )
+    grader = evaluate.open_asking(context.config, context.backbone).grader
+    assert grader == Grader(Grid(2, 2), vocabulary("default"), "mmad_compat", "free")
 
 
-def judged(context, sample, text, stop=StopReason.STOP):
-    return evaluate.judge(sample, "seen", 0, said(text, stop), 0.7, context.config)
-
-
-def test_a_right_answer_is_right_in_every_part(context, anomalous):
-    found = judged(context, anomalous, RIGHT)
-    assert (found.answer, found.location_correct, found.type_correct) == ("yes", True, True)
-    assert found.status == "ok" and found.p_yes == 0.7
-
-
-@pytest.mark.parametrize(
-    ("text", "answer", "place", "kind"),
-    [
-        (RIGHT.replace("top left</loc", "top right</loc"), "yes", False, True),
-        (RIGHT.replace("top left</loc", "somewhere</loc"), "yes", False, True),
-        (RIGHT.replace("scratch", "hole"), "yes", True, False),
-        (RIGHT.replace(">Yes<", ">No<"), "no", True, True),
-        (RIGHT + RIGHT, "invalid", False, False),
-        ("anomaly detected", "invalid", False, False),
-    ],
-)
-def test_each_part_is_judged_by_itself(context, anomalous, text, answer, place, kind):
-    found = judged(context, anomalous, text)
-    assert (found.answer, found.location_correct, found.type_correct) == (answer, place, kind)
-
-
-@pytest.mark.parametrize(
-    ("evaluator", "prompt", "answer"),
-    [
-        ("strict", "base_test_qwen", "yes"),
-        ("iadr1_compat", "base_test_qwen", "no"),  # its script finds "no" in "noticeable"
-        ("iadr1_compat", "base_test_llava15", "yes"),  # this one looks in lower case
-        ("iadr1_compat", "iad_r1_test_qwen", "invalid"),  # and this one in answer tags only
-        ("mmad_compat", "iad_r1_test_qwen", "yes"),
-    ],
-)
-def test_answers_are_read_as_the_evaluator_and_the_prompt_say(
-    context, anomalous, evaluator, prompt, answer
-):
-    chosen = context.config.evaluate.model_copy(update={"evaluator": evaluator, "prompt": prompt})
-    config = context.config.model_copy(update={"evaluate": chosen})
-    text = said("Yes, there is a noticeable scratch.")
-    assert evaluate.judge(anomalous, "seen", 0, text, None, config).answer == answer
-
-
-def test_what_is_not_annotated_is_not_judged(context, anomalous):
-    unknown = replace(anomalous, solution=Solution("Yes"))
-    assert judged(context, unknown, RIGHT).location_correct is None
-    assert judged(context, unknown, RIGHT).type_correct is None
-    normal = replace(anomalous, solution=Solution("No"))
-    assert judged(context, normal, RIGHT).location_correct is None
-
-
-def test_an_answer_cut_off_at_the_limit_is_invalid(context, anomalous):
-    found = judged(context, anomalous, "<think>At the top", StopReason.LENGTH)
-    assert (found.answer, found.status) == ("invalid", "truncated")
+def test_a_picture_can_be_asked_about_without_a_run(context):
+    sample = context.dataset.test["seen"][0]
+    asking = evaluate.open_asking(context.config, context.backbone)
+    [[found]] = asking.answers([sample], split="mine", shots=1)
+    assert (found.id, found.split, found.shots) == (sample.id, "mine", 1)
 
 
 def test_p_yes_is_the_share_of_yes_where_the_answer_is_written(context):
-    asking = evaluate._Asking(context)
     sample = context.dataset.test["seen"][0]
-    prompt = asking.prompter.encode(sample)
+    prompt = Prompter(context.backbone, context.config.evaluate.prompt).encode(sample)
     text = "<think>ok</think><answer>"
     backbone = context.backbone
     words = [backbone.encode_target(text + word).tokens[:-1] for word in ("Yes", "No")]
@@ -111,7 +61,7 @@ def test_p_yes_is_the_share_of_yes_where_the_answer_is_written(context):
         totals.append(logprobs.gather(1, torch.tensor(tokens)[:, None]).sum().item())
     wanted = 1 / (1 + math.exp(totals[1] - totals[0]))
     drawn = [said(text + "Yes</answer>"), said("no tag at all")]
-    found = asking.p_yes([prompt, prompt], drawn)
+    found = evaluate.p_yes(backbone, [prompt, prompt], drawn)
     assert found[0] == pytest.approx(wanted, rel=1e-4) and found[1] is None
 
 
@@ -132,13 +82,13 @@ def test_an_evaluation_that_was_stopped_asks_only_what_is_missing(context, monke
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:20], encoding="utf-8")
     asked: list[str] = []
-    honest = evaluate._Asking.answers
+    honest = evaluate.Asking.answers
 
     def counting(self, samples, split, shots):
         asked.extend(sample.id for sample in samples)
         return honest(self, samples, split, shots)
 
-    monkeypatch.setattr(evaluate._Asking, "answers", counting)
+    monkeypatch.setattr(evaluate.Asking, "answers", counting)
     assert evaluate.run(context) == whole
     assert len(asked) == 5
 
@@ -147,3 +97,31 @@ def test_validation_pictures_are_judged_only_when_asked(make_context):
     context = make_context("evaluate.splits=[validation]", "evaluate.limit=2")
     names = {name: len(samples) for name, samples in evaluate.splits(context).items()}
     assert names == {"validation_seen": 2, "validation_new": 2}
+
+
+OPTIONS = {"A": "A hole", "B": "A scratch", "C": "Nothing"}
+
+
+def test_a_multiple_choice_is_asked_graded_and_counted(context):
+    part = context.dataset.test["seen"][0]
+    asked = [
+        replace(part, id=f"{part.id}?{letter}", solution=Solution(letter),
+                question=Question("What is wrong with the part?", OPTIONS))
+        for letter in OPTIONS
+    ]  # fmt: skip
+    words = Prompter(context.backbone, "mmad").encode(asked[0]).text
+    assert "What is wrong with the part? \nA. A hole\nB. A scratch\nC. Nothing\n" in words
+    grader = evaluate.open_asking(context.config, context.backbone).grader
+    answers = [grade(grader, sample, said("B"), split="seen") for sample in asked]
+    found = summarise(answers, 0)
+    assert found["accuracy"] == pytest.approx(100 / 3) and found["balanced_accuracy"] is None
+
+
+def test_a_multiple_choice_has_no_p_yes(context, monkeypatch):
+    part = context.dataset.test["seen"][0]
+    choice = replace(part, id="choice", solution=Solution("B"), question=Question(None, OPTIONS))
+    asking = evaluate.open_asking(context.config, context.backbone)
+    prompt = Prompter(context.backbone, "iad_r1_test").encode(part)
+    text = said("<answer>B</answer>")
+    assert evaluate.p_yes(context.backbone, [prompt], [text])[0] is not None
+    assert list(asking._p_yes([(choice, prompt, text), (part, prompt, text)])) == [1]

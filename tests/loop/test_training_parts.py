@@ -148,14 +148,14 @@ def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
 
 
 def test_the_yes_rate_is_read_as_evaluation_reads_answers():
-    loose = partial(schema.judge, evaluator="iadr1_compat")
+    loose = partial(schema.read_answer, evaluator="iadr1_compat")
     text = "<answer>Yes, it is</answer>"
     groups, scores = [group(text)], [[Score(0.0, {"answer": 0.0})]]
     said = {
         judge: rollout_log.reward_statistics([sample("Yes")], groups, scores, judge)["yes_rate"]
-        for judge in (schema.judge, loose)
+        for judge in (schema.read_answer, loose)
     }
-    assert said == {schema.judge: 0.0, loose: 1.0}
+    assert said == {schema.read_answer: 0.0, loose: 1.0}
 
 
 def test_updates_smaller_than_bfloat16_can_add_are_not_lost(tmp_path):

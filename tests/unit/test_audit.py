@@ -448,12 +448,14 @@ def test_predictions_of_an_evaluation_are_read(tmp_path: Path) -> None:
             "gold_type": "scratch",
         },
         {"id": "b", "completion": "x", "gold_answer": "no", "gold_location": None},
+        {"id": "c", "completion": "A", "gold_answer": "B", "gold_location": None},
     ]
     file = tmp_path / "sft.test.0shot.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert list(stage.read_records(file)) == [
         Record(honest(YES), YES, "sft.test.0shot/a"),
         Record("x", NO, "sft.test.0shot/b"),
+        Record("A", "B", "sft.test.0shot/c"),
     ]
 
 

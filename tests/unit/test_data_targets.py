@@ -12,9 +12,10 @@ from PIL import Image
 from iad_r1 import data, schema
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.targets import UNNAMED, Target, chain_of_thought, direct_answer
+from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells, words
 from iad_r1.settings.data import SyntheticConfig, SyntheticSizes
-from iad_r1.types import Sample, Solution
+from iad_r1.types import Question, Sample, Solution
 
 GRID = Grid(3, 3)
 PLACES = [words(cell, GRID) for cell in range(9)]
@@ -148,6 +149,14 @@ def test_the_file_name_never_reaches_a_target(seed, solution):
     name = "bolt_d_0417"
     assert name not in chain_of_thought(sample(solution, name), seed).text
     assert name not in direct_answer(sample(solution, name), seed).text
+
+
+def test_a_multiple_choice_has_no_chain_of_thought_by_rule():
+    question = Question("What is it?", {"A": "a bolt", "B": "a nut"})
+    made = Sample("a", "made up", "train", "bolt", PICTURE, Solution("B"), question=question)
+    with pytest.raises(DataError, match="a is a multiple choice"):
+        chain_of_thought(made, 0)
+    assert direct_answer(made, 0).text == "<answer>B</answer>"
 
 
 @pytest.mark.parametrize("answer", ["Yes", "No"])

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from iad_r1.errors import DataError, MismatchError
-from iad_r1.judge import rates as metrics
+from iad_r1.judge import compare, intervals, rates, scores
 from iad_r1.schema import Status
 from iad_r1.types import Prediction
 
@@ -74,15 +74,13 @@ def test_balanced_accuracy_is_sklearns_with_invalid_counted_as_wrong(answers):
     wrong = {"yes": "no", "no": "yes"}
     strict = [answer if answer != "invalid" else wrong[gold] for gold, answer in answers]
     expected = 100 * balanced_accuracy_score([gold for gold, _ in answers], strict)
-    assert metrics.summarise(rows_of(answers), 0, 50)["balanced_accuracy"] == pytest.approx(
-        expected
-    )
+    assert rates.summarise(rows_of(answers), 0, 50)["balanced_accuracy"] == pytest.approx(expected)
 
 
 @UNHURRIED
 @given(BOTH_CLASSES)
 def test_miss_and_overkill_are_what_balanced_accuracy_leaves(answers):
-    summary = metrics.summarise(rows_of(answers), 0, 50)
+    summary = rates.summarise(rows_of(answers), 0, 50)
     assert summary["balanced_accuracy"] == pytest.approx(
         100 - (summary["miss_rate"] + summary["overkill_rate"]) / 2
     )
@@ -93,13 +91,13 @@ def test_miss_and_overkill_are_what_balanced_accuracy_leaves(answers):
 def test_the_order_of_images_does_not_matter(answers, random):
     rows = rows_of(answers)
     shuffled = random.sample(rows, len(rows))
-    assert metrics.summarise(rows, 0, 50) == metrics.summarise(shuffled, 0, 50)
+    assert rates.summarise(rows, 0, 50) == rates.summarise(shuffled, 0, 50)
 
 
 @UNHURRIED
 @given(GOLD_AND_ANSWER)
 def test_every_interval_contains_its_value_and_stays_between_0_and_100(answers):
-    summary = metrics.summarise(rows_of(answers), 0, 400)
+    summary = rates.summarise(rows_of(answers), 0, 400)
     for name, (low, high) in summary["ci95"].items():
         assert 0 <= low <= summary[name] + 1e-9 and summary[name] - 1e-9 <= high <= 100, name
         assert high > low, f"{name}: a sample of {len(answers)} images cannot be certain"
@@ -108,7 +106,7 @@ def test_every_interval_contains_its_value_and_stays_between_0_and_100(answers):
 @UNHURRIED
 @given(GOLD_AND_ANSWER)
 def test_the_confusion_table_counts_every_image_once(answers):
-    summary = metrics.summarise(rows_of(answers), 0, 50)
+    summary = rates.summarise(rows_of(answers), 0, 50)
     cells = [n for row in summary["confusion"].values() for n in row.values()]
     assert sum(cells) == summary["n"] == summary["n_normal"] + summary["n_anomalous"]
 
@@ -118,22 +116,22 @@ def test_the_confusion_table_counts_every_image_once(answers):
 def test_wilson_is_scipys(successes, extra):
     n = successes + extra
     bounds = binomtest(successes, n).proportion_ci(method="wilson")
-    assert metrics.wilson(successes, n) == pytest.approx([100 * bounds.low, 100 * bounds.high])
+    assert intervals.wilson(successes, n) == pytest.approx([100 * bounds.low, 100 * bounds.high])
 
 
 def test_rates_carry_wilson_intervals():
     answers = [("yes", "no")] * 3 + [("yes", "yes")] * 17 + [("no", "no")] * 10
-    summary = metrics.summarise(rows_of(answers), 0)
+    summary = rates.summarise(rows_of(answers), 0)
     assert summary["miss_rate"] == 15.0
-    assert summary["ci95"]["miss_rate"] == metrics.wilson(3, 20)
-    assert summary["ci95"]["overkill_rate"] == metrics.wilson(0, 10)
+    assert summary["ci95"]["miss_rate"] == intervals.wilson(3, 20)
+    assert summary["ci95"]["overkill_rate"] == intervals.wilson(0, 10)
 
 
 def test_the_bootstrap_of_counts_is_the_bootstrap_of_images():
     """Drawing binomial counts must match resampling the images one by one."""
     answers = [("yes", "yes")] * 61 + [("yes", "no")] * 19 + [("no", "no")] * 50
     answers += [("no", "yes")] * 10
-    low, high = metrics.summarise(rows_of(answers), 3, 20_000)["ci95"]["balanced_accuracy"]
+    low, high = rates.summarise(rows_of(answers), 3, 20_000)["ci95"]["balanced_accuracy"]
     rng = np.random.default_rng(0)
     right = [np.repeat([1, 0], [61, 19]), np.repeat([1, 0], [50, 10])]
     draws = [
@@ -150,33 +148,33 @@ def test_a_balanced_accuracy_interval_covers_the_truth_about_95_times_in_100():
         caught, passed = rng.random(60) < 0.8, rng.random(60) < 0.9
         answers = [("yes", "yes" if hit else "no") for hit in caught]
         answers += [("no", "no" if hit else "yes") for hit in passed]
-        low, high = metrics.summarise(rows_of(answers), trial, 500)["ci95"]["balanced_accuracy"]
+        low, high = rates.summarise(rows_of(answers), trial, 500)["ci95"]["balanced_accuracy"]
         covered += low <= truth <= high
     assert 0.90 <= covered / trials <= 0.99
 
 
 def test_a_perfect_small_sample_is_not_reported_as_certain():
-    summary = metrics.summarise(rows_of([("yes", "yes")] * 5 + [("no", "no")] * 5), 0)
+    summary = rates.summarise(rows_of([("yes", "yes")] * 5 + [("no", "no")] * 5), 0)
     low, high = summary["ci95"]["balanced_accuracy"]
     assert summary["balanced_accuracy"] == high == 100.0 and low < 80
 
 
 def test_same_seed_same_intervals():
     answers = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"), ("no", "no")]
-    assert metrics.summarise(rows_of(answers), 7) == metrics.summarise(rows_of(answers), 7)
+    assert rates.summarise(rows_of(answers), 7) == rates.summarise(rows_of(answers), 7)
 
 
 def test_one_class_alone_has_no_balanced_accuracy():
-    summary = metrics.summarise(rows_of([("no", "no"), ("no", "yes")]), 0)
+    summary = rates.summarise(rows_of([("no", "no"), ("no", "yes")]), 0)
     assert summary["balanced_accuracy"] is None and summary["miss_rate"] is None
     assert summary["overkill_rate"] == 50.0
     assert "balanced_accuracy" not in summary["ci95"]
 
 
 def test_no_predictions_give_none_not_a_crash():
-    summary = metrics.summarise([], 0)
+    summary = rates.summarise([], 0)
     assert summary["n"] == 0 and summary["ci95"] == {}
-    assert all(summary[name] is None for name in metrics.METRICS)
+    assert all(summary[name] is None for name in rates.METRICS)
 
 
 def test_a_missed_defect_has_the_wrong_location_even_if_its_text_named_the_right_cell():
@@ -188,7 +186,7 @@ def test_a_missed_defect_has_the_wrong_location_even_if_its_text_named_the_right
         prediction("no mask", "yes", "yes"),
         prediction("clean", "no", "no"),
     ]
-    summary = metrics.summarise(rows, 0)
+    summary = rates.summarise(rows, 0)
     assert summary["n_located"] == 4
     assert summary["location_accuracy"] == 25.0 and summary["type_accuracy"] == 25.0
     assert summary["location_accuracy_detected"] == 50.0
@@ -200,7 +198,7 @@ def test_well_formed_counts_the_parsers_verdict():
         prediction("b", status=Status.MISSING_TAG),
         prediction("c", "no", "no"),
     ]
-    assert metrics.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
+    assert rates.summarise(rows, 0)["well_formed"] == pytest.approx(200 / 3)
 
 
 @UNHURRIED
@@ -214,14 +212,14 @@ def test_auroc_is_sklearns(rows):
         prediction(str(i), "yes" if gold else "no", p_yes=score)
         for i, (gold, score) in enumerate(zip(golds, scores, strict=True))
     ]
-    assert metrics.summarise(table, 0, 20)["auroc"] == pytest.approx(
+    assert rates.summarise(table, 0, 20)["auroc"] == pytest.approx(
         100 * roc_auc_score(golds, scores)
     )
 
 
 def test_auroc_needs_a_score_on_every_image():
     rows = [prediction("a", "yes", p_yes=0.9), prediction("b", "no", "no")]
-    assert metrics.summarise(rows, 0)["auroc"] is None
+    assert rates.summarise(rows, 0)["auroc"] is None
 
 
 def test_the_auroc_interval_matches_resampled_images():
@@ -236,24 +234,67 @@ def test_the_auroc_interval_matches_resampled_images():
     for _ in range(500):
         chosen = np.concatenate([rng.integers(0, 50, 50), rng.integers(50, 120, 70)])
         draws.append(100 * roc_auc_score(golds[chosen], scores[chosen]))
-    interval = metrics.summarise(rows, 0, 4000)["ci95"]["auroc"]
+    interval = rates.summarise(rows, 0, 4000)["ci95"]["auroc"]
     assert interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=2.0)
 
 
 @pytest.mark.parametrize("p_yes", [math.nan, 1.5, -0.1])
 def test_a_score_that_is_no_probability_is_refused(p_yes):
     with pytest.raises(DataError, match="image-7"):
-        metrics.summarise([prediction("image-7", p_yes=p_yes)], 0)
+        rates.summarise([prediction("image-7", p_yes=p_yes)], 0)
 
 
 def test_an_unknown_answer_is_refused_by_name():
     with pytest.raises(DataError, match=r"part-3.*maybe"):
-        metrics.summarise([prediction("part-3", "yes", "maybe")], 0)
+        rates.summarise([prediction("part-3", "yes", "maybe")], 0)
 
 
 def test_an_image_predicted_twice_is_refused():
     with pytest.raises(DataError, match="more than once, such as twin"):
-        metrics.summarise([prediction("twin"), prediction("twin")], 0)
+        rates.summarise([prediction("twin"), prediction("twin")], 0)
+
+
+# ----------------------------------------------------------------------- multiple choice
+
+
+CHOICES = [("A", "A"), ("B", "C"), ("C", "C"), ("D", "invalid")]
+
+
+def test_a_multiple_choice_has_an_accuracy_and_no_rates_of_defects():
+    summary = rates.summarise(rows_of(CHOICES), 0)
+    assert summary["accuracy"] == 50.0 and summary["invalid_rate"] == 25.0
+    assert summary["ci95"]["accuracy"] == intervals.wilson(2, 4)
+    known = {name for name in rates.METRICS if summary[name] is not None}
+    assert known == set(summary["ci95"]) == {"accuracy", "invalid_rate", "well_formed"}
+    assert (summary["n"], summary["n_normal"], summary["n_anomalous"]) == (4, 0, 0)
+    assert summary["gold_yes_rate"] is None and summary["auroc"] is None
+
+
+def test_accuracy_of_yes_and_no_counts_every_image_alike():
+    summary = rates.summarise(
+        rows_of([("yes", "yes"), ("yes", "no"), ("yes", "yes"), ("no", "no")]), 0
+    )
+    assert summary["accuracy"] == 75.0 and summary["ci95"]["accuracy"] == intervals.wilson(3, 4)
+
+
+def test_two_kinds_of_question_are_not_put_into_one_table():
+    mixed = [*rows_of(CHOICES), prediction("part", "yes", "yes")]
+    with pytest.raises(DataError, match="4 of 5 predictions answer a multiple choice"):
+        rates.summarise(mixed, 0)
+
+
+def test_a_multiple_choice_answered_with_yes_is_refused_by_name():
+    with pytest.raises(DataError, match=r"part-3.*'A'.*'yes'"):
+        rates.summarise([prediction("part-3", "A", "yes")], 0)
+
+
+def test_the_accuracy_of_choices_is_paired_on_the_same_golds():
+    before = rows_of(CHOICES)
+    after = [replace(row, answer=row.gold_answer) for row in before]
+    assert compare.paired_difference(before, after, "accuracy", 0)["delta"] == 50.0
+    other = [replace(row, gold_answer="A") for row in after]
+    with pytest.raises(MismatchError, match="3 images have another label"):
+        compare.paired_difference(before, other, "accuracy", 0)
 
 
 # ------------------------------------------------------------------------------ products
@@ -267,9 +308,9 @@ def test_products_are_summarised_apart_and_the_worst_is_named():
         prediction("4", "no", "no", product="cookie"),
         prediction("5", "no", "no", product="toy"),
     ]
-    products = metrics.per_product(rows, 0)
+    products = rates.per_product(rows, 0)
     assert list(products) == ["cookie", "cube", "toy"]
-    overall = metrics.macro(products)
+    overall = rates.macro(products)
     assert overall["balanced_accuracy"] == 75.0
     assert overall["worst_product"] == "cookie" and overall["worst_balanced_accuracy"] == 50.0
     assert overall["n_below_floor"] == 1 and overall["n_undefined"] == 1
@@ -285,11 +326,11 @@ def test_a_paired_difference_is_after_minus_before(answers, data):
     after = [
         replace(row, answer=data.draw(st.sampled_from(["yes", "no", "invalid"]))) for row in before
     ]
-    for metric in ("balanced_accuracy", "miss_rate", "overkill_rate", "yes_rate", "invalid_rate"):
-        difference = metrics.paired_difference(before, after[::-1], metric, 0, 50)
-        values = [metrics.summarise(side, 0, 10)[metric] for side in (before, after)]
+    for metric in ("accuracy", "balanced_accuracy", "miss_rate", "yes_rate", "invalid_rate"):
+        difference = compare.paired_difference(before, after[::-1], metric, 0, 50)
+        values = [rates.summarise(side, 0, 10)[metric] for side in (before, after)]
         assert difference["delta"] == pytest.approx(values[1] - values[0])
-        mirrored = metrics.paired_difference(after, before, metric, 0, 50)
+        mirrored = compare.paired_difference(after, before, metric, 0, 50)
         assert mirrored["delta"] == pytest.approx(-difference["delta"])
 
 
@@ -300,7 +341,7 @@ def test_the_paired_interval_matches_resampled_images():
     changed = [old.answer != new.answer for old, new in zip(before, after, strict=True)]
     change = np.array(changed, dtype=int)
     draws = [100 * change[rng.integers(0, 150, 150)].mean() for _ in range(20_000)]
-    found = metrics.paired_difference(after, before, "miss_rate", 0, 20_000)
+    found = compare.paired_difference(after, before, "miss_rate", 0, 20_000)
     assert found["ci95"] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.7)
     assert found["n"] == 150 and found["n_changed"] == int(change.sum())
 
@@ -309,9 +350,9 @@ def test_pairing_cancels_what_both_sides_share():
     """Two runs that agree on nearly all images differ by a little with certainty."""
     before = rows_of([("yes", "yes")] * 50 + [("yes", "no")] * 50)
     after = [replace(row, answer="yes") if int(row.id) in range(50, 60) else row for row in before]
-    difference = metrics.paired_difference(before, after, "miss_rate", 0)
+    difference = compare.paired_difference(before, after, "miss_rate", 0)
     assert difference["delta"] == -10.0 and difference["ci95"][1] < 0
-    separate = [metrics.summarise(side, 0)["ci95"]["miss_rate"] for side in (before, after)]
+    separate = [rates.summarise(side, 0)["ci95"]["miss_rate"] for side in (before, after)]
     assert separate[1][1] > separate[0][0], "the separate intervals overlap"
 
 
@@ -320,7 +361,7 @@ def test_identical_runs_differ_by_nothing_but_few_images_do_not_prove_it():
     many = rows_of([("yes", "yes"), ("no", "yes"), ("no", "no")] * 200)
     widths = []
     for rows in (few, many):
-        found = metrics.paired_difference(rows, rows, "balanced_accuracy", 0)
+        found = compare.paired_difference(rows, rows, "balanced_accuracy", 0)
         assert (found["delta"], found["n"], found["n_changed"]) == (0.0, len(rows), 0)
         low, high = found["ci95"]
         assert low < 0 < high and low == pytest.approx(-high)
@@ -332,8 +373,8 @@ def test_a_class_without_a_change_does_not_make_the_other_certain():
     """Good parts are judged alike, defective ones are not: both kinds of doubt count."""
     before = rows_of([("yes", "no")] * 10 + [("no", "no")] * 10)
     after = [replace(row, answer="yes") if int(row.id) < 5 else row for row in before]
-    found = metrics.paired_difference(before, after, "balanced_accuracy", 0)
-    misses = metrics.paired_difference(before, after, "miss_rate", 0)
+    found = compare.paired_difference(before, after, "balanced_accuracy", 0)
+    misses = compare.paired_difference(before, after, "miss_rate", 0)
     assert found["delta"] == 25.0 and misses["delta"] == -50.0
     assert np.ptp(found["ci95"]) > np.ptp(misses["ci95"]) / 2
 
@@ -341,7 +382,7 @@ def test_a_class_without_a_change_does_not_make_the_other_certain():
 def test_different_images_are_refused_and_named():
     before, after = [prediction("x"), prediction("y")], [prediction("y"), prediction("z")]
     with pytest.raises(MismatchError, match=r"only before \(such as \['x'\]\).*\['z'\]"):
-        metrics.paired_difference(before, after, "miss_rate", 0)
+        compare.paired_difference(before, after, "miss_rate", 0)
 
 
 def test_another_label_for_the_same_image_is_refused():
@@ -350,12 +391,12 @@ def test_another_label_for_the_same_image_is_refused():
         [prediction("x", "no"), prediction("y", "no")],
     )
     with pytest.raises(MismatchError, match=r"another label.*such as x"):
-        metrics.paired_difference(before, after, "miss_rate", 0)
+        compare.paired_difference(before, after, "miss_rate", 0)
 
 
 def test_a_metric_over_a_moving_set_of_images_is_not_paired():
     with pytest.raises(MismatchError, match="location_accuracy_detected"):
-        metrics.paired_difference([prediction()], [prediction()], "location_accuracy_detected", 0)
+        compare.paired_difference([prediction()], [prediction()], "location_accuracy_detected", 0)
 
 
 def seeds_of(n_seeds: int, images: int, gain: float, same_images: bool):
@@ -378,35 +419,35 @@ def seeds_of(n_seeds: int, images: int, gain: float, same_images: bool):
 @pytest.mark.parametrize(("same_images", "design"), [(True, "crossed"), (False, "nested")])
 def test_the_pooled_difference_is_the_mean_over_seeds(same_images, design):
     pairs = seeds_of(3, 120, 0.3, same_images)
-    found = metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+    found = compare.pooled_paired_difference(pairs, "miss_rate", 0, 500)
     assert found["design"] == design and found["n_seeds"] == 3 and found["n"] == 120
     assert found["delta"] == pytest.approx(np.mean(found["per_seed"]))
     assert found["ci95"][0] < found["delta"] < found["ci95"][1]
-    assert found == metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+    assert found == compare.pooled_paired_difference(pairs, "miss_rate", 0, 500)
 
 
 @pytest.mark.parametrize("same_images", [True, False])
 def test_the_pooled_interval_covers_the_spread_between_seeds(same_images):
     """Three seeds that differ widely are less sure than one of them tested alone."""
     pairs = seeds_of(3, 2000, 0.1, same_images)
-    pooled = metrics.pooled_paired_difference(pairs, "miss_rate", 0, 500)
+    pooled = compare.pooled_paired_difference(pairs, "miss_rate", 0, 500)
     before, after = pairs[1]
-    alone = metrics.paired_difference(before, after, "miss_rate", 0, 500)
+    alone = compare.paired_difference(before, after, "miss_rate", 0, 500)
     assert np.ptp(pooled["ci95"]) > 1.5 * np.ptp(alone["ci95"])
 
 
 def test_pictures_drawn_anew_for_each_seed_are_not_the_same_images_for_being_numbered_alike():
     pairs = seeds_of(2, 60, 0.3, same_images=True)
     before, after = ([replace(row, gold_location="top left") for row in side] for side in pairs[1])
-    found = metrics.pooled_paired_difference([pairs[0], (before, after)], "miss_rate", 0, 100)
+    found = compare.pooled_paired_difference([pairs[0], (before, after)], "miss_rate", 0, 100)
     assert found["design"] == "nested"
 
 
 def test_one_seed_pooled_is_the_paired_difference():
     pair = seeds_of(1, 200, 0.3, True)
-    pooled = metrics.pooled_paired_difference(pair, "miss_rate", 0, 4000)
+    pooled = compare.pooled_paired_difference(pair, "miss_rate", 0, 4000)
     before, after = pair[0]
-    single = metrics.paired_difference(before, after, "miss_rate", 0, 4000)
+    single = compare.paired_difference(before, after, "miss_rate", 0, 4000)
     assert pooled["delta"] == pytest.approx(single["delta"])
     assert pooled["ci95"] == pytest.approx(single["ci95"], abs=1.0)
 
@@ -416,7 +457,7 @@ def test_one_seed_pooled_is_the_paired_difference():
 
 def test_chance_levels_by_hand():
     cells = ("left", "center", "right")
-    chance = metrics.location_chance(
+    chance = rates.location_chance(
         [{"center"}, {"center"}, {"left", "center"}, {"right"}], cells, "center", [1, 2, 1]
     )
     assert chance["always_center"] == chance["best_constant"] == 75.0
@@ -428,13 +469,13 @@ def test_chance_levels_by_hand():
 @UNHURRIED
 @given(st.lists(st.sampled_from("abcdefghi"), min_size=1, max_size=50))
 def test_a_random_guess_among_nine_equal_cells_is_right_one_time_in_nine(golds):
-    chance = metrics.location_chance([{gold} for gold in golds], "abcdefghi", "e")
+    chance = rates.location_chance([{gold} for gold in golds], "abcdefghi", "e")
     assert chance["uniform"] == pytest.approx(100 / 9)
     assert chance["area_weighted"] == pytest.approx(100 / 9)
 
 
 def test_factory_numbers_by_hand():
-    view = metrics.factory_view(miss_rate=10, overkill_rate=4, defect_prior=0.005, parts=10_000)
+    view = rates.factory_view(miss_rate=10, overkill_rate=4, defect_prior=0.005, parts=10_000)
     assert view["defective"] == 50 and view["missed"] == 5
     assert view["overkilled"] == pytest.approx(398)
     assert view["ppv"] == pytest.approx(100 * 45 / 443)
@@ -444,7 +485,7 @@ def test_factory_numbers_by_hand():
 @UNHURRIED
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(0, 1), st.integers(1, 10**6))
 def test_every_part_is_counted_once(miss, overkill, prior, parts):
-    view = metrics.factory_view(miss, overkill, prior, parts)
+    view = rates.factory_view(miss, overkill, prior, parts)
     fates = [view[name] or 0.0 for name in ("caught", "missed", "overkilled", "passed")]
     assert sum(fates) == pytest.approx(parts)
 
@@ -455,14 +496,14 @@ def scored(pairs: list[tuple[str, float]]) -> list[Prediction]:
 
 def test_overkill_at_a_target_miss_rate():
     rows = scored([("yes", 0.9), ("yes", 0.5), ("no", 0.6), ("no", 0.1), ("no", 0.2)])
-    assert metrics.overkill_at_miss(rows, 50) == 0.0
-    assert metrics.overkill_at_miss(rows, 0) == pytest.approx(100 / 3)
-    assert metrics.overkill_at_miss(rows[:1], 0) is None
+    assert scores.overkill_at_miss(rows, 50) == 0.0
+    assert scores.overkill_at_miss(rows, 0) == pytest.approx(100 / 3)
+    assert scores.overkill_at_miss(rows[:1], 0) is None
 
 
 def test_calibration_by_hand_and_brier_by_sklearn():
     rows = scored([("yes", 0.9), ("yes", 0.9), ("no", 0.1), ("yes", 0.1)])
-    table = metrics.calibration(rows, bins=2)
+    table = scores.calibration(rows, bins=2)
     assert table is not None
     assert [row["p_yes"] for row in table["bins"]] == pytest.approx([10, 90])
     assert [row["anomalous"] for row in table["bins"]] == pytest.approx([50, 100])
@@ -473,5 +514,5 @@ def test_calibration_by_hand_and_brier_by_sklearn():
 
 def test_without_scores_there_is_no_roc_and_no_calibration():
     rows = [prediction("a"), prediction("b", "no", "no")]
-    assert metrics.roc(rows) is None and metrics.calibration(rows) is None
-    assert metrics.overkill_at_miss(rows, 5) is None
+    assert scores.roc(rows) is None and scores.calibration(rows) is None
+    assert scores.overkill_at_miss(rows, 5) is None

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from iad_r1 import report
 from iad_r1.errors import DataError
 from iad_r1.grid import cells_from_mask, describe
-from iad_r1.judge import rates as metrics
+from iad_r1.judge.rates import summarise
 from iad_r1.report import cards, figures, gallery, overlay, page, run_data, story, tables, training
 from iad_r1.schema import Status
 from iad_r1.types import Prediction, Sample, Solution
@@ -234,7 +234,7 @@ def test_names_from_the_data_are_escaped(complete, complete_page):
 def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_page):
     path = complete / "predictions" / "grpo.new.0shot.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    summary = metrics.summarise([Prediction(**row) for row in rows], CONFIG["seed"])
+    summary = summarise([Prediction(**row) for row in rows], CONFIG["seed"])
     low, high = summary["ci95"]["balanced_accuracy"]
     shown = f"{summary['balanced_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
     assert shown in complete_page.text
@@ -396,7 +396,7 @@ def test_the_cell_table_counts_every_placed_defect_once(complete):
     item = evaluation(complete, "grpo", "new")
     place = tables.places(item, run_data.Grid(3, 3))
     assert place is not None
-    summary = metrics.summarise(item.predictions, 0)
+    summary = summarise(item.predictions, 0)
     assert sum(place["gold"]) == summary["n_located"]
     right = sum(place["confusion"][cell][cell] for cell in range(9))
     assert 100 * right / summary["n_located"] == pytest.approx(summary["location_accuracy"])
@@ -409,7 +409,7 @@ def test_the_type_table_agrees_with_type_accuracy(complete):
     assert table is not None
     right = sum(row["right"] for row in table["rows"])
     n = sum(row["n"] for row in table["rows"])
-    summary = metrics.summarise(item.predictions, 0)
+    summary = summarise(item.predictions, 0)
     assert (n, 100 * right / n) == (summary["n_typed"], summary["type_accuracy"])
 
 

@@ -72,9 +72,9 @@ def test_doubling_the_length_at_most_doubles_the_time(name: str) -> None:
     [
         schema.parse,
         letters,
-        lambda text: schema.judge(text, "iadr1_compat"),
-        lambda text: schema.judge(text, "mmad_compat"),
-        lambda text: schema.judge(text, options={"A": "a hole", "B": "b"}),
+        lambda text: schema.read_answer(text, "iadr1_compat"),
+        lambda text: schema.read_answer(text, "mmad_compat"),
+        lambda text: schema.read_answer(text, options={"A": "a hole", "B": "b"}),
     ],
     ids=["parse", "letters", "iadr1_compat", "mmad_compat", "strict letters"],
 )

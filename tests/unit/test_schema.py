@@ -1,4 +1,4 @@
-"""One parser for completions, and three ways of judging what they answer."""
+"""One parser for completions, and three ways of reading what they answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from iad_r1.schema import (
     Parsed,
     Status,
     first_line_tag,
-    is_well_formed,
-    judge,
     label,
     parse,
+    read_answer,
 )
 
 DEFECT = (
@@ -134,13 +133,12 @@ def test_a_clean_part_is_taken_apart() -> None:
 )
 def test_what_is_wrong_with_a_completion_is_named(text: str, status: Status) -> None:
     assert parse(text).status is status
-    assert is_well_formed(text) == (status is Status.OK)
 
 
 def test_a_completion_that_was_cut_off_says_so_and_still_gives_its_parts() -> None:
     parsed = parse(DEFECT + "and so", truncated=True)
     assert (parsed.status, parsed.verdict, parsed.type) == (Status.TRUNCATED, "yes", "scratch")
-    assert not is_well_formed(CLEAN, truncated=True)
+    assert parse(CLEAN, truncated=True).status is Status.TRUNCATED
 
 
 def test_the_statuses_read_as_words() -> None:
@@ -270,7 +268,7 @@ def test_what_is_well_formed_is_its_parts_put_together(text: str) -> None:
     ],
 )
 def test_strict_takes_a_label_and_nothing_else(text: str, answer: str) -> None:
-    assert judge(text) == judge(text, "strict") == answer
+    assert read_answer(text) == read_answer(text, "strict") == answer
 
 
 @pytest.mark.parametrize(
@@ -300,14 +298,14 @@ def test_strict_takes_a_label_and_nothing_else(text: str, answer: str) -> None:
 def test_strict_takes_a_letter_at_either_end_or_an_option_word_for_word(
     text: str, answer: str
 ) -> None:
-    assert judge(text, options=OPTIONS) == answer
+    assert read_answer(text, options=OPTIONS) == answer
 
 
 def test_a_text_cut_off_before_its_answer_is_invalid_only_to_strict() -> None:
-    assert judge("Yes, there", truncated=True) == INVALID
-    assert judge("Yes, there") == "yes"
-    assert judge(CLEAN, truncated=True) == "no", "the answer was already written"
-    assert judge("Yes", "mmad_compat", truncated=True) == "yes"
+    assert read_answer("Yes, there", truncated=True) == INVALID
+    assert read_answer("Yes, there") == "yes"
+    assert read_answer(CLEAN, truncated=True) == "no", "the answer was already written"
+    assert read_answer("Yes", "mmad_compat", truncated=True) == "yes"
 
 
 # Every fault of the released evaluators that is on the list, by name.
@@ -329,7 +327,7 @@ def test_a_text_cut_off_before_its_answer_is_invalid_only_to_strict() -> None:
     ],
 )
 def test_faults_of_the_iad_r1_scripts_are_kept(fault: str, text: str, form, answer: str) -> None:
-    assert judge(text, "iadr1_compat", form=form) == answer, fault
+    assert read_answer(text, "iadr1_compat", form=form) == answer, fault
 
 
 @pytest.mark.parametrize(
@@ -348,21 +346,21 @@ def test_faults_of_the_iad_r1_scripts_are_kept(fault: str, text: str, form, answ
 def test_the_scripts_of_other_models_look_a_second_time_in_their_own_way(
     text: str, free: str, free_lower: str, free_stripped: str
 ) -> None:
-    assert judge(text, "iadr1_compat", form="free") == free
-    assert judge(text, "iadr1_compat", form="free_lower") == free_lower
-    assert judge(text, "iadr1_compat", form="free_stripped") == free_stripped
+    assert read_answer(text, "iadr1_compat", form="free") == free
+    assert read_answer(text, "iadr1_compat", form="free_lower") == free_lower
+    assert read_answer(text, "iadr1_compat", form="free_stripped") == free_stripped
 
 
 def test_what_the_scripts_cannot_read_becomes_the_letter_e() -> None:
-    assert judge("<answer>x</answer>", "iadr1_compat", options={"A": "b", "E": "c"}) == "E"
-    assert judge("<answer>B</answer>", "iadr1_compat", options={"A": "b.", "B": "c"}) == "A"
-    assert judge("c!", "iadr1_compat", options={"A": "b.", "B": "c"}, form="free") == "B"
+    assert read_answer("<answer>x</answer>", "iadr1_compat", options={"A": "b", "E": "c"}) == "E"
+    assert read_answer("<answer>B</answer>", "iadr1_compat", options={"A": "b.", "B": "c"}) == "A"
+    assert read_answer("c!", "iadr1_compat", options={"A": "b.", "B": "c"}, form="free") == "B"
 
 
 def test_the_scripts_forget_the_full_stop_of_an_option() -> None:
     options = {"A": "A hole.", "B": "A dent."}
-    assert judge("<answer>There is a dent there</answer>", "iadr1_compat", options) == "B"
-    assert judge("there is a dent there", "iadr1_compat", options, form="free") == "B"
+    assert read_answer("<answer>There is a dent there</answer>", "iadr1_compat", options) == "B"
+    assert read_answer("there is a dent there", "iadr1_compat", options, form="free") == "B"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +387,7 @@ def test_a_whole_option_counts_before_a_part_of_an_earlier_one(
     text: str, form, letter: str
 ) -> None:
     options = {"A": "ole", "B": "hole."}
-    assert judge(text, "iadr1_compat", options=options, form=form) == letter
+    assert read_answer(text, "iadr1_compat", options=options, form=form) == letter
 
 
 # The two looks of the released scripts, written out.
@@ -411,11 +409,13 @@ def test_any_text_is_judged_as_the_scripts_judge_it(text: str) -> None:
     tagged = INVALID if said is None else released_look(said, said, {said})
     both = {text.lower().strip("."), text.lower().strip("!")}
     stripped = text.lower().strip(".").strip()
-    assert judge(text, "iadr1_compat") == tagged
-    assert judge(text, "iadr1_compat", form="free") == released_look(text, text, both)
+    assert read_answer(text, "iadr1_compat") == tagged
+    assert read_answer(text, "iadr1_compat", form="free") == released_look(text, text, both)
     lower = released_look(text, text.lower(), {text.lower().strip(".")})
-    assert judge(text, "iadr1_compat", form="free_lower") == lower
-    assert judge(text, "iadr1_compat", form="free_stripped") == released_look(text, stripped, both)
+    assert read_answer(text, "iadr1_compat", form="free_lower") == lower
+    assert read_answer(text, "iadr1_compat", form="free_stripped") == released_look(
+        text, stripped, both
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,31 +430,31 @@ def test_any_text_is_judged_as_the_scripts_judge_it(text: str) -> None:
     ],
 )
 def test_faults_of_the_mmad_helper_are_kept(fault: str, text: str, letter: str) -> None:
-    assert judge(text, "mmad_compat", options=OPTIONS) == letter, fault
+    assert read_answer(text, "mmad_compat", options=OPTIONS) == letter, fault
 
 
 def test_the_mmad_helper_answers_yes_no_questions_by_letter() -> None:
-    assert judge("A", "mmad_compat") == "yes"
-    assert judge("B.", "mmad_compat") == "no"
-    assert judge("yes it is", "mmad_compat") == "yes"
-    assert judge("C", "mmad_compat") == INVALID
+    assert read_answer("A", "mmad_compat") == "yes"
+    assert read_answer("B.", "mmad_compat") == "no"
+    assert read_answer("yes it is", "mmad_compat") == "yes"
+    assert read_answer("C", "mmad_compat") == INVALID
 
 
 def test_without_options_there_is_no_closest_one() -> None:
-    assert judge("x", "mmad_compat", options={}) == INVALID
+    assert read_answer("x", "mmad_compat", options={}) == INVALID
 
 
 def test_an_unknown_evaluator_or_form_is_refused_with_the_known_ones() -> None:
     unknown: Any = "fuzzy"  # as it comes from a user's own code, where nobody checks types
     with pytest.raises(ConfigError, match="strict, iadr1_compat, mmad_compat"):
-        judge("Yes", unknown)
+        read_answer("Yes", unknown)
     with pytest.raises(ConfigError, match="tagged, free, free_lower, free_stripped"):
-        judge("Yes", "iadr1_compat", form=unknown)
+        read_answer("Yes", "iadr1_compat", form=unknown)
 
 
 @given(TEXTS, st.sampled_from(EVALUATORS), st.sampled_from(FORMS), st.sampled_from([None, OPTIONS]))
 def test_no_text_breaks_an_evaluator(text: str, evaluator, form, options: dict | None) -> None:
-    answer = judge(text, evaluator, options, form)
+    answer = read_answer(text, evaluator, options, form)
     assert answer in ({"yes", "no", INVALID} if options is None else {*"ABCDE", INVALID})
 
 

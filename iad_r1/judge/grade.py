@@ -1,0 +1,80 @@
+"""One completion against what is true of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iad_r1 import schema
+from iad_r1.grid import Grid, location_score
+from iad_r1.rewards.vocabulary import Vocabulary
+from iad_r1.types import Completion, Prediction, Sample, StopReason
+
+
+@dataclass(frozen=True)
+class Grader:
+    """How answers are read, and when a place and a type count as right.
+
+    grid        whose cells the places name
+    vocabulary  which types are of one class
+    evaluator   how an answer is found in a completion (`schema.read_answer`)
+    form        how the released scripts read what the prompt is answered with
+    """
+
+    grid: Grid
+    vocabulary: Vocabulary
+    evaluator: schema.Evaluator = "strict"
+    form: schema.Form = "tagged"
+
+
+def grade(
+    grader: Grader,
+    sample: Sample,
+    completion: Completion,
+    *,
+    split: str,
+    shots: int = 0,
+    p_yes: float | None = None,
+) -> Prediction:
+    """What was said against what is true.
+
+    The place is right when it names exactly the annotated cells; the type when the vocabulary puts
+    it into the same class (`same_class`), or the words are equal.
+    """
+    gold, options = sample.solution, sample.question.options
+    truncated = completion.stop is StopReason.LENGTH
+    parsed = schema.parse(completion.text, truncated, options)
+    return Prediction(
+        id=sample.id,
+        dataset=sample.dataset,
+        split=split,
+        product=sample.product,
+        shots=shots,
+        gold_answer=gold.answer if options else gold.answer.lower(),
+        gold_location=gold.location,
+        gold_type=gold.type,
+        completion=completion.text,
+        status=str(parsed.status),
+        answer=schema.read_answer(
+            completion.text, grader.evaluator, options, grader.form, truncated
+        ),
+        location=parsed.location,
+        type=parsed.type,
+        location_correct=_same_place(parsed.location, gold.location, grader.grid),
+        type_correct=_same_class(parsed.type, gold.type, grader.vocabulary),
+        p_yes=p_yes,
+        n_tokens=len(completion.tokens),
+        stop=str(completion.stop),
+        references=tuple(reference.id for reference in sample.references[:shots]),
+    )
+
+
+def _same_place(said: str | None, true: str | None, grid: Grid) -> bool | None:
+    if true is None:
+        return None
+    return said is not None and location_score(said, true, grid) == 1
+
+
+def _same_class(said: str | None, true: str | None, names: Vocabulary) -> bool | None:
+    if true is None:
+        return None
+    return said is not None and names.score(said, true) >= names.scores.same_class
