@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1.errors import DataError
+from iad_r1.judge.intervals import Floats
 from iad_r1.schema import INVALID, Status
 from iad_r1.types import LETTERS, Prediction
 
 YES_NO = frozenset({"yes", "no"})
 
 Flags = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
 from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
-from iad_r1.report.wording import HEADLINE
+from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_engine
 from iad_r1.rollouts.prompting import Prompter, Room
@@ -31,7 +31,6 @@ from iad_r1.settings.config import Config, Evaluate
 from iad_r1.types import Completion, Prediction, Sample
 
 ANSWER = "<answer>"
-HEADLINE_OF_CHOICES = ("accuracy", "well_formed")
 
 
 def run(context: Context) -> list[dict[str, Any]]:

@@ -131,6 +131,7 @@ def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
         last = [
             c for c in changes if (c["split"], c["shots"], c["to"]) == (split, shots, stages[-1])
         ]
+        shown = wording.headline(next(iter(here.values())))
         lines = [
             {
                 "metric": metric,
@@ -138,7 +139,7 @@ def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
                 "bounds": [here.get(stage, {}).get("ci95", {}).get(metric) for stage in stages],
                 "change": next((c for c in last if c["metric"] == metric), None),
             }
-            for metric in (*wording.HEADLINE, *(["auroc"] if _scored(here) else []))
+            for metric in (*shown, *(["auroc"] if _scored(here) else []))
         ]
         n = max(row["n"] for row in here.values())
         groups.append({"split": split, "shots": shots, "n": n, "lines": lines, "stages": stages})

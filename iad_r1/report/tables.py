@@ -9,6 +9,7 @@ from typing import Any
 
 from iad_r1.grid import Grid, parse_cells, words
 from iad_r1.judge.compare import paired_difference
+from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import METRICS, location_chance, macro, per_product, summarise
 from iad_r1.judge.scores import calibration, overkill_at_miss, roc
 from iad_r1.report import wording
@@ -49,7 +50,7 @@ def disagreements(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
     found = []
     for row in rows:
         other = stored.get((row["stage"], row["split"], row["shots"]))
-        for name in wording.HEADLINE:
+        for name in wording.headline(row):
             here, there = row[name], None if other is None else other.get(name)
             if other is None or here is there is None:
                 continue
@@ -86,13 +87,15 @@ def reference_gain(run: RunData) -> list[Row]:
         if item.stage == last and item.shots > 0 and item.split in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
             rows = _compare(zero[item.split], item, run.seed)
-            found += [{**place, **row} for row in rows if row["metric"] in wording.HEADLINE]
+            first = (*wording.HEADLINE, *wording.HEADLINE_OF_CHOICES)
+            found += [{**place, **row} for row in rows if row["metric"] in first]
     return found
 
 
 def _compare(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
     rows = []
-    for metric in COMPARED:
+    yes_no = all(map(is_yes_no, before.predictions))
+    for metric in COMPARED if yes_no else wording.HEADLINE_OF_CHOICES:
         result = paired_difference(before.predictions, after.predictions, metric, seed)
         if result["delta"] is not None:
             rows.append({"metric": metric, **result, "verdict": verdict(metric, result)})

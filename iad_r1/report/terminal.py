@@ -172,7 +172,7 @@ def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
     for split, shots in groups:
         rows = {r["stage"]: r for r in results if (r["split"], r["shots"]) == (split, shots)}
         changes = [c for c in comparisons if (c["split"], c["shots"]) == (split, shots)]
-        for index, metric in enumerate(wording.HEADLINE):
+        for index, metric in enumerate(wording.headline(next(iter(rows.values())))):
             first = index == 0
             n = next(iter(rows.values()))["n"]
             cells = [_value(rows.get(stage), metric) for stage in stages]

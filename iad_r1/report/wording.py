@@ -19,6 +19,7 @@ MODEL_NAMES = {  # the weights themselves, where "after" would not read well
     "grpo": "SC-GRPO",
 }
 METRIC_NAMES = {
+    "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "miss_rate": "miss rate",
     "overkill_rate": "overkill rate",
@@ -31,6 +32,7 @@ METRIC_NAMES = {
     "auroc": "AUROC",
 }
 HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
+HEADLINE_OF_CHOICES = ("accuracy", "well_formed")
 SPLIT_NAMES = {
     "seen": "products seen in training",
     "new": "products new to PA-SFT",
@@ -38,6 +40,12 @@ SPLIT_NAMES = {
 VALIDATION = "validation_"
 NOTHING = "–"  # as tables print an undefined value
 MINUS = "\N{MINUS SIGN}"
+
+
+def headline(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics a table begins with: those of yes and no, or those of a multiple choice."""
+    choices = row.get("accuracy") is not None and row.get("gold_yes_rate") is None
+    return HEADLINE_OF_CHOICES if choices else HEADLINE
 
 
 def stage_order(stage: str) -> int:

@@ -309,6 +309,17 @@ def test_a_summary_that_contradicts_the_predictions_is_pointed_out(tmp_path):
     assert "summary.json says 99.5" in built(folder).text
 
 
+def test_a_multiple_choice_is_reported_by_its_accuracy(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=24, masks=False, p_yes=False)
+    for path in (folder / "predictions").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "gold_answer": "ABCD"[i % 4], "answer": "A"} for i, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = built(folder).text
+    assert "accuracy 25.0" in " ".join(text.split()).replace(" %", "")
+    assert "Only normal parts" not in text and "hardly looks" not in text
+
+
 # ------------------------------------------------------------------------------- partial
 
 
