@@ -46,8 +46,8 @@ class Stage(stages.Stage):
         if fine_tunes and (start is None or start.stage == "pretrain"):
             found = "no init was given" if start is None else f"{start.path} was only pre-trained"
             raise ConfigError(
-                f"stage={config.stage.name} would start SC-GRPO from weights without PA-SFT: "
-                f"{found}. {type_init(outputs, 'grpo')} Or say that you mean it: "
+                f"stage={config.stage.name} would start from weights without PA-SFT: {found}. "
+                f"{type_init(outputs, 'grpo')} Or say that you mean it: "
                 "grpo.from_base=true."
             )
         return here

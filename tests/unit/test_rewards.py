@@ -499,7 +499,7 @@ def test_importing_rewards_and_grids_loads_nothing_heavy() -> None:
         "import sys\n"
         "from iad_r1 import grid, prompts, rewards, schema\n"
         "from iad_r1.settings.rewards import RewardsConfig\n"
-        "from iad_r1.settings.audit import AuditStage\n"
+        "from iad_r1.rewards.audit import AuditLimits\n"
         "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'pandas', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "rewards.load('sc_grpo_released').score('', '<answer>No</answer>')\n"
