@@ -13,6 +13,7 @@ from markupsafe import Markup
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, training, wording
 from iad_r1.report.run_data import RunData, load
+from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
 
 # What the factory view starts from; a reader changes both on the page.
@@ -56,7 +57,7 @@ def _environment() -> Environment:
         "metric": lambda name: wording.METRIC_NAMES.get(name, name),
         "count": lambda value: wording.NOTHING if value is None else f"{value:,.1f}",
         "whole": lambda value: f"{value:,}",
-        "duration": wording.duration,
+        "duration": duration,
     }
     return environment
 
@@ -115,7 +116,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if "seed" in run.config:
         facts.append(("seed", str(run.config["seed"])))
     if spent := sum((run.summary.get("seconds") or {}).values()):
-        facts.append(("time", wording.duration(spent)))
+        facts.append(("time", duration(spent)))
     return facts
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iad_r1.report import wording
 from iad_r1.report.run_data import RunData
+from iad_r1.store.progress import duration
 
 NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch")
 # Which curves share a panel; the first pattern that fits a whole name decides, else it is alone.
@@ -95,7 +95,7 @@ def seconds(run: RunData) -> list[Row]:
     spent: Mapping[str, float] = run.summary.get("seconds") or {}
     total = sum(spent.values())
     return [
-        {"phase": phase, "text": wording.duration(s), "share": 100 * s / total if total else 0.0}
+        {"phase": phase, "text": duration(s), "share": 100 * s / total if total else 0.0}
         for phase, s in spent.items()
     ]
 
