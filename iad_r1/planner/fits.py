@@ -70,7 +70,7 @@ class Option:
     setup: Setup
     work: Work
     rollout: Literal["none", "vllm", "hf"] = "none"
-    sampling: memory.Sampling = memory.Sampling(0, 0, 0)
+    sampling: memory.Sampling = memory.UNSAMPLED
 
     @property
     def forwards(self) -> int:

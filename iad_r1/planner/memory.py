@@ -452,6 +452,9 @@ class Sampling:
         return self.weights + self.cache + self.rest
 
 
+UNSAMPLED = Sampling(0, 0, 0)
+
+
 def hf_sampling(model: Architecture, work: Work, rows: int, setup: Setup) -> Sampling:
     """transformers with the training weights: the cache of `rows` completions decoded at once (one
     layer twice, while it grows), and float64 probabilities of one token each."""

@@ -267,23 +267,15 @@ def _said_type(row: Prediction) -> str:
 # --------------------------------------------------------------------------------- scores
 
 
-def scores(run: RunData) -> list[Row]:
-    """ROC and calibration per evaluation at the fewest shots; empty when no answer has `p_yes`."""
-    rows = []
-    for item in run.evaluations:
+def scores(run: RunData, rows: Sequence[Row]) -> list[Row]:
+    """The rows of the fewest shots with ROC and calibration; empty when no answer has `p_yes`."""
+    found = []
+    for item, row in zip(run.evaluations, rows, strict=True):
         fewest = min(other.shots for other in run.evaluations if other.split == item.split)
         curve = roc(item.predictions) if item.shots == fewest else None
         bins = calibration(item.predictions) if curve else None
-        if curve is None or bins is None:
-            continue
-        rows.append(
-            {
-                "stage": item.stage,
-                "split": item.split,
-                "shots": item.shots,
-                "roc": curve,
-                "calibration": bins,
-                "overkill_at_miss_5": overkill_at_miss(item.predictions, 5.0),
-            }
-        )
-    return rows
+        if curve is not None and bins is not None:
+            overkill = overkill_at_miss(item.predictions, 5.0)
+            more = {"roc": curve, "calibration": bins, "overkill_at_miss_5": overkill}
+            found.append({**row, **more})
+    return found
