@@ -12,13 +12,14 @@ from markupsafe import Markup
 
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, training, wording
-from iad_r1.report.run_data import RunData, load
+from iad_r1.report.run_data import Evaluation, RunData, load
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
 
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000
 HEADLINE_FIGURES = ("balanced_accuracy", "location_accuracy")
+FEW_PRODUCTS = 5  # below this a split says nothing about other products
 FORESTED = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 
 Row = dict[str, Any]
@@ -75,7 +76,10 @@ def _context(run: RunData, keep: Keep) -> Row:
         "title": str(run.config.get("name") or run.folder.parent.name),
         "facts": _facts(run),
         "findings": list(story.findings(run, rows, changes)),
-        "caveats": list(story.caveats(run)),
+        "run": run,
+        "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
+        "n_products": _n_products,
+        "validated": any(wording.is_validation(item.split) for item in run.evaluations),
         "missing": [*run.missing, *tables.disagreements(rows, run.summary)],
         "groups": _groups(rows, changes),
         "headline_figures": list(_headline_figures(run, rows, keep)),
@@ -118,6 +122,10 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if spent := sum((run.summary.get("seconds") or {}).values()):
         facts.append(("time", duration(spent)))
     return facts
+
+
+def _n_products(item: Evaluation) -> int:
+    return len({p.product for p in item.predictions})
 
 
 # ------------------------------------------------------------------------------ headline

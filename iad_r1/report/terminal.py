@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from iad_r1.report import wording
 from iad_r1.store.progress import duration
+from iad_r1.store.run_folder import RunFolder
 
 PLAIN_WIDTH = 140  # columns of a summary written to a file or a pipe
 
@@ -42,7 +42,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def _headline(summary: Mapping[str, Any], folder: Path) -> str:
-    config = _read(folder / "config.json")
+    config = RunFolder(folder).read_json("config.json")
     parts = [str(config.get("name") or folder.parent.name)]
     for section in ("backbone", "data", "rewards", "tuning"):
         name = (config.get(section) or {}).get("name")
@@ -50,10 +50,6 @@ def _headline(summary: Mapping[str, Any], folder: Path) -> str:
     parts += [f"seed={config['seed']}"] if "seed" in config else []
     spent = sum((summary.get("seconds") or {}).values())
     return " ".join(parts) + (f"      {duration(spent)}" if spent else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
@@ -104,7 +100,7 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
     trained = [stage for stage in ("grpo", "sft") if (folder / "checkpoints" / stage).is_dir()]
     if trained:
         yield "weights", f"{here}/checkpoints/{trained[0]}"
-        config = _read(folder / "config.json")
+        config = RunFolder(folder).read_json("config.json")
         backbone = (config.get("backbone") or {}).get("name")
         chosen = f" backbone={backbone}" if backbone else ""
         kind = (config.get("weights") or {}).get("name", "published")
