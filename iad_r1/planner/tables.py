@@ -110,7 +110,9 @@ def row(option: Option) -> dict[str, Any]:
     }
 
 
-def advice(config: Config, stage: PlanSettings, question: Question, step: StepName) -> dict[str, Any]:
+def advice(
+    config: Config, stage: PlanSettings, question: Question, step: StepName
+) -> dict[str, Any]:
     """What to use for a step and the command to type, or why nothing fits and what would."""
     backbone, tuning = config.backbone, config.tuning.name
     if backbone.source == "hub" and backbone.evaluation_only:

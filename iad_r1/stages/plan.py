@@ -130,7 +130,8 @@ def _tuning(config: Config, name: Tuning) -> dict[str, Any]:
     """The settings of `tuning=<name>`: as typed if it was chosen, else as in `conf/tuning`."""
     if config.tuning.name == name:
         return config.tuning.model_dump()
-    return yaml.safe_load((REPOSITORY / "conf" / "tuning" / f"{name}.yaml").read_text(encoding="utf-8"))
+    file = REPOSITORY / "conf" / "tuning" / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def _tokens(prompt: str) -> int:
