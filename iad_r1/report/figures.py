@@ -190,4 +190,4 @@ def running_mean(values: Sequence[float]) -> list[float] | None:
     if len(values) <= SMOOTH_OVER:
         return None
     window = 2 * (len(values) // 20) + 1
-    return pandas.Series(values).rolling(window, center=True, min_periods=1).mean().to_list()
+    return pandas.Series(values).rolling(window, center=True, min_periods=1).mean().tolist()
