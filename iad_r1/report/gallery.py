@@ -68,9 +68,12 @@ def choose(samples: Sequence[Sample], limit: int) -> list[Sample]:
     """
     products: dict[str, dict[str, list[Sample]]] = {}
     for sample in sorted(samples, key=lambda sample: (_digest(sample), sample.id)):
-        kinds = products.setdefault(sample.product, {"Yes": [], "No": []})
-        kinds[sample.solution.answer].append(sample)
-    queues = [in_turn(products[name].values()) for name in sorted(products)]
+        kinds = products.setdefault(sample.product, {})
+        kinds.setdefault(sample.solution.answer, []).append(sample)
+    queues = [  # "Yes" begins
+        in_turn(kinds[answer] for answer in sorted(kinds, reverse=True))
+        for _, kinds in sorted(products.items())
+    ]
     return list(islice(in_turn(queues), limit))
 
 
