@@ -35,7 +35,7 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.planner import memory
 from iad_r1.planner.memory import GIB
-from iad_r1.planner.widths import Architecture, describe
+from iad_r1.planner.widths import Architecture, widths_of
 from iad_r1.rollouts.hf import HfEngine
 from iad_r1.rollouts.sampling import Sampling
 
@@ -67,7 +67,7 @@ def measure_here(name: str, rehearse: bool) -> dict[str, float]:
     case = narrow(CASES[name]) if rehearse else CASES[name]
     torch.manual_seed(0)
     model = plan.narrow(case) if rehearse else build_random(case.backbone, device=device)
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     work = plan.work_of(about, case, TEXT)
     trainer = plan.Trainer(model, about, case, work, device)
     trainer.step()

@@ -48,7 +48,7 @@ from iad_r1.learn.learner import Learner
 from iad_r1.learn.lora import linear_layers
 from iad_r1.planner import memory
 from iad_r1.planner.memory import Lora, Setup, Work
-from iad_r1.planner.widths import Architecture, describe, picture
+from iad_r1.planner.widths import Architecture, picture, widths_of
 from iad_r1.settings.config import Optimiser
 
 MIB = 2**20
@@ -266,7 +266,7 @@ def measure_here(case: Case) -> dict[str, float]:
     trainer.step()
     grown = peak_of(trainer.step) - before
     measured = trainer.standing() + allocated(trainer.step)
-    about = describe(trainer.base.config.to_dict())
+    about = widths_of(trainer.base.config.to_dict())
     predicted = memory.training(
         about,
         trainer.work,
@@ -284,7 +284,7 @@ def measure_here(case: Case) -> dict[str, float]:
 
 def _trainer(case: Case) -> Trainer:
     model = narrow(case)
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     return Trainer(model, about, case, work_of(about, case))
 
 

@@ -27,7 +27,8 @@ from iad_r1.command.compose import compose
 from iad_r1.judge.compare import pooled_paired_difference
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.judge.rates import summarise
-from iad_r1.store.run_folder import RunFolder, find_finished, write_json, write_text
+from iad_r1.store.run_folder import RunFolder, write_json, write_text
+from iad_r1.store.starts import find_finished
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUTS = REPOSITORY / "outputs"

@@ -31,7 +31,8 @@ from iad_r1.command.options import CONF
 from iad_r1.errors import IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.config import Config
-from iad_r1.store.run_folder import REPOSITORY, RunFolder, find_resumable, write_json
+from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
+from iad_r1.store.starts import find_resumable
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it

@@ -18,7 +18,8 @@ from iad_r1 import stages
 from iad_r1.errors import IadError, Terminated
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.config import Config, read
-from iad_r1.store.run_folder import REPOSITORY, RunFolder, manifest, write_text
+from iad_r1.store.manifest import manifest
+from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_text
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 

@@ -16,9 +16,9 @@ from iad_r1.errors import Terminated
 from iad_r1.learn.learner import Learner
 from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
-from iad_r1.report.terminal import Bar
 from iad_r1.store import checkpoints
 from iad_r1.store.checkpoints import Unfinished
+from iad_r1.store.progress import Bar
 from iad_r1.store.run_folder import write_json
 
 # What "best" means: the mean of this metric over the steps since the checkpoint before.

@@ -10,8 +10,8 @@ from typing import Any
 
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.processes import distributed
-from iad_r1.report import terminal
 from iad_r1.settings.config import Config
+from iad_r1.store.progress import Bar, progress
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset
@@ -56,9 +56,9 @@ class Context:
         if self.tracker is not None:
             self.tracker.flush()
 
-    def progress(self, name: str, total: int) -> AbstractContextManager[terminal.Bar]:
+    def progress(self, name: str, total: int) -> AbstractContextManager[Bar]:
         """A progress bar, on rank 0."""
-        return terminal.progress(name, total) if distributed.is_main() else nullcontext(_Silent())
+        return progress(name, total) if distributed.is_main() else nullcontext(Bar())
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -67,11 +67,3 @@ class Context:
         yield
         if distributed.is_main():
             self.folder.add_seconds(phase, time.perf_counter() - start)
-
-
-class _Silent:
-    def advance(self, steps: int = 1, **scalars: float) -> None:
-        """Nothing to see on this rank."""
-
-    def skip(self, steps: int) -> None:
-        """Nothing to see on this rank."""

@@ -19,7 +19,8 @@ from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints
-from iad_r1.store.run_folder import RunFolder, Start
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import Start
 from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset
 

@@ -20,7 +20,8 @@ from iad_r1.rollouts.parity import Row
 from iad_r1.rollouts.prompting import Prompter
 from iad_r1.settings.backbone import LoraTuning
 from iad_r1.settings.config import Config
-from iad_r1.store.run_folder import RunFolder, find_start
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import find_start
 
 MOVE = 0.02  # of each weight's own size: clearly more than a step, so that a missed one shows
 

@@ -18,7 +18,8 @@ from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
 from iad_r1.settings.config import Config
 from iad_r1.store import cards
-from iad_r1.store.run_folder import RunFolder, Start, find_start
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
 
 TRAIN: dict[str, Callable[[Context], None]] = {

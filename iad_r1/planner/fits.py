@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from iad_r1.planner import memory
@@ -43,7 +44,6 @@ class Question:
     rank: int  # of LoRA
     dropout: bool  # of LoRA, in PA-SFT
     decoded: int  # completions decoded at once by rollout=hf
-    vllm: bool  # whether rollout=vllm is to be had
     precision: Literal["float32", "bfloat16"]
 
     @property
@@ -64,19 +64,33 @@ class Question:
 class Option:
     """One way to take a step, with its predicted memory."""
 
+    question: Question
     step: StepName
     tuning: Tuning
     setup: Setup
     work: Work
-    forwards: int
-    training: memory.Training
-    rollout: Literal["none", "vllm", "hf"]
-    sampling: memory.Sampling
-    whole: int  # weights that are gathered where ranks do different things
-    scored: bool  # whether a reference policy is asked
-    overhead: int
-    limit: int
-    main: int
+    rollout: Literal["none", "vllm", "hf"] = "none"
+    sampling: memory.Sampling = memory.UNSAMPLED
+
+    @property
+    def forwards(self) -> int:
+        """Of one optimiser step."""
+        return math.ceil(self.question.share(self.step) / self.work.groups)
+
+    @cached_property
+    def training(self) -> memory.Training:
+        return memory.training(
+            self.question.model,
+            self.work,
+            self.setup,
+            forwards=self.forwards,
+            entropy=self.step == "grpo",
+        )
+
+    @property
+    def whole(self) -> int:
+        """Weights that are gathered where ranks do different things."""
+        return memory.whole(self.question.model, self.setup)
 
     @property
     def peak(self) -> int:
@@ -84,8 +98,10 @@ class Option:
         reference is asked."""
         beside = self.training.states.standing + self.training.buffers
         sampling = self.sampling.total + (self.whole if self.rollout == "hf" else 0)
-        scoring = self.whole + self.training.logprobs if self.scored else 0
-        return max(self.training.peak, beside + sampling, beside + scoring) + self.overhead
+        asked = self.step == "grpo" and self.question.reference
+        scoring = self.whole + self.training.logprobs if asked else 0
+        most = max(self.training.peak, beside + sampling, beside + scoring)
+        return most + self.question.overhead
 
     @property
     def host(self) -> int:
@@ -94,20 +110,16 @@ class Option:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.limit and self.host <= self.main
+        return self.peak <= self.question.limit and self.host <= self.question.main
 
 
 def options(question: Question, step: StepName, tuning: Tuning) -> list[Option]:
     """The best variant under each engine, in the order in which they are to be preferred."""
-    found = [best(question, step, tuning, *engine) for engine in _engines(question, tuning)]
-    if question.gpus == 0:
-        return found
     plain = best(question, step, tuning, "single", False)
-    return [plain, *found] if tuning == "lora" or question.gpus == 1 else [*found, plain]
-
-
-def _engines(question: Question, tuning: Tuning) -> list[tuple[EngineName, bool]]:
-    return [("single", False)] if question.gpus == 0 else ZERO
+    if question.gpus == 0:
+        return [plain]
+    spread = [best(question, step, tuning, *engine) for engine in ZERO]
+    return [plain, *spread] if tuning == "lora" or question.gpus == 1 else [*spread, plain]
 
 
 def recommended(question: Question, step: StepName, tuning: Tuning) -> Option | None:
@@ -120,69 +132,47 @@ def best(
 ) -> Option:
     """As many prompts per forward as fit, with checkpointing only where it has to be; the least
     there is where nothing fits."""
+    setup = Setup(
+        engine=engine,
+        offload=offload,
+        ranks=question.ranks(step),
+        precision=question.precision,
+        lora=None if tuning == "full" else Lora(question.rank, question.dropout and step == "sft"),
+        train=question.train[tuning],
+        reference=step == "grpo" and tuning == "full" and question.reference,
+        cuda=question.gpus > 0,
+    )
     tried = None
     for checkpointing in (False, True):
         for groups in range(question.share(step), 0, -1):
-            tried = _option(question, step, tuning, engine, offload, checkpointing, groups)
+            work = Work(
+                groups=groups,
+                text=question.text[step],
+                picture=question.picture,
+                pictures=question.pictures,
+                completions=question.group if step == "grpo" else 1,
+                length=question.length[step],
+                packed=question.packed or step == "sft",
+            )
+            tried = Option(
+                question, step, tuning, replace(setup, checkpointing=checkpointing), work
+            )
+            if step == "grpo":
+                tried = _sampled(tried)
             if tried.fits:
                 return tried
     assert tried is not None
     return tried
 
 
-def _option(
-    question: Question,
-    step: StepName,
-    tuning: Tuning,
-    engine: EngineName,
-    offload: bool,
-    checkpointing: bool,
-    groups: int,
-) -> Option:
-    share = question.share(step)
-    lora = Lora(question.rank, question.dropout and step == "sft") if tuning == "lora" else None
-    setup = Setup(
-        engine=engine,
-        offload=offload,
-        ranks=question.ranks(step),
-        precision=question.precision,
-        lora=lora,
-        train=question.train[tuning],
-        reference=step == "grpo" and tuning == "full" and question.reference,
-        checkpointing=checkpointing,
-        cuda=question.gpus > 0,
-    )
-    work = Work(
-        groups=groups,
-        text=question.text[step],
-        picture=question.picture,
-        pictures=question.pictures,
-        completions=question.group if step == "grpo" else 1,
-        length=question.length[step],
-        packed=question.packed or step == "sft",
-    )
-    training = memory.training(
-        question.model,
-        work,
-        setup,
-        forwards=math.ceil(share / groups),
-        entropy=step == "grpo",
-    )
-    plain = Option(
-        step, tuning, setup, work, math.ceil(share / groups), training, "none",
-        memory.Sampling(0, 0, 0), memory.whole(question.model, setup),
-        step == "grpo" and question.reference, question.overhead, question.limit, question.main,
-    )  # fmt: skip
-    return plain if step == "sft" else _sampled(question, plain, share)
-
-
-def _sampled(question: Question, option: Option, share: int) -> Option:
+def _sampled(option: Option) -> Option:
     """With the rollout engine: vLLM beside the trainer if both fit, else transformers, which needs
     no weights of its own but decodes slowly (and gathers them for every token under ZeRO-3)."""
-    rows = share * question.group
+    question = option.question
+    rows = question.share(option.step) * question.group
     engine = memory.vllm_sampling(question.model, option.work, rows, question.workspace)
     colocated = replace(option, rollout="vllm", sampling=engine)
-    if question.gpus and question.vllm and colocated.fits:
+    if question.gpus and colocated.fits:
         return colocated
     decoded = max(question.group, min(rows, question.decoded))
     own = memory.hf_sampling(question.model, option.work, decoded, option.setup)
@@ -217,15 +207,15 @@ def _nearest(question: Question, step: StepName, tuning: Tuning) -> list[Option]
 def _why(question: Question, option: Option) -> str:
     """By how much an option does not fit."""
     setup, reasons = option.setup, []
-    if option.peak > option.limit:
+    if option.peak > question.limit:
         reasons.append(
             f"{option.peak / GIB:.1f} GiB on each {question.place}, "
-            f"{(option.peak - option.limit) / GIB:.1f} GiB more than may be used"
+            f"{(option.peak - question.limit) / GIB:.1f} GiB more than may be used"
         )
-    if option.host > option.main:
+    if option.host > question.main:
         reasons.append(
             f"{option.host / GIB:.0f} GiB of main memory, "
-            f"{(option.host - option.main) / GIB:.0f} GiB more than there is (stage.main_memory)"
+            f"{(option.host - question.main) / GIB:.0f} GiB more than there is (stage.main_memory)"
         )
     if not reasons:  # it fits, but is never recommended
         reasons.append("bfloat16 without float32 weights, where small updates are lost")

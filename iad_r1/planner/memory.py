@@ -27,8 +27,7 @@ Axes: n tokens of a forward, m patches of its pictures; h, f, V widths of the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from iad_r1.planner.widths import Architecture, Picture, Text, Vision
@@ -173,28 +172,25 @@ def trained(model: Architecture, setup: Setup) -> int:
     """Parameters that get a gradient (T)."""
     if setup.lora is not None:
         return adapter(model, setup)
-    sizes = {
-        "language": model.text.parameters,
-        "vision": model.vision.tower,
-        "projector": model.vision.projector,
-    }
-    return sum(sizes[part] for part in setup.train)
+    return sum(model.sizes[part] for part in setup.train)
 
 
 def states(model: Architecture, setup: Setup) -> States:
     """Weights, gradients, AdamW moments, master weights and reference (see this module)."""
-    b, t, count, share = setup.bytes, _trained_bytes(setup), trained(model, setup), _share
-    base = b * model.parameters + (t * count if setup.lora else 0)
-    if setup.engine == "single":
-        copy = b * model.parameters if setup.reference else 0
-        return States(base, t * count, 8 * count, 4 * count if t == 2 else 0, copy)
-    n = setup.ranks
-    weights = share(base, n) if setup.engine == "zero3" else base
+    b, t, count, n = setup.bytes, _trained_bytes(setup), trained(model, setup), setup.ranks
+    weights = b * model.parameters + (t * count if setup.lora else 0)
     copy = b * model.parameters if setup.reference else 0
+    if setup.engine == "single":
+        return States(weights, t * count, 8 * count, 4 * count if t == 2 else 0, copy)
     if setup.engine == "zero3":
-        copy = share(copy, n)
-    found = States(weights, share(t * count, n), share(8 * count, n), share(4 * count, n), copy)
-    return _offloaded(found, setup, share(4 * count, n)) if setup.offload else found
+        weights, copy = _share(weights, n), _share(copy, n)
+    gradients, optimiser, master = (_share(size * count, n) for size in (t, 8, 4))
+    if not setup.offload:
+        return States(weights, gradients, optimiser, master, copy)
+    host = optimiser + master + _share(4 * count, n)  # of gradients, in float32
+    if setup.engine == "zero3":
+        return States(0, 0, 0, 0, 0, host + weights + copy)
+    return States(weights, 0, 0, 0, copy, host)
 
 
 def _trained_bytes(setup: Setup) -> int:
@@ -205,16 +201,6 @@ def _trained_bytes(setup: Setup) -> int:
 
 def _share(total: int, ranks: int) -> int:
     return -(-total // ranks)
-
-
-def _offloaded(found: States, setup: Setup, gradients: int) -> States:
-    """Moments, master weights and float32 gradients in main memory; with zero3 weights too."""
-    host = found.optimiser + found.master + gradients
-    on_gpu = replace(found, gradients=0, optimiser=0, master=0)
-    if setup.engine == "zero3":
-        host += found.weights + found.reference
-        on_gpu = replace(on_gpu, weights=0, reference=0)
-    return replace(on_gpu, host=host)
 
 
 def buffers(model: Architecture, setup: Setup) -> int:
@@ -466,6 +452,9 @@ class Sampling:
         return self.weights + self.cache + self.rest
 
 
+UNSAMPLED = Sampling(0, 0, 0)
+
+
 def hf_sampling(model: Architecture, work: Work, rows: int, setup: Setup) -> Sampling:
     """transformers with the training weights: the cache of `rows` completions decoded at once (one
     layer twice, while it grows), and float64 probabilities of one token each."""
@@ -480,8 +469,3 @@ def vllm_sampling(model: Architecture, work: Work, rows: int, workspace: int) ->
     with one copy of each prompt (prefix caching), and a workspace for graphs and activations."""
     tokens = rows * work.length + _share(rows, work.completions) * work.prompt
     return Sampling(2 * model.parameters, kv_cache(model.text, tokens, 2), workspace)
-
-
-def gib(components: Mapping[str, int]) -> dict[str, float]:
-    """Bytes to GiB, two decimals: for tables and `plan.json`."""
-    return {name: round(value / GIB, 2) for name, value in components.items()}

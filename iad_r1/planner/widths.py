@@ -90,8 +90,6 @@ class Vision:
     side: int = 0
     merge: int = 1
     newline: bool = False
-    window: int | None = None  # patches along an attention window; None: every patch sees all
-    full_layers: int = 0  # of a windowed tower: layers that see all
 
     @property
     def class_token(self) -> int:
@@ -150,10 +148,6 @@ class Vision:
         """Parameters of everything but the projector."""
         return self.layers * self.layer + self.stem
 
-    @property
-    def parameters(self) -> int:
-        return self.tower + self.projector
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -166,8 +160,18 @@ class Architecture:
     max_tiles: int = 0  # of OneVision (anyres_max_9) and InternVL
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each part."""
+        vision = self.vision
+        return {
+            "language": self.text.parameters,
+            "vision": vision.tower,
+            "projector": vision.projector,
+        }
+
+    @property
     def parameters(self) -> int:
-        return self.text.parameters + self.vision.parameters
+        return sum(self.sizes.values())
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class Picture:
 # --------------------------------------------------------------------------- reading
 
 
-def describe(config: Values) -> Architecture:
+def widths_of(config: Values) -> Architecture:
     """The architecture in the content of a `config.json` (as published, or as transformers saves
     it). ConfigError if its `model_type` is none that is known here."""
     kind = config["model_type"]
@@ -225,7 +229,7 @@ def _vision(config: Values, out: int) -> Vision:
 
 
 def _qwen(kind: str, vision: Values) -> Vision:
-    patch, windowed = vision["patch_size"], kind == "qwen2_5_vl"
+    windowed = kind == "qwen2_5_vl"
     hidden = vision["hidden_size"] if windowed else vision["embed_dim"]
     channels = vision.get("in_chans", vision.get("in_channels", 3))
     return Vision(
@@ -235,11 +239,9 @@ def _qwen(kind: str, vision: Values) -> Vision:
         hidden=hidden,
         intermediate=vision["intermediate_size"] if windowed else vision["mlp_ratio"] * hidden,
         heads=vision["num_heads"],
-        inputs=channels * vision["temporal_patch_size"] * patch**2,
+        inputs=channels * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
         out=vision["out_hidden_size"] if windowed else vision["hidden_size"],
         merge=vision["spatial_merge_size"],
-        window=vision["window_size"] // patch if windowed else None,
-        full_layers=len(vision["fullatt_block_indexes"]) if windowed else vision["depth"],
     )
 
 
@@ -261,7 +263,6 @@ def _fixed(config: Values, vision: Values, out: int) -> Vision:
         side=size // patch,
         merge=round(1 / config["downsample_ratio"]) if internvl else 1,
         newline=config["model_type"] in ("llava_next", "llava_onevision"),
-        full_layers=layers,
     )
 
 

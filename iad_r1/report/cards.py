@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from iad_r1.grid import Grid, parse_cells
-from iad_r1.report import overlay, wording
-from iad_r1.report.run_data import Evaluation, RunData
+from iad_r1.grid import parse_cells
+from iad_r1.report import gallery, overlay, wording
+from iad_r1.report.run_data import RunData
 from iad_r1.types import Prediction
 
 Row = dict[str, Any]
@@ -19,24 +18,16 @@ _TAG = re.compile(r"&lt;(/?)(think|location|type|answer)&gt;")
 
 
 def views(run: RunData) -> list[Row]:
-    """The (stage, shots) pairs a reader can switch between; `key` is safe as a CSS class."""
-    pairs = dict.fromkeys((item.shots, item.stage) for item in run.evaluations)
-    ordered = sorted(pairs, key=lambda pair: (pair[0], wording.stage_order(pair[1]), pair[1]))
-    return [
-        {
-            "key": f"v{index}",
-            "stage": stage,
-            "shots": shots,
-            "label": f"{wording.stage_name(stage)}, {shots}-shot",
-            "before": _before(ordered, index),
-        }
-        for index, (shots, stage) in enumerate(ordered)
-    ]
-
-
-def _before(ordered: Sequence[tuple[int, str]], index: int) -> int | None:
-    """The position of the stage before, at the same number of reference pictures."""
-    return index - 1 if index and ordered[index - 1][0] == ordered[index][0] else None
+    """The (stage, shots) pairs a reader can switch between; `key` is safe as a CSS class and
+    `before` the position of the stage before, at the same number of reference pictures."""
+    pairs = {(item.shots, wording.stage_order(item.stage), item.stage) for item in run.evaluations}
+    found: list[Row] = []
+    for index, (shots, _, stage) in enumerate(sorted(pairs)):
+        before = index - 1 if found and found[-1]["shots"] == shots else None
+        label = f"{wording.stage_name(stage)}, {shots}-shot"
+        key = f"v{index}"
+        found.append({"key": key, "stage": stage, "shots": shots, "label": label, "before": before})
+    return found
 
 
 def default_view(found: Sequence[Row]) -> str | None:
@@ -47,31 +38,18 @@ def default_view(found: Sequence[Row]) -> str | None:
 
 def cards(run: RunData, found: Sequence[Row]) -> list[Row]:
     """One card per picture that at least one evaluation judged: splits in turn, fixed order."""
-    by_view = [_answers(run.evaluations, view) for view in found]
+    answers: dict[tuple[str, int], dict[str, Prediction]] = {}
+    for item in run.evaluations:
+        answers.setdefault((item.stage, item.shots), {}).update({p.id: p for p in item.predictions})
+    splits: dict[str, list[Mapping[str, Any]]] = {}
+    for picture in run.pictures:
+        splits.setdefault(picture["split"], []).append(picture)
     made = []
-    for picture in _splits_in_turn(run.pictures):
-        said = [answers.get(picture["id"]) for answers in by_view]
+    for picture in gallery.in_turn(splits.values()):
+        said = [answers[view["stage"], view["shots"]].get(picture["id"]) for view in found]
         if any(said):
             made.append(_card(run, picture, found, said))
     return made
-
-
-def _splits_in_turn(pictures: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """So that the first pictures on the page come from every split."""
-    splits: dict[str, list[Mapping[str, Any]]] = {}
-    for picture in pictures:
-        splits.setdefault(picture["split"], []).append(picture)
-    for turn in zip_longest(*splits.values()):
-        yield from (picture for picture in turn if picture is not None)
-
-
-def _answers(evaluations: Sequence[Evaluation], view: Row) -> dict[str, Prediction]:
-    return {
-        p.id: p
-        for item in evaluations
-        if (item.stage, item.shots) == (view["stage"], view["shots"])
-        for p in item.predictions
-    }
 
 
 def _card(
@@ -81,50 +59,33 @@ def _card(
     width, height = overlay.size(path)
     truth = next(p for p in said if p is not None)
     mask = picture["mask"] and run.folder / picture["mask"]
+
+    def cells(text: str | None) -> list[overlay.Rectangle]:
+        named = parse_cells(text, run.grid) if text and run.grid is not None else None
+        return overlay.rectangles(named, run.grid, width, height) if named and run.grid else []
+
     return {
-        "id": picture["id"],
+        "truth": truth,
         "product": picture["product"],
         "split": truth.split,
         "gold": "anomalous" if truth.gold_answer == "yes" else "normal",
-        "gold_location": truth.gold_location,
-        "gold_type": truth.gold_type,
-        "uri": overlay.data_uri(path),
+        "uri": overlay.data_uri(path.read_bytes()),
         "width": width,
         "height": height,
         "outline": overlay.mask_outline(mask) if mask and mask.is_file() else "",
-        "gold_cells": _cells(truth.gold_location, run.grid, width, height),
+        "gold_cells": cells(truth.gold_location),
         "answers": [
             {
                 "key": view["key"],
-                **_answer(p, run.grid, width, height),
+                "said": p,
+                "verdict": verdict(p),
+                "cells": cells(p.location if p.answer == "yes" else None),
+                "trace": trace(p.completion),
                 "change": _change(said[view["before"]] if view["before"] is not None else None, p),
             }
             for view, p in zip(found, said, strict=True)
             if p is not None
         ],
-    }
-
-
-def _cells(text: str | None, grid: Grid | None, width: int, height: int) -> list[Any]:
-    cells = parse_cells(text, grid) if text and grid is not None else None
-    return overlay.rectangles(cells, grid, width, height) if cells and grid is not None else []
-
-
-def _answer(row: Prediction, grid: Grid | None, width: int, height: int) -> Row:
-    named = row.location if row.answer == "yes" else None
-    return {
-        "verdict": verdict(row),
-        "answer": {"yes": "defective", "no": "normal"}.get(row.answer, "unreadable"),
-        "location": row.location,
-        "type": row.type,
-        "location_correct": row.location_correct,
-        "type_correct": row.type_correct,
-        "p_yes": None if row.p_yes is None else 100 * row.p_yes,
-        "status": row.status,
-        "tokens": row.n_tokens,
-        "references": len(row.references),
-        "cells": _cells(named, grid, width, height),
-        "trace": trace(row.completion),
     }
 
 

@@ -6,14 +6,13 @@ Axes and letters are drawn in `currentColor`, so one file reads well on a light 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
-import numpy as np
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -87,15 +86,14 @@ def headline(rows: Sequence[Mapping[str, Any]], metric: str, chance: float | Non
     with _figure(0.8 + 0.2 * len(labels) * (len(stages) + 1), metric) as (figure, axes):
         for row in rows:
             offset = (stages.index(row["stage"]) - (len(stages) - 1) / 2) * 0.22
-            _interval(axes, row, labels.index(row["label"]) + offset, colour(row["stage"]))
+            y = labels.index(row["label"]) + offset
+            _interval(axes, row["value"], row["ci95"], y, colour(row["stage"]))
         for stage in stages:
             axes.plot([], [], "o", ms=5, color=colour(stage), label=wording.stage_name(stage))
         if chance is not None:
             axes.axvline(chance, color=INK, lw=1, ls=":", alpha=0.6, label="guessing")
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
+        _name_rows(axes, labels)
         axes.set_xlim(0, 100)
-        axes.grid(axis="y", visible=False)
         axes.set_title(f"{wording.METRIC_NAMES[metric].capitalize()}, %")
         figure.legend(
             loc="outside lower center",
@@ -107,12 +105,19 @@ def headline(rows: Sequence[Mapping[str, Any]], metric: str, chance: float | Non
         return _svg(figure)
 
 
-def _interval(axes: Axes, row: Mapping[str, Any], y: float, tint: str) -> None:
-    if row["value"] is None:
-        return
-    if row["ci95"]:
-        axes.plot(row["ci95"], [y, y], color=tint, lw=2, solid_capstyle="round", alpha=0.55)
-    axes.plot([row["value"]], [y], "o", ms=5, color=tint)
+def _interval(
+    axes: Axes, value: float | None, bounds: Sequence[float] | None, y: float, tint: str
+) -> None:
+    if value is not None:
+        if bounds:
+            axes.plot(bounds, [y, y], color=tint, lw=2, solid_capstyle="round", alpha=0.55)
+        axes.plot([value], [y], "o", ms=5, color=tint)
+
+
+def _name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 def differences(rows: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -121,22 +126,21 @@ def differences(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         axes.axvline(0, color=INK, lw=1, alpha=0.7)
         for y, row in enumerate(rows):
             tint = SERIES[0] if wording.clear(row) else SERIES[5]
-            _interval(axes, {"value": row["delta"], "ci95": row["ci95"]}, y, tint)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
+            _interval(axes, row["delta"], row["ci95"], y, tint)
+        _name_rows(axes, [row["label"] for row in rows])
         axes.set_title(title)
         axes.set_xlabel("percentage points (grey: includes zero)")
         return _svg(figure)
 
 
-def roc(curves: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]], title: str) -> str:
-    """ROC curves: (label, stage, {false_positive, true_positive} in percent)."""
+def roc(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """ROC curves: {stage, roc: {false_positive, true_positive}} per row, in percent."""
     with _figure(3.4, f"roc {title}") as (figure, axes):
         axes.plot([0, 100], [0, 100], color=INK, lw=1, ls=":", alpha=0.6)
-        for label, stage, curve in curves:
-            x, y = curve["false_positive"], curve["true_positive"]
-            axes.plot(x, y, color=colour(stage), lw=1.6, label=label)
+        for row in rows:
+            x, y = row["roc"]["false_positive"], row["roc"]["true_positive"]
+            name, tint = wording.stage_name(row["stage"]), colour(row["stage"])
+            axes.plot(x, y, color=tint, lw=1.6, label=name)
         axes.set_xlabel("good parts rejected, % (overkill)")
         axes.set_ylabel("defective parts caught, %")
         axes.set_title(title)
@@ -144,15 +148,14 @@ def roc(curves: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]], title:
         return _svg(figure)
 
 
-def calibration(
-    curves: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]], title: str
-) -> str:
-    """Reliability: (label, stage, bins of {p_yes, anomalous, n}); percent on both axes."""
+def calibration(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Reliability: {stage, calibration: {bins: [{p_yes, anomalous}]}} per row, in percent."""
     with _figure(3.4, f"calibration {title}") as (figure, axes):
         axes.plot([0, 100], [0, 100], color=INK, lw=1, ls=":", alpha=0.6, label="perfect")
-        for label, stage, bins in curves:
-            x, y = [row["p_yes"] for row in bins], [row["anomalous"] for row in bins]
-            axes.plot(x, y, "o-", ms=3.5, lw=1.2, color=colour(stage), label=label)
+        for row in rows:
+            x, y = ([b[key] for b in row["calibration"]["bins"]] for key in ("p_yes", "anomalous"))
+            name, tint = wording.stage_name(row["stage"]), colour(row["stage"])
+            axes.plot(x, y, "o-", ms=3.5, lw=1.2, color=tint, label=name)
         axes.set_xlabel("the model says: probability of a defect, %")
         axes.set_ylabel("really defective, %")
         axes.set_title(title)
@@ -186,7 +189,5 @@ def running_mean(values: Sequence[float]) -> list[float] | None:
     """
     if len(values) <= SMOOTH_OVER:
         return None
-    half = len(values) // 20
-    array = np.asarray(values, dtype=np.float64)
-    windows = [array[max(0, i - half) : i + half + 1] for i in range(len(array))]
-    return [float(np.nanmean(w)) if not np.isnan(w).all() else math.nan for w in windows]
+    window = 2 * (len(values) // 20) + 1
+    return pandas.Series(values).rolling(window, center=True, min_periods=1).mean().tolist()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iad_r1 import data
 from iad_r1.errors import DataError
+from iad_r1.store.run_folder import write_text
 from iad_r1.types import Sample
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ LIST = "gallery.jsonl"
 FOLDER = Path("figures") / "samples"
 LONGEST_SIDE = 384  # pixels; a larger picture is stored smaller, a smaller one as it is
 JPEG_QUALITY = 88
+T = TypeVar("T")
 
 
 def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int) -> Path:
@@ -39,10 +41,7 @@ def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int) -> P
     for split in splits:
         of_split = [sample for sample in samples if sample.split == split]
         rows += [_store(folder, sample) for sample in choose(of_split, limit_per_split)]
-    partial = folder / f".{LIST}.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(folder / LIST)
-    return folder / LIST
+    return write_text(folder / LIST, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read(run_folder: Path) -> list[dict[str, Any]]:
@@ -67,28 +66,29 @@ def choose(samples: Sequence[Sample], limit: int) -> list[Sample]:
     The order inside a product is by a hash of the id, so it follows neither file names nor the
     order of `samples`.
     """
-    products: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=_key):
-        products.setdefault(sample.product, []).append(sample)
-    queues = [_alternating(products[name]) for name in sorted(products)]
-    rounds = (sample for turn in zip_longest(*queues) for sample in turn if sample is not None)
-    return [sample for _, sample in zip(range(limit), rounds, strict=False)]
+    products: dict[str, dict[str, list[Sample]]] = {}
+    for sample in sorted(samples, key=lambda sample: (_digest(sample), sample.id)):
+        kinds = products.setdefault(sample.product, {})
+        kinds.setdefault(sample.solution.answer, []).append(sample)
+    queues = [  # "Yes" begins
+        in_turn(kinds[answer] for answer in sorted(kinds, reverse=True))
+        for _, kinds in sorted(products.items())
+    ]
+    return list(islice(in_turn(queues), limit))
 
 
-def _key(sample: Sample) -> tuple[str, str]:
-    return hashlib.sha256(sample.id.encode()).hexdigest(), sample.id
+def in_turn(queues: Iterable[Iterable[T]]) -> Iterator[T]:
+    """The first of each, then the second of each, and so on; an empty one leaves its turn."""
+    return (item for turn in zip_longest(*queues) for item in turn if item is not None)
 
 
-def _alternating(samples: Sequence[Sample]) -> Iterator[Sample]:
-    anomalous = [sample for sample in samples if sample.solution.answer == "Yes"]
-    normal = [sample for sample in samples if sample.solution.answer == "No"]
-    for pair in zip_longest(anomalous, normal):
-        yield from (sample for sample in pair if sample is not None)
+def _digest(sample: Sample) -> str:
+    return hashlib.sha256(sample.id.encode()).hexdigest()
 
 
 def _store(folder: Path, sample: Sample) -> dict[str, Any]:
     """Write the picture and its mask under a name that does not tell the label."""
-    name = hashlib.sha256(sample.id.encode()).hexdigest()[:16]
+    name = _digest(sample)[:16]
     image = FOLDER / f"{name}.jpg"
     picture = _shrunk(data.open_image(sample))
     picture.save(folder / image, format="JPEG", quality=JPEG_QUALITY)

@@ -17,9 +17,9 @@ from iad_r1.grid import Grid
 Rectangle = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
-def data_uri(path: Path) -> str:
-    """A JPEG file as text that a page can embed."""
-    return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def data_uri(jpeg: bytes) -> str:
+    """A JPEG picture as text that a page can embed."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -40,12 +40,8 @@ def outline(mask: NDArray[np.generic]) -> str:
     inside = np.pad((mask != 0).astype(np.float64), 1)
     lines = contour_generator(z=inside).lines(0.5)
     # Index i of the padded array is the pixel whose centre lies at i - 0.5.
-    return "".join(_path(np.asarray(line) - 0.5) for line in lines)
-
-
-def _path(points: NDArray[np.float64]) -> str:
-    steps = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f"M{steps}Z"
+    steps = (" ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(line) - 0.5) for line in lines)
+    return "".join(f"M{line}Z" for line in steps)
 
 
 def mask_outline(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from markupsafe import Markup
 
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, training, wording
-from iad_r1.report.run_data import RunData, load
+from iad_r1.report.run_data import Evaluation, RunData, load
+from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
 
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000
 HEADLINE_FIGURES = ("balanced_accuracy", "location_accuracy")
+FEW_PRODUCTS = 5  # below this a split says nothing about other products
 FORESTED = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 
 Row = dict[str, Any]
+Keep = Callable[[str, str], Markup]  # takes a figure's name and SVG, for the file and the page
 
 
 def build(folder: Path) -> Path:
@@ -56,27 +59,32 @@ def _environment() -> Environment:
         "metric": lambda name: wording.METRIC_NAMES.get(name, name),
         "count": lambda value: wording.NOTHING if value is None else f"{value:,.1f}",
         "whole": lambda value: f"{value:,}",
-        "duration": wording.duration,
+        "duration": duration,
     }
     return environment
 
 
-def _context(run: RunData, keep: Callable[[str, str], Markup]) -> Row:
+def _context(run: RunData, keep: Keep) -> Row:
     rows = tables.summaries(run)
     changes = tables.comparisons(run)
     main = tables.main_evaluations(run)
+    scored = tables.scores(run, rows)
     found = cards.views(run)
+    seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
     return {
-        "title": _title(run),
+        "title": str(run.config.get("name") or run.folder.parent.name),
         "facts": _facts(run),
         "findings": list(story.findings(run, rows, changes)),
-        "caveats": list(story.caveats(run)),
+        "run": run,
+        "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
+        "n_products": _n_products,
+        "validated": any(wording.is_validation(item.split) for item in run.evaluations),
         "missing": [*run.missing, *tables.disagreements(rows, run.summary)],
         "groups": _groups(rows, changes),
-        "headline_figures": _headline_figures(run, rows, keep),
+        "headline_figures": list(_headline_figures(run, rows, keep)),
         "changes": changes,
-        "change_figures": _change_figures(changes, keep),
+        "change_figures": list(_change_figures(changes, keep)),
         "reference_gain": tables.reference_gain(run),
         "factory": _factory(rows),
         "prior": DEFECT_PRIOR,
@@ -87,11 +95,12 @@ def _context(run: RunData, keep: Callable[[str, str], Markup]) -> Row:
         "places": [place for place in places if place],
         "grid": run.grid,
         "types": [table for item in main if (table := tables.types(item))],
-        **_score_context(tables.scores(run), rows, keep),
+        "scores": scored,
+        "score_figures": list(_score_figures(scored, keep)),
         "curves": _curves(run, keep),
         "not_finite": training.not_finite(run),
-        "seconds": training.seconds(run),
-        "total_seconds": sum((run.summary.get("seconds") or {}).values()),
+        "seconds": seconds,
+        "total_seconds": sum(row["seconds"] for row in seconds),
         "rollouts": training.rollouts(run),
         "views": found,
         "view": cards.default_view(found),
@@ -99,10 +108,6 @@ def _context(run: RunData, keep: Callable[[str, str], Markup]) -> Row:
         "config": training.flat(run.config),
         "manifest": training.flat(run.manifest),
     }
-
-
-def _title(run: RunData) -> str:
-    return str(run.config.get("name") or run.folder.parent.name)
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
@@ -115,8 +120,12 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if "seed" in run.config:
         facts.append(("seed", str(run.config["seed"])))
     if spent := sum((run.summary.get("seconds") or {}).values()):
-        facts.append(("time", wording.duration(spent)))
+        facts.append(("time", duration(spent)))
     return facts
+
+
+def _n_products(item: Evaluation) -> int:
+    return len({p.product for p in item.predictions})
 
 
 # ------------------------------------------------------------------------------ headline
@@ -128,66 +137,53 @@ def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
     groups = []
     for split, shots in dict.fromkeys((row["split"], row["shots"]) for row in rows):
         here = {r["stage"]: r for r in rows if (r["split"], r["shots"]) == (split, shots)}
-        last = [
-            c for c in changes if (c["split"], c["shots"], c["to"]) == (split, shots, stages[-1])
-        ]
+        scored = any(row["auroc"] is not None for row in here.values())
+        last = {
+            c["metric"]: c
+            for c in changes
+            if (c["split"], c["shots"], c["to"]) == (split, shots, stages[-1])
+        }
         shown = wording.headline(next(iter(here.values())))
         lines = [
             {
                 "metric": metric,
                 "cells": [here.get(stage, {}).get(metric) for stage in stages],
                 "bounds": [here.get(stage, {}).get("ci95", {}).get(metric) for stage in stages],
-                "change": next((c for c in last if c["metric"] == metric), None),
+                "change": last.get(metric),
             }
-            for metric in (*shown, *(["auroc"] if _scored(here) else []))
+            for metric in (*shown, *(["auroc"] if scored else []))
         ]
         n = max(row["n"] for row in here.values())
         groups.append({"split": split, "shots": shots, "n": n, "lines": lines, "stages": stages})
     return groups
 
 
-def _scored(here: Mapping[str, Row]) -> bool:
-    return any(row["auroc"] is not None for row in here.values())
-
-
-def _headline_figures(
-    run: RunData, rows: Sequence[Row], keep: Callable[[str, str], Markup]
-) -> list[Markup]:
-    drawn = []
+def _headline_figures(run: RunData, rows: Sequence[Row], keep: Keep) -> Iterator[Markup]:
     for metric in HEADLINE_FIGURES:
         points = [
-            {
-                "label": f"{row['split']}, {row['shots']}-shot",
-                "stage": row["stage"],
-                "value": row[metric],
-                "ci95": row["ci95"].get(metric),
-            }
+            {**row, "label": _images(row), "value": row[metric], "ci95": row["ci95"].get(metric)}
             for row in rows
         ]
         if any(point["value"] is not None for point in points):
             chance = 50.0 if metric == "balanced_accuracy" else tables.uniform_chance(run)
-            drawn.append(keep(metric, figures.headline(points, metric, chance)))
-    return drawn
+            yield keep(metric, figures.headline(points, metric, chance))
 
 
-def _change_figures(changes: Sequence[Row], keep: Callable[[str, str], Markup]) -> list[Markup]:
+def _images(row: Row) -> str:
+    return f"{row['split']}, {row['shots']}-shot"
+
+
+def _change_figures(changes: Sequence[Row], keep: Keep) -> Iterator[Markup]:
     """One figure per pair of neighbouring stages."""
-    drawn = []
     for before, after in dict.fromkeys((row["from"], row["to"]) for row in changes):
         points = [
-            {**row, "label": f"{row['split']}, {row['shots']}-shot: {_short(row['metric'])}"}
+            {**row, "label": f"{_images(row)}: {row['metric'].replace('_accuracy', '')}"}
             for row in changes
             if (row["from"], row["to"]) == (before, after) and row["metric"] in FORESTED
         ]
         if points:
             title = f"{wording.model_name(after)} against {wording.model_name(before)}"
-            name = f"change-{before}-{after}"
-            drawn.append(keep(name, figures.differences(points, title)))
-    return drawn
-
-
-def _short(metric: str) -> str:
-    return metric.replace("_accuracy", "")
+            yield keep(f"change-{before}-{after}", figures.differences(points, title))
 
 
 def _factory(rows: Sequence[Row]) -> list[Row]:
@@ -206,38 +202,23 @@ def _factory(rows: Sequence[Row]) -> list[Row]:
 # ---------------------------------------------------------------------- scores and curves
 
 
-def _score_context(
-    scored: Sequence[Row], rows: Sequence[Row], keep: Callable[[str, str], Markup]
-) -> Row:
-    areas = {(row["stage"], row["split"], row["shots"]): row for row in rows}
-    drawn = []
+def _score_figures(scored: Sequence[Row], keep: Keep) -> Iterator[Markup]:
     for split in dict.fromkeys(row["split"] for row in scored):
         here = [row for row in scored if row["split"] == split]
-        title = f"{split}, {here[0]['shots']}-shot"
-        lines = [(wording.stage_name(r["stage"]), r["stage"], r["roc"]) for r in here]
-        bins = [
-            (wording.stage_name(r["stage"]), r["stage"], r["calibration"]["bins"]) for r in here
-        ]
-        drawn.append(keep(f"roc-{split}", figures.roc(lines, f"ROC: {title}")))
-        drawn.append(
-            keep(f"calibration-{split}", figures.calibration(bins, f"Calibration: {title}"))
-        )
-    table = [{**areas[row["stage"], row["split"], row["shots"]], **row} for row in scored]
-    return {"scores": table, "score_figures": drawn}
+        title = _images(here[0])
+        yield keep(f"roc-{split}", figures.roc(here, f"ROC: {title}"))
+        yield keep(f"calibration-{split}", figures.calibration(here, f"Calibration: {title}"))
 
 
-def _curves(run: RunData, keep: Callable[[str, str], Markup]) -> list[Row]:
+def _curves(run: RunData, keep: Keep) -> list[Row]:
     """Per stage: its leading panels and the folded ones."""
     found = []
     for stage, of_stage in training.panels(run).items():
-        drawn = {
-            title: keep(
-                f"curve-{stage}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}",
-                figures.curves(training.readable(series), f"{stage}: {title.replace('_', ' ')}"),
-            )
-            for title, series in of_stage.items()
-        }
-        leading = [svg for title, svg in drawn.items() if training.leads(title)]
-        folded = [svg for title, svg in drawn.items() if not training.leads(title)]
-        found.append({"stage": stage, "leading": leading, "folded": folded})
+        row: Row = {"stage": stage, "leading": [], "folded": []}
+        for title, series in of_stage.items():
+            name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+            shown = f"{stage}: {title.replace('_', ' ')}"
+            svg = keep(f"curve-{stage}-{name}", figures.curves(training.readable(series), shown))
+            row["leading" if training.leads(title) else "folded"].append(svg)
+        found.append(row)
     return found

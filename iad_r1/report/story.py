@@ -1,4 +1,4 @@
-"""The report in sentences: what was found, how sure it is, and what it does not show."""
+"""What was found, in sentences, and how sure it is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ TILES = {
     "location_accuracy": "defects found and placed",
 }
 LEADING = ("balanced_accuracy", "location_accuracy")
-_MANY = (
-    "Many differences are shown. Even if training changed nothing, about 1 interval in 20 would "
-    "leave out zero."
-)
-FEW_PRODUCTS = 5
 _PERCENT = "\N{NO-BREAK SPACE}%"
 
 
@@ -105,58 +100,3 @@ def change_sentence(row: Row) -> str:
 
 def _range(bounds: Sequence[float]) -> str:
     return " to ".join(wording.signless(bound) for bound in bounds)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def caveats(run: RunData) -> Iterator[str]:
-    """What the numbers do and do not show."""
-    if run.evaluations:
-        yield from _statistical_caveats(run)
-    yield from _data_caveats(run)
-    for item in tables.main_evaluations(run):
-        products = len({p.product for p in item.predictions})
-        if products < FEW_PRODUCTS:
-            yield (
-                f"{_capital(wording.split_name(item.split))}: only {products} "
-                f"product{'s' if products > 1 else ''} tested. Nothing follows for others."
-            )
-
-
-def _statistical_caveats(run: RunData) -> Iterator[str]:
-    seed = run.config.get("seed", "unknown")
-    yield (
-        "Intervals cover which images happened to be tested. They do not cover how training would "
-        f"turn out with another seed: this is one run with seed {seed}. Repeat it with other seeds "
-        "before believing a small difference."
-    )
-    if len(run.groups()) < len(run.evaluations):  # some weights are compared with others
-        yield _MANY
-    yield (
-        "An answer that cannot be read counts as wrong. Location and type are judged on defective "
-        "images only, and a missed defect counts as wrong there too."
-    )
-
-
-def _data_caveats(run: RunData) -> Iterator[str]:
-    data = (run.config.get("data") or {}).get("name")
-    backbone = run.config.get("backbone") or {}
-    if data == "synthetic":
-        yield (
-            "The images are drawn by a program, with half of them defective. The numbers compare "
-            "training methods; they say nothing about real parts."
-        )
-    if backbone.get("source") == "built":
-        yield (
-            "The model is tiny and built for this project, its vision tower pre-trained on drawn "
-            "defects. Published models differ in size, in what they know and in how they fail."
-        )
-    if (run.config.get("evaluate") or {}).get("limit"):
-        yield (
-            f"Only the first {run.config['evaluate']['limit']:,} images of each split were tested "
-            "(evaluate.limit)."
-        )
-    if any(wording.is_validation(item.split) for item in run.evaluations):
-        yield "Validation images were tested. Choices made on them make their numbers look better."

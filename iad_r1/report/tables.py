@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from iad_r1.grid import Grid, parse_cells, words
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.outcomes import is_yes_no
@@ -173,32 +175,29 @@ def places(evaluation: Evaluation, grid: Grid) -> Row | None:
     golds = [parse_cells(p.gold_location or "", grid) for p in rows]
     if not rows or not any(golds):
         return None
-    n = grid.cells
-    confusion = [[0] * n for _ in range(n)]
-    missed, unplaced, hits = [0] * n, [0] * n, [0] * n
+    n, hits = grid.cells, [0] * grid.cells
+    said = np.zeros((n, n + 2), dtype=int)  # gold cell x named cell, none or several, missed
     for row, gold in zip(rows, golds, strict=True):
         if gold is None or len(gold) != 1:
             continue
         (cell,) = gold
-        said = parse_cells(row.location or "", grid) if row.answer == "yes" else None
-        hits[cell] += row.answer == "yes" and row.location_correct is True
         if row.answer != "yes":
-            missed[cell] += 1
-        elif said is None or len(said) != 1:
-            unplaced[cell] += 1
-        else:
-            confusion[cell][next(iter(said))] += 1
-    totals = [sum(line) + missed[i] + unplaced[i] for i, line in enumerate(confusion)]
+            said[cell, n + 1] += 1
+            continue
+        named = parse_cells(row.location or "", grid) or ()
+        said[cell, next(iter(named)) if len(named) == 1 else n] += 1
+        hits[cell] += row.location_correct is True
+    totals = said.sum(axis=1).tolist()
     return {
         "split": evaluation.split,
         "shots": evaluation.shots,
         "names": [words(cell, grid) for cell in range(n)],
         "gold": totals,
-        "named": [sum(line[cell] for line in confusion) for cell in range(n)],
+        "named": said[:, :n].sum(axis=0).tolist(),
         "hit_rate": [100 * hits[i] / totals[i] if totals[i] else None for i in range(n)],
-        "confusion": confusion,
-        "missed": missed,
-        "unplaced": unplaced,
+        "confusion": said[:, :n].tolist(),
+        "missed": said[:, n + 1].tolist(),
+        "unplaced": said[:, n].tolist(),
         "several": sum(gold is not None and len(gold) > 1 for gold in golds),
         "chance": chance(golds, grid),
     }
@@ -237,25 +236,24 @@ def types(evaluation: Evaluation) -> Row | None:
     if not rows:
         return None
     pairs = Counter((row.gold_type or "", _said_type(row)) for row in rows)
-    golds = sorted({gold for gold, _ in pairs})
-    frequent = Counter(_said_type(row) for row in rows)
-    known = [name for name in golds if name in frequent]
-    others = [name for name, _ in frequent.most_common() if name not in known]
-    columns = [*known, *others]
+    totals = Counter(row.gold_type or "" for row in rows)
+    right = Counter(r.gold_type or "" for r in rows if r.type_correct is True and r.answer == "yes")
+    golds = sorted(totals)
+    named = [name for name, _ in Counter(_said_type(row) for row in rows).most_common()]
+    columns = sorted(named, key=lambda name: golds.index(name) if name in golds else len(golds))
     shown, rest = columns[:MANY_TYPES], columns[MANY_TYPES:]
     lines = [
         {
             "gold": gold,
             "counts": [pairs[gold, name] for name in shown],
             "rest": sum(pairs[gold, name] for name in rest),
-            "right": sum(r.type_correct is True and r.answer == "yes" for r in rows
-                         if (r.gold_type or "") == gold),
-            "n": sum(count for (name, _), count in pairs.items() if name == gold),
+            "right": right[gold],
+            "n": totals[gold],
         }
         for gold in golds
-    ]  # fmt: skip
-    return {"split": evaluation.split, "shots": evaluation.shots, "columns": shown,
-            "rest": len(rest), "rows": lines}  # fmt: skip
+    ]
+    place = {"split": evaluation.split, "shots": evaluation.shots}
+    return {**place, "columns": shown, "rest": len(rest), "rows": lines}
 
 
 def _said_type(row: Prediction) -> str:
@@ -267,23 +265,15 @@ def _said_type(row: Prediction) -> str:
 # --------------------------------------------------------------------------------- scores
 
 
-def scores(run: RunData) -> list[Row]:
-    """ROC and calibration per evaluation at the fewest shots; empty when no answer has `p_yes`."""
-    rows = []
-    for item in run.evaluations:
+def scores(run: RunData, rows: Sequence[Row]) -> list[Row]:
+    """The rows of the fewest shots with ROC and calibration; empty when no answer has `p_yes`."""
+    found = []
+    for item, row in zip(run.evaluations, rows, strict=True):
         fewest = min(other.shots for other in run.evaluations if other.split == item.split)
         curve = roc(item.predictions) if item.shots == fewest else None
         bins = calibration(item.predictions) if curve else None
-        if curve is None or bins is None:
-            continue
-        rows.append(
-            {
-                "stage": item.stage,
-                "split": item.split,
-                "shots": item.shots,
-                "roc": curve,
-                "calibration": bins,
-                "overkill_at_miss_5": overkill_at_miss(item.predictions, 5.0),
-            }
-        )
-    return rows
+        if curve is not None and bins is not None:
+            overkill = overkill_at_miss(item.predictions, 5.0)
+            more = {"roc": curve, "calibration": bins, "overkill_at_miss_5": overkill}
+            found.append({**row, **more})
+    return found

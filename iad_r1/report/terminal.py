@@ -1,124 +1,21 @@
-"""What a run shows while it works and when it is done."""
+"""What a run prints when it is done."""
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from iad_r1.report import wording
+from iad_r1.store.progress import duration
+from iad_r1.store.run_folder import RunFolder
 
 PLAIN_WIDTH = 140  # columns of a summary written to a file or a pipe
-LINE_SHARE, LINE_GAP, LINE_SECONDS = 0.1, 2.0, 30.0
-
-
-class Bar(Protocol):
-    """What `progress` hands out."""
-
-    def advance(self, steps: int = 1, **scalars: float) -> None:
-        """`steps` more are done; `scalars` are the latest values worth a look."""
-        ...
-
-    def skip(self, steps: int) -> None:
-        """`steps` were done by an earlier process; they say nothing about the speed."""
-        ...
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Bar]:
-    """A bar with elapsed time, time left and a few live numbers.
-
-    Where stdout is no terminal (a log file, a cluster) it prints a plain line now and then
-    instead: about every tenth of the way, and after 30 s of silence.
-    """
-    console = Console()
-    if not console.is_terminal:
-        yield _Lines(console, description, total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[scalars]}", style="cyan"),
-    )
-    # A long window for the speed: one GRPO step can take minutes.
-    with Progress(*columns, console=console, speed_estimate_period=600) as shown:
-        yield _Live(shown, shown.add_task(escape(description), total=total, scalars=""))
-
-
-class _Live:
-    def __init__(self, shown: Progress, task: TaskID) -> None:
-        self._shown, self._task = shown, task
-
-    def advance(self, steps: int = 1, **scalars: float) -> None:
-        if scalars:
-            self._shown.update(self._task, scalars=escape(_scalars(scalars)))
-        self._shown.advance(self._task, steps)
-
-    def skip(self, steps: int) -> None:
-        self._shown.reset(self._task, completed=steps)
-
-
-class _Lines:
-    def __init__(self, console: Console, description: str, total: int) -> None:
-        self._console, self._description, self._total = console, description, total
-        self._done = self._said = self._skipped = 0
-        self._start = self._last = time.monotonic()
-
-    def advance(self, steps: int = 1, **scalars: float) -> None:
-        self._done += steps
-        now = time.monotonic()
-        silent, share = now - self._last, (self._done - self._said) / max(self._total, 1)
-        due = (share >= LINE_SHARE and silent >= LINE_GAP) or silent >= LINE_SECONDS
-        if due or (self._done >= self._total and self._said < self._done):
-            self._say(now, scalars)
-
-    def skip(self, steps: int) -> None:
-        self._done = self._said = self._skipped = steps
-
-    def _say(self, now: float, scalars: Mapping[str, float]) -> None:
-        elapsed = now - self._start
-        left = elapsed / (self._done - self._skipped) * max(self._total - self._done, 0)
-        text = (
-            f"{self._description} {self._done}/{self._total}  "
-            f"{wording.duration(elapsed)}, {wording.duration(left)} left  {_scalars(scalars)}"
-        )
-        self._console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
-        self._said, self._last = self._done, now
-
-
-def _scalars(scalars: Mapping[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in scalars.items())
-
-
-def _short(value: float) -> str:
-    if isinstance(value, int) or not math.isfinite(value):
-        return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
-
-
-# --------------------------------------------------------------------------- end of a run
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
@@ -145,18 +42,14 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def _headline(summary: Mapping[str, Any], folder: Path) -> str:
-    config = _read(folder / "config.json")
+    config = RunFolder(folder).read_json("config.json")
     parts = [str(config.get("name") or folder.parent.name)]
     for section in ("backbone", "data", "rewards", "tuning"):
         name = (config.get(section) or {}).get("name")
         parts += [f"{section}={name}"] if name else []
     parts += [f"seed={config['seed']}"] if "seed" in config else []
     spent = sum((summary.get("seconds") or {}).values())
-    return " ".join(parts) + (f"      {wording.duration(spent)}" if spent else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return " ".join(parts) + (f"      {duration(spent)}" if spent else "")
 
 
 def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
@@ -207,7 +100,7 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
     trained = [stage for stage in ("grpo", "sft") if (folder / "checkpoints" / stage).is_dir()]
     if trained:
         yield "weights", f"{here}/checkpoints/{trained[0]}"
-        config = _read(folder / "config.json")
+        config = RunFolder(folder).read_json("config.json")
         backbone = (config.get("backbone") or {}).get("name")
         chosen = f" backbone={backbone}" if backbone else ""
         kind = (config.get("weights") or {}).get("name", "published")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iad_r1.report import wording
+from iad_r1.report import overlay
 from iad_r1.report.run_data import RunData
 
 NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch")
@@ -83,11 +82,11 @@ def readable(series: Series) -> Series:
 
 def not_finite(run: RunData) -> list[str]:
     """Steps whose numbers were NaN or infinite, in words."""
-    found = []
-    for line in run.steps:
-        for name, value in (line.get("not_finite") or {}).items():
-            found.append(f"{name} was {value} at step {line['step']} of {line['stage']}")
-    return found
+    return [
+        f"{name} was {value} at step {line['step']} of {line['stage']}"
+        for line in run.steps
+        for name, value in (line.get("not_finite") or {}).items()
+    ]
 
 
 def seconds(run: RunData) -> list[Row]:
@@ -95,7 +94,7 @@ def seconds(run: RunData) -> list[Row]:
     spent: Mapping[str, float] = run.summary.get("seconds") or {}
     total = sum(spent.values())
     return [
-        {"phase": phase, "text": wording.duration(s), "share": 100 * s / total if total else 0.0}
+        {"phase": phase, "seconds": s, "share": 100 * s / total if total else 0.0}
         for phase, s in spent.items()
     ]
 
@@ -116,16 +115,18 @@ def rollouts(run: RunData) -> list[Row]:
 def _rollout_rows(path: Path) -> list[Row]:
     import pandas
 
-    rows = pandas.read_parquet(path).head(SAMPLES).to_dict("records")
-    return [
-        {
-            "about": ", ".join(str(row[name]) for name in ABOUT if row.get(name)),
-            "text": str(row.get("completion", "")),
-            "numbers": _numbers(row),
-            "uri": _uri(row.get("thumbnail")),
-        }
-        for row in rows
-    ]
+    found = []
+    for row in pandas.read_parquet(path).head(SAMPLES).to_dict("records"):
+        picture = row.get("thumbnail")
+        found.append(
+            {
+                "about": ", ".join(str(row[name]) for name in ABOUT if row.get(name)),
+                "text": str(row.get("completion", "")),
+                "numbers": _numbers(row),
+                "uri": overlay.data_uri(picture) if isinstance(picture, bytes) else None,
+            }
+        )
+    return found
 
 
 def _numbers(row: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
@@ -137,12 +138,6 @@ def _numbers(row: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{prefix}{name}"] = float(value)
     return found
-
-
-def _uri(thumbnail: Any) -> str | None:
-    if not isinstance(thumbnail, bytes):
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode("ascii")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

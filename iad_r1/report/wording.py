@@ -103,14 +103,3 @@ def clear(comparison: Mapping[str, Any]) -> bool:
     """Whether the 95 % interval of a difference leaves out zero."""
     bounds = comparison.get("ci95")
     return bool(bounds) and (bounds[0] > 0 or bounds[1] < 0)
-
-
-def duration(seconds: float) -> str:
-    """ "8 s", "6 min 12 s" or "6 h 12 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -16,7 +16,8 @@ from iad_r1.settings.config import Config
 from iad_r1.settings.stage import StageSettings
 from iad_r1.settings.training import Length
 from iad_r1.stages import row
-from iad_r1.store.run_folder import RunFolder, Start, find_start, recent_runs
+from iad_r1.store.run_folder import RunFolder, recent_runs
+from iad_r1.store.starts import Start, find_start
 
 Settings = StageSettings
 

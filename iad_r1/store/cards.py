@@ -7,9 +7,7 @@ and `vllm serve` read the folder as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -23,7 +21,6 @@ STEPS = {
     "grpo": "SC-GRPO",
 }
 HUB_LICENCES = ("apache-2.0", "mit", "llama2")  # others are `other` with a name, says the hub
-METRICS = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
 PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -43,35 +40,6 @@ def write_cards(folder: RunFolder, config: Config, stage: str) -> None:
 
 def card(folder: RunFolder, config: Config, stage: str, *, adapter: bool) -> str:
     """The model card of the weights after `stage`, in Markdown with the hub's front matter."""
-    manifest = folder.read_json("manifest.json")
-    backbone = config.backbone
-    return _template().render(
-        name=backbone.name,
-        backbone=backbone.name,
-        stage=stage,
-        after=AFTER[stage],
-        adapter=adapter,
-        weights=config.weights.name,
-        base=_base(config),
-        began=_began(config),
-        steps=_steps(config, stage),
-        licence=_licence(backbone.license if backbone.source == "hub" else None),
-        pixels=f"{backbone.max_pixels:,} pixels" if backbone.max_pixels else "the base's own limit",
-        prompt=config.grpo.prompt if stage == "grpo" else config.sft.prompt,
-        data=manifest.get("data") or {"name": config.data.name, "fingerprint": "-", "counts": {}},
-        recipe=_recipe(config, stage),
-        results=_results(folder, stage),
-        evaluate=config.evaluate,
-        code=manifest.get("code") or {"commit": None, "dirty": None},
-        packages=", ".join(
-            f"{name} {version}"
-            for name, version in manifest.get("packages", {}).items()
-            if name in PACKAGES
-        ),
-    )
-
-
-def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("iad_r1", "templates"),
         trim_blocks=True,
@@ -80,7 +48,24 @@ def _template() -> Any:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown of our own values, not HTML
     )
-    return environment.get_template("model_card.md.j2")
+    manifest, backbone = folder.read_json("manifest.json"), config.backbone
+    versions = manifest.get("packages", {})
+    taken = [step for step in dict.fromkeys(config.tasks()) if step in STEPS]
+    return environment.get_template("model_card.md.j2").render(
+        config=config,
+        stage=stage,
+        after=AFTER[stage],
+        adapter=adapter,
+        base=_base(config),
+        began=_began(config),
+        steps=[STEPS[step] for step in taken[: taken.index(stage) + 1]],
+        licence=backbone.license if backbone.source == "hub" else None,
+        hub_licences=HUB_LICENCES,
+        data=manifest.get("data") or {"name": config.data.name, "fingerprint": "-", "counts": {}},
+        results=[row for row in folder.summary().get("results", []) if row["stage"] == stage],
+        code=manifest.get("code") or {"commit": None, "dirty": None},
+        packages=", ".join(f"{name} {versions[name]}" for name in versions if name in PACKAGES),
+    )
 
 
 def _base(config: Config) -> str | None:
@@ -101,71 +86,3 @@ def _began(config: Config) -> str:
     named = f"the checkpoint `{where.name}`" if where.is_absolute() else f"`{backbone.path}`"
     revision = "" if backbone.revision == "main" else f" at revision `{backbone.revision}`"
     return f"{named}{revision}"
-
-
-def _steps(config: Config, stage: str) -> list[str]:
-    """The training steps of this run up to `stage`."""
-    taken = [step for step in dict.fromkeys(config.tasks()) if step in STEPS]
-    return [STEPS[step] for step in taken[: taken.index(stage) + 1]]
-
-
-def _licence(text: str | None) -> dict[str, str | None]:
-    if text is None:
-        return {"id": "other", "name": "none", "text": "built from random weights, nobody's"}
-    if text in HUB_LICENCES:
-        return {"id": text, "name": None, "text": text}
-    return {"id": "other", "name": text.lower().replace(" ", "-"), "text": text}
-
-
-def _recipe(config: Config, stage: str) -> dict[str, str]:
-    """The settings a reader asks for first; the others are in `config.json`."""
-    settings = {
-        "seed": config.seed,
-        "tuning": _tuning(config),
-        "precision": config.engine.precision,
-    }
-    section = getattr(config, stage)
-    settings |= {
-        "learning rate": f"{section.learning_rate:g}, {section.schedule}",
-        "warm-up steps": section.warmup_steps,
-        "AdamW betas": ", ".join(f"{beta:g}" for beta in section.adam_betas),
-        "weight decay": f"{section.weight_decay:g}",
-        "gradient clipped at": f"{section.max_grad_norm:g}",
-    }
-    if stage == "sft":
-        for index, phase in enumerate(config.sft.phases):
-            settings[f"phase {index + 1}"] = f"{_length(phase)} of {phase.batch_size} samples"
-    if stage == "grpo":
-        settings["length"] = f"{_length(config.grpo)} of {config.grpo.prompts_per_step} prompts"
-        settings["completions per prompt"] = config.grpo.group_size
-        settings["rewards"] = config.rewards.name
-        settings["KL coefficient"] = f"{config.grpo.kl_coef:g} ({config.grpo.kl_kind})"
-    return {name: str(value) for name, value in settings.items()}
-
-
-def _tuning(config: Config) -> str:
-    tuning = config.tuning
-    parts = ", ".join(tuning.train)
-    if tuning.name == "lora":
-        return f"LoRA of rank {tuning.rank}, alpha {tuning.alpha}, on {parts}"
-    return f"full, of {parts}"
-
-
-def _length(length: Any) -> str:
-    limits = [f"{length.steps:,} steps"] if length.steps is not None else []
-    limits += [f"{length.epochs:g} epochs"] if length.epochs is not None else []
-    return " or ".join(limits)
-
-
-def _results(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
-    rows = [row for row in folder.summary().get("results", []) if row["stage"] == stage]
-    return [{**row, **{metric: _with_interval(row, metric) for metric in METRICS}} for row in rows]
-
-
-def _with_interval(row: Mapping[str, Any], metric: str) -> str:
-    value, interval = row[metric], (row.get("ci95") or {}).get(metric)
-    if value is None:
-        return "-"
-    if not interval or None in interval:
-        return f"{value:.1f}"
-    return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"

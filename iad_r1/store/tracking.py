@@ -16,13 +16,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from iad_r1.errors import MismatchError
 from iad_r1.settings.tracking import Mode, TrackingConfig
-from iad_r1.store.run_folder import write_text
+from iad_r1.store.run_folder import TRAINED, write_text
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
@@ -43,28 +42,23 @@ class Tracker:
         self._settings = tracking_config
         self._folder = Path(run_folder)
         self._config = config
-        self._lines: io.TextIOWrapper | None = None
+        self._metrics = self._folder / "metrics.jsonl"
+        self._entered = False
         self._run: Run | None = None
-        self._stages: set[str] = set()
 
     def __enter__(self) -> Tracker:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "metrics.jsonl"
-        _drop_torn_line(path)
-        self._lines = path.open("a", encoding="utf-8")
+        self._metrics.touch()
+        _drop_torn_line(self._metrics)
+        self._entered = True
         self._run = _start_wandb(self._settings, self._folder, self._config)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close(exit_code=0 if kind is None else 1)
 
     def log(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Append one line {"stage", "step", ...scalars} to `metrics.jsonl` and flush it.
+        """Append one line {"stage", "step", ...scalars} to `metrics.jsonl`.
 
         JSON has no NaN: such a value is written as null and spelled out beside it, as in
         {"loss": null, "not_finite": {"loss": "nan"}}.
@@ -73,11 +67,11 @@ class Tracker:
             raise MismatchError(f"scalars of {stage} step {step} use the reserved names {taken}.")
         values = {name: _number(name, value) for name, value in scalars.items()}
         line = {"stage": stage, "step": step, **_json_safe(values)}
-        if self._lines is None:
+        if not self._entered:
             raise MismatchError("Tracker.log needs `with Tracker(...) as tracker:` around it.")
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        self._mirror(lambda run: self._log_to_wandb(run, stage, step, values))
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._mirror(lambda run: run.log(_under(stage, step, values)))
 
     def rollouts(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write `rollouts/<stage>-<step>.parquet`, one row per completion; returns its path.
@@ -91,9 +85,8 @@ class Tracker:
         partial = path.with_suffix(".partial")
         pandas.DataFrame([_storable(row) for row in rows]).to_parquet(partial, index=False)
         partial.replace(path)
-        shown = rows[: self._settings.rollout_rows]
-        if shown:
-            self._mirror(lambda run: self._rollouts_to_wandb(run, stage, step, shown))
+        if shown := rows[: self._settings.rollout_rows]:
+            self._mirror(lambda run: run.log(_under(stage, step, {"rollouts": _table(shown)})))
         return path
 
     def evaluation(self, results: Sequence[Mapping[str, Any]]) -> None:
@@ -103,22 +96,18 @@ class Tracker:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the lines and rollouts of `stage` from `step` on; wandb keeps what it was sent."""
-        path = self._folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if not _is_later(json.loads(line), stage, step)]
         if len(kept) < len(lines):
-            self._close_lines()
-            write_text(path, "".join(kept))
-            self._lines = path.open("a", encoding="utf-8")
+            write_text(self._metrics, "".join(kept))
         for table in (self._folder / "rollouts").glob(f"{stage}-*.parquet"):
             if int(table.stem.rpartition("-")[2]) >= step:
                 table.unlink()
 
     def flush(self) -> None:
         """Have the disk hold every line so far."""
-        if self._lines is not None:
-            self._lines.flush()
-            os.fsync(self._lines.fileno())
+        with self._metrics.open("a") as file:
+            os.fsync(file.fileno())
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put the run's headline numbers into wandb's summary and close."""
@@ -126,14 +115,9 @@ class Tracker:
         self._close(exit_code=0)
 
     def _close(self, exit_code: int) -> None:
-        self._close_lines()
+        self._entered = False
         self._mirror(lambda run: run.finish(exit_code=exit_code))
         self._run = None
-
-    def _close_lines(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
 
     def _mirror(self, send: Callable[[Run], Any]) -> None:
         """Send to wandb; on failure say so once and go on without it."""
@@ -143,23 +127,7 @@ class Tracker:
             send(self._run)
         except Exception as error:  # of whatever kind: the record is elsewhere and goes on
             self._run = None
-            _say(f"wandb stopped ({_one_line(error)}); {self._folder / 'metrics.jsonl'} goes on.")
-
-    def _log_to_wandb(self, run: Run, stage: str, step: int, values: Mapping[str, float]) -> None:
-        self._declare_axis(run, stage)
-        run.log({f"{stage}/step": step, **{f"{stage}/{name}": v for name, v in values.items()}})
-
-    def _rollouts_to_wandb(
-        self, run: Run, stage: str, step: int, rows: Sequence[Mapping[str, Any]]
-    ) -> None:
-        self._declare_axis(run, stage)
-        run.log({f"{stage}/step": step, f"{stage}/rollouts": _table(rows)})
-
-    def _declare_axis(self, run: Run, stage: str) -> None:
-        """Every stage counts its steps from zero, so each gets a step axis of its own."""
-        if stage not in self._stages:
-            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._stages.add(stage)
+            _say(f"wandb stopped ({_one_line(error)}); {self._metrics} goes on.")
 
 
 # ------------------------------------------------------------------------------- values
@@ -167,6 +135,11 @@ class Tracker:
 
 def _is_later(line: Mapping[str, Any], stage: str, step: int) -> bool:
     return line["stage"] == stage and line["step"] >= step
+
+
+def _under(stage: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """As wandb is told: every stage counts its steps from zero, so each has its own `step`."""
+    return {f"{stage}/{name}": value for name, value in {"step": step, **values}.items()}
 
 
 def _number(name: str, value: Any) -> float:
@@ -226,8 +199,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
 
 def _drop_torn_line(path: Path) -> None:
     """Cut off the half line that a killed run may leave, so the file stays one JSON per line."""
-    if not path.exists():
-        return
     with path.open("rb+") as file:
         data = file.read()
         file.truncate(data.rfind(b"\n") + 1)
@@ -282,19 +253,16 @@ def has_login(environ: Mapping[str, str], base_url: str) -> bool:
     """Whether wandb would find an API key for its server: WANDB_API_KEY, or a netrc entry."""
     if environ.get("WANDB_API_KEY"):
         return True
-    chosen = environ.get("NETRC")
-    candidates = [chosen] if chosen else ["~/.netrc", "~/_netrc"]
-    path = next((p for name in candidates if (p := Path(name).expanduser()).is_file()), None)
-    if path is None:
-        return False
+    names = [environ["NETRC"]] if environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    path = next((p for name in names if (p := Path(name).expanduser()).is_file()), None)
     try:
-        entries = netrc.netrc(str(path))
+        entries = netrc.netrc(str(path)) if path else None
     except (netrc.NetrcParseError, OSError):
         return False  # wandb could not read it either
     host = urlsplit(base_url).netloc
     # wandb's present default host is a front of the older one, and takes its logins too.
     hosts = (host, "api.wandb.ai") if host == "api.forge.coreweave.com" else (host,)
-    return any(name in entries.hosts or "default" in entries.hosts for name in hosts)
+    return entries is not None and any(entries.authenticators(name) for name in hosts)
 
 
 def _init(
@@ -329,6 +297,8 @@ def _init(
             x_save_requirements=False,
         ),
     )
+    for stage in TRAINED:
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     if mode == "online":
         _say(f"wandb: {run.url}")
     return run

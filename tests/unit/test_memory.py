@@ -22,11 +22,11 @@ from iad_r1.backbones.published import build
 from iad_r1.errors import ConfigError
 from iad_r1.planner import memory
 from iad_r1.planner.memory import GIB, Lora, Setup, Work
-from iad_r1.planner.widths import Architecture, Picture, describe, picture
+from iad_r1.planner.widths import Architecture, Picture, picture, widths_of
 
 NAMES = published.names()
-QWEN_3B = describe(published.read("qwen25vl_3b")["config"])
-ONEVISION = describe(published.read("llava_ov_05b")["config"])
+QWEN_3B = widths_of(published.read("qwen25vl_3b")["config"])
+ONEVISION = widths_of(published.read("llava_ov_05b")["config"])
 LANGUAGE: tuple[memory.Part, ...] = ("language",)
 STEP = Work(2, 200, Picture(2436, 609), 1, 4, 512)  # 2 prompts with a picture of 800 x 600
 
@@ -37,7 +37,7 @@ STEP = Work(2, 200, Picture(2436, 609), 1, 4, 512)  # 2 prompts with a picture o
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_counted_from_the_configuration_are_those_of_the_model(name: str) -> None:
     model = build.build_random(name, device="meta")
-    found = describe(published.read(name)["config"])
+    found = widths_of(published.read(name)["config"])
     text = ("model.language_model.", "lm_head.")
     sizes = {key: p.numel() for key, p in model.named_parameters()}
     assert found.parameters == sum(sizes.values())
@@ -47,7 +47,7 @@ def test_parameters_counted_from_the_configuration_are_those_of_the_model(name: 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_configuration_saved_by_transformers_reads_the_same(name: str) -> None:
     saved = build.model_config(name).to_dict()
-    assert describe(saved) == describe(published.read(name)["config"])
+    assert widths_of(saved) == widths_of(published.read(name)["config"])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_configuration_saved_by_transformers_reads_the_same(name: str) -> None
 )
 def test_a_picture_is_counted_as_its_processor_cuts_it(name: str) -> None:
     processor: Any = build.build_processor(name)
-    config, model = build.model_config(name), describe(published.read(name)["config"])
+    config, model = build.model_config(name), widths_of(published.read(name)["config"])
     if name.startswith("qwen"):
         processor.image_processor.size["longest_edge"] = 480_000
     stream = random.Random(name)
@@ -73,7 +73,7 @@ def test_a_picture_is_counted_as_its_processor_cuts_it(name: str) -> None:
 
 def test_a_model_of_another_type_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'gemma3'"):
-        describe({"model_type": "gemma3"})
+        widths_of({"model_type": "gemma3"})
 
 
 # --- states, by hand -----------------------------------------------------------------------------
@@ -141,7 +141,10 @@ def test_the_adapter_is_counted_as_peft_builds_it() -> None:
             found = get_peft_model(model, LoraConfig(r=4, target_modules=targets))
             counted = sum(p.numel() for p in found.parameters() if p.requires_grad)
             setup = Setup(lora=Lora(4), train=parts)
-            assert counted == memory.adapter(describe(model.config.to_dict()), setup), (name, parts)
+            assert counted == memory.adapter(widths_of(model.config.to_dict()), setup), (
+                name,
+                parts,
+            )
 
 
 def test_a_frozen_tower_has_neither_gradients_nor_moments() -> None:
@@ -153,7 +156,7 @@ def test_a_frozen_tower_has_neither_gradients_nor_moments() -> None:
 def test_the_cache_of_grouped_query_attention_counts_key_heads() -> None:
     """Qwen2.5-VL-3B: 36 layers, 2 key heads of 128 (for 16 query heads), bfloat16."""
     assert memory.kv_cache(QWEN_3B.text, 1, 2) == 2 * 36 * 2 * 128 * 2
-    llava = describe(published.read("llava15_7b")["config"]).text  # every head has its own key
+    llava = widths_of(published.read("llava15_7b")["config"]).text  # every head has its own key
     assert memory.kv_cache(llava, 1, 2) == 2 * 32 * 4096 * 2
 
 
@@ -202,7 +205,7 @@ def small(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **
 
 def example(model: Any) -> dict[str, torch.Tensor]:
     """A prompt with one picture of 112 x 112 (56 x 56 for LLaVA-1.5) and 20 words."""
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     counted = picture(about, 112, 112, None)
     ids = torch.tensor([[5] * counted.tokens + list(range(10, 30))])
     if about.vision.kind.startswith("qwen"):
@@ -247,7 +250,7 @@ class Kept:
 
 
 def work_of(model: Any, groups: int, completions: int, length: int, packed: bool = True) -> Work:
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     return Work(groups, 20, picture(about, 112, 112, None), 1, completions, length, packed)
 
 
@@ -260,7 +263,7 @@ def measure(model: Any, work: Work) -> int:
 
 def predict(model: Any, work: Work, setup: Setup) -> int:
     """Activations and the float32 log-probabilities of every target over the vocabulary."""
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     kept = memory.vision_activations(about, work, setup) + memory.text_activations(
         about, work, setup
     )
@@ -295,7 +298,7 @@ def test_with_checkpointing_a_layer_keeps_its_input(name: str) -> None:
     work = work_of(model, 1, 4, 25)
     # rotary angles and the mask are arguments of the layers, which checkpointing holds without
     # these hooks
-    about = describe(model.config.to_dict())
+    about = widths_of(model.config.to_dict())
     angles = 2 * 2 * work.tokens * about.text.head_dim
     if about.vision.kind.startswith("qwen"):
         angles += 2 * 4 * work.patches * about.vision.hidden // about.vision.heads
@@ -342,7 +345,7 @@ works = st.builds(
     length=st.integers(2, 1024),
     packed=st.booleans(),
 )
-models = st.sampled_from([describe(published.read(name)["config"]) for name in NAMES])
+models = st.sampled_from([widths_of(published.read(name)["config"]) for name in NAMES])
 
 
 def peak(model: Architecture, work: Work, setup: Setup, forwards: int = 1) -> int:

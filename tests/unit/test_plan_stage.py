@@ -202,9 +202,10 @@ def test_nothing_is_needed_but_settings() -> None:
 
 def test_planning_loads_no_torch(repository: Path) -> None:
     code = (
-        "import sys; from iad_r1.command import compose; from iad_r1.stages import plan;"
+        "import sys; from iad_r1.command import compose; from iad_r1.planner import tables;"
+        "from iad_r1.stages import plan;"
         "config = compose.compose(['stage=plan', 'backbone=qwen25vl_3b', 'gpus=4']);"
-        "plan.content(config, config.stage, plan.ask(config, config.stage, "
+        "tables.content(config, config.stage, plan.ask(config, config.stage, "
         "plan.architecture(config)));"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from iad_r1.report import terminal, wording
+from iad_r1.store import progress
 
 
 class Clock:
@@ -26,12 +27,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(terminal, "time", made)
+    monkeypatch.setattr(progress, "time", made)
     return made
 
 
 def run(clock: Clock, steps: int, seconds: float, **scalars: float) -> None:
-    with terminal.progress("SC-GRPO [x]", steps) as bar:
+    with progress.progress("SC-GRPO [x]", steps) as bar:
         for _ in range(steps):
             clock.now += seconds
             bar.advance(1, **scalars)
@@ -62,7 +63,7 @@ def test_a_quick_loop_does_not_flood_the_log(clock, capsys):
 
 
 def test_several_steps_may_be_done_at_once(clock, capsys):
-    with terminal.progress("evaluate", 130) as bar:
+    with progress.progress("evaluate", 130) as bar:
         for _ in range(3):
             clock.now += 3
             bar.advance(64)
@@ -70,7 +71,7 @@ def test_several_steps_may_be_done_at_once(clock, capsys):
 
 
 def test_nothing_to_do_is_no_error(capsys):
-    with terminal.progress("evaluate", 0) as bar:
+    with progress.progress("evaluate", 0) as bar:
         bar.advance(0)
     assert capsys.readouterr().out == ""
 
@@ -78,9 +79,9 @@ def test_nothing_to_do_is_no_error(capsys):
 def test_a_terminal_gets_a_bar_with_live_numbers(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
-        terminal, "Console", lambda: Console(file=screen, force_terminal=True, width=120)
+        progress, "Console", lambda: Console(file=screen, force_terminal=True, width=120)
     )
-    with terminal.progress("PA-SFT [x]", 4) as bar:
+    with progress.progress("PA-SFT [x]", 4) as bar:
         for step in range(4):
             bar.advance(loss=0.5 * step)
     shown = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue())
@@ -88,7 +89,7 @@ def test_a_terminal_gets_a_bar_with_live_numbers(monkeypatch):
 
 
 def test_an_error_inside_is_not_swallowed(clock):
-    with pytest.raises(ZeroDivisionError), terminal.progress("x", 2) as bar:
+    with pytest.raises(ZeroDivisionError), progress.progress("x", 2) as bar:
         bar.advance(reward=1 / 0)
 
 
@@ -165,7 +166,7 @@ def test_a_run_without_results_still_says_where_it_is(tmp_path, capsys):
      (3599.9, "1 h 0 min"), (22_320, "6 h 12 min")],
 )  # fmt: skip
 def test_durations_read_naturally(seconds, text):
-    assert wording.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_differences_carry_a_sign_and_zero_has_none():

