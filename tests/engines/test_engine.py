@@ -123,10 +123,34 @@ def test_an_image_placeholder_is_never_drawn(fresh):
 
 
 @pytest.fixture(scope="module")
-def ready(twin: Any, engines: Any) -> Any:
-    """A twin and its synchronised engine."""
+def started(twin: Any, engines: Any) -> Any:
+    """A twin, its engine, not yet synchronised, and whether its start left the random numbers and
+    the setting of threads as they were."""
     backbone = twin("qwen2_5_vl")
+    torch.manual_seed(3)
+    expected, threads = torch.rand(1), torch.set_num_threads
+    torch.manual_seed(3)
     engine = engines(backbone)
+    return backbone, engine, torch.rand(1) == expected, torch.set_num_threads is threads
+
+
+def test_starting_an_engine_leaves_random_numbers_and_threads_as_they_were(started):
+    *_, same_numbers, same_threads = started
+    assert same_numbers
+    assert same_threads
+
+
+def test_an_engine_without_weights_answers_nothing(started):
+    """Here, before `ready` gives it weights."""
+    backbone, engine, *_ = started
+    with pytest.raises(MismatchError, match="before it was given weights"):
+        engine.generate(prompts(backbone), Sampling(1, 4, 1.0), [(0,), (1,)])
+
+
+@pytest.fixture(scope="module")
+def ready(started: Any) -> Any:
+    """The same twin and its engine, synchronised."""
+    backbone, engine, *_ = started
     engine.sync()
     return backbone, engine
 
@@ -242,22 +266,6 @@ def test_a_prompt_that_does_not_fit_is_refused_by_name(ready):
         engine.generate([asked], Sampling(1, 8, 1.0), [(0,)])
     fitting = prompts(backbone)  # and the engine goes on
     assert len(engine.generate(fitting, Sampling(1, 4, 1.0), seeds(fitting))) == 2
-
-
-def test_an_engine_without_weights_answers_nothing(twin, engines):
-    backbone = twin("qwen2_5_vl")
-    engine = engines(backbone)
-    with pytest.raises(MismatchError, match="before it was given weights"):
-        engine.generate(prompts(backbone), Sampling(1, 4, 1.0), [(0,), (1,)])
-
-
-def test_starting_an_engine_leaves_random_numbers_and_threads_as_they_were(twin, engines):
-    torch.manual_seed(3)
-    expected, threads = torch.rand(1), torch.set_num_threads
-    torch.manual_seed(3)
-    engines(twin("qwen2_5_vl"))
-    assert torch.rand(1) == expected
-    assert torch.set_num_threads is threads
 
 
 def test_in_bfloat16_the_gap_is_that_of_its_rounding(twin, engines):

@@ -1,4 +1,4 @@
-"""Every backbone rehearsed from the command line: the tiny twin takes the path of the real one.
+"""Every backbone rehearsed: the tiny twin takes the path of the real one.
 
 What a twin learns in two steps means nothing. That it runs, that its weights change and are
 written as the hub spells them, and that nothing is made up on the way, is what is tested.
@@ -55,8 +55,8 @@ def check_loads_anywhere(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", TRAINED)
-def test_pa_sft_then_sc_grpo_then_evaluation(backbone, iad):
-    folder, output, summary = iad("stage=pipeline", f"backbone={backbone}", *QUICK, *ANSWERING)
+def test_pa_sft_then_sc_grpo_then_evaluation(backbone, forked):
+    folder, output, summary = forked("stage=pipeline", f"backbone={backbone}", *QUICK, *ANSWERING)
     assert f"a tiny random twin of {backbone}: a rehearsal, whose numbers mean nothing" in output
 
     asked = {(row["stage"], row["split"], row["shots"]) for row in summary["results"]}
@@ -82,25 +82,25 @@ def test_pa_sft_then_sc_grpo_then_evaluation(backbone, iad):
 
 
 @pytest.mark.parametrize("backbone", COMPARED)
-def test_what_the_papers_compare_with_is_evaluated(backbone, iad):
-    _, output, summary = iad("stage=evaluate", f"backbone={backbone}", *QUICK)
+def test_what_the_papers_compare_with_is_evaluated(backbone, forked):
+    _, output, summary = forked("stage=evaluate", f"backbone={backbone}", *QUICK)
     assert {row["stage"] for row in summary["results"]} == {"base"}
     assert {row["shots"] for row in summary["results"]} == {0, 1}
     assert "as published" not in output  # they are random, and the table does not say otherwise
 
 
-def test_the_commands_as_they_are_written_down_one_after_the_other(iad):
+def test_the_commands_as_they_are_written_down_one_after_the_other(iad, forked):
     """SC-GRPO of a twin needs no earlier run, and can have one; neither names other weights."""
     alone = iad("stage=grpo", "backbone=qwen25vl_3b", "weights=tiny", name="alone")
     assert "2 steps of 2 prompts x 4 completions" in alone.output
-    sft = iad("stage=sft", "backbone=llava_ov_05b", *QUICK, "tuning=lora", name="sft")
+    sft = forked("stage=sft", "backbone=llava_ov_05b", *QUICK, "tuning=lora", name="sft")
     adapter = sft.folder / "checkpoints" / "sft-adapter"
     assert (adapter / "adapter_model.safetensors").is_file() and (adapter / "README.md").is_file()
-    grpo = iad("stage=grpo", "backbone=llava_ov_05b", *QUICK, f"init={sft.folder}", name="grpo")
+    grpo = forked("stage=grpo", "backbone=llava_ov_05b", *QUICK, f"init={sft.folder}", name="grpo")
     began = [row for row in grpo.summary["results"] if row["stage"] == "sft"]
     assert began and "a rehearsal" in grpo.output
-    judged = iad("stage=evaluate", "backbone=llava_ov_05b", *QUICK, f"init={grpo.folder}",
-                 name="evaluate")  # fmt: skip
+    judged = forked("stage=evaluate", "backbone=llava_ov_05b", *QUICK, f"init={grpo.folder}",
+                    name="evaluate")  # fmt: skip
     for key in ("balanced_accuracy", "well_formed"):
         assert [row[key] for row in judged.summary["results"]] == [
             row[key] for row in grpo.summary["results"] if row["stage"] == "grpo"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forks
 import pandas
 import pytest
 import torch
@@ -24,14 +25,14 @@ SHORT = [
     "data.sizes.sft=96",
     "data.sizes.rl=32",
     "data.sizes.validation=4",
-    "data.sizes.test=8",
+    "data.sizes.test=4",
     "pretrain.images=64",
     "pretrain.steps=4",
     "pretrain.save_every=2",
     "sft.phases.0.steps=24",
-    "sft.phases.0.batch_size=8",
+    "sft.phases.0.batch_size=4",
     "sft.phases.1.steps=12",
-    "sft.phases.1.batch_size=8",
+    "sft.phases.1.batch_size=4",
     "sft.save_every=2",
     "grpo.steps=16",
     "grpo.prompts_per_step=4",
@@ -54,21 +55,15 @@ def begin(outputs: Path, name: str, *overrides: str) -> RunFolder:
     return launch.open_folder(config, outputs)[0]
 
 
-def work(folder: RunFolder) -> subprocess.Popen[bytes]:
-    """A process that does the work of the run, as run.py would start it."""
-    with (folder.path.parent / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "iad_r1.command.worker", str(folder.path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(launch.__file__).parents[2],
-            stdout=log,
-            stderr=log,
-        )
+def work(folder: RunFolder) -> ForkServerProcess:
+    """A process that does the work of the run, as the one that run.py would start."""
+    return forks.start_worker(folder.path, folder.path.parent / "log.txt")
 
 
 def finish(folder: RunFolder) -> None:
-    code = work(folder).wait()
-    assert code == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
+    process = work(folder)
+    process.join()
+    assert process.exitcode == 0, (folder.path.parent / "log.txt").read_text()[-3000:]
 
 
 def lines(folder: RunFolder) -> list[dict]:
@@ -82,7 +77,7 @@ def kill_after(folder: RunFolder, stage: str, step: int, luck: random.Random) ->
     """SIGKILL a process that works on the run at a random instant of the two steps after `step`,
     or of what comes instead of them: a checkpoint, an evaluation."""
     child, before, until = work(folder), None, None
-    while (code := child.poll()) is None:
+    while (code := child.exitcode) is None:
         now, last = time.monotonic(), last_step(folder, stage)
         if before is None and last >= step - 1:
             before = now
@@ -90,9 +85,9 @@ def kill_after(folder: RunFolder, stage: str, step: int, luck: random.Random) ->
             until = now + luck.uniform(0, 2) * (now - before)
         if until is not None and (now >= until or last >= step + 2):
             child.kill()
-            child.wait()
+            child.join()
             return
-        time.sleep(0.002)
+        time.sleep(0.005)
     log = (folder.path.parent / "log.txt").read_text()
     raise AssertionError(
         f"ended with {code} before it was killed after {stage} step {step}:\n{log}"
@@ -129,12 +124,31 @@ def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
         assert all(torch.equal(weights[key], wanted[key]) for key in wanted), stage
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+    """`undisturbed("lora")`: a run of this tuning from a command line, in a process of its own,
+    that nothing interrupts."""
+    found: dict[str, RunFolder] = {}
+
+    def of(tuning: str) -> RunFolder:
+        if tuning not in found:
+            place = tmp_path_factory.mktemp(f"undisturbed-{tuning}")
+            process = run(place, f"tuning={tuning}")
+            said, _ = process.communicate()
+            assert process.returncode == 0, said
+            (folder,) = (place / "outputs" / "run").iterdir()
+            found[tuning] = RunFolder(folder)
+        return found[tuning]
+
+    return of
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp_path, tuning):
+def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(
+    undisturbed, tmp_path, tuning
+):
     """Ten kills for each way of tuning, twenty in all: two runs, each killed three times in PA-SFT
     and twice in SC-GRPO."""
-    undisturbed = begin(tmp_path, "undisturbed", f"tuning={tuning}")
-    finish(undisturbed)
     luck = random.Random(tuning)
     for name in ("killed-1", "killed-2"):
         for stage, last, kills in (("sft", 35, 3), ("grpo", 13, 2)):
@@ -142,14 +156,18 @@ def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(tmp
                 kill_after(begin(tmp_path, name, f"tuning={tuning}"), stage, step, luck)
         finish(folder := begin(tmp_path, name, f"tuning={tuning}"))
         assert [folder.path] == [p for p in (tmp_path / name).iterdir() if p.is_dir()]
-        assert_same_run(folder, undisturbed)
+        assert_same_run(folder, undisturbed(tuning))
         said = (tmp_path / name / "log.txt").read_text()
         for stage in ("sft", "grpo"):  # both were taken up in their middle
             assert f"{stage} goes on after step" in said
 
 
+# where what is claimed is about SC-GRPO alone
+BRIEF = ["sft.phases.0.steps=2", "sft.phases.1.steps=1", "evaluate.limit=1"]
+
+
 def test_only_the_newest_and_the_best_checkpoint_are_kept_and_half_written_ones_go(tmp_path):
-    folder = begin(tmp_path, "kept", "checkpoint.keep=2", "checkpoint.best=false")
+    folder = begin(tmp_path, "kept", *BRIEF, "checkpoint.keep=2", "checkpoint.best=false")
     torn = folder.path / "checkpoints" / f"{checkpoints.PARTIAL}grpo-step-000004"
     torn.mkdir(parents=True)
     finish(folder)
@@ -167,7 +185,8 @@ def run(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_path):
-    process = run(tmp_path, "grpo.save_every=1000", "sft.save_every=1000")
+    settings = [*BRIEF, "grpo.save_every=1000", "sft.save_every=1000"]
+    process = run(tmp_path, *settings)
     deadline, folder = time.monotonic() + 300, None
     while time.monotonic() < deadline and process.poll() is None:
         found = [p for p in (tmp_path / "outputs").glob("run/*") if p.is_dir()]
@@ -184,7 +203,7 @@ def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_pa
     (saved,) = checkpoints.unfinished(folder.path / "checkpoints", "grpo")
     before = [row["step"] for row in lines(folder) if row["stage"] == "grpo"]
     assert saved.step == before[-1] + 1
-    again = run(tmp_path, "grpo.save_every=1000", "sft.save_every=1000", "resume=auto")
+    again = run(tmp_path, *settings, "resume=auto")
     said = again.communicate(timeout=600)[0]
     assert again.returncode == 0, said
     assert f"grpo goes on after step {saved.step}" in said
@@ -192,10 +211,8 @@ def test_sigterm_saves_the_step_and_exits_with_0_and_auto_goes_on_from_it(tmp_pa
     assert folder.read_json("manifest.json")["status"] == "finished"
 
 
-def test_a_run_goes_on_only_with_the_settings_it_was_started_with(tmp_path):
-    folder = begin(tmp_path, "settings")
-    finish(folder)
-    wrong = run(tmp_path, f"resume={folder.path}", "name=settings", "grpo.kl_coef=0.5")
+def test_a_run_goes_on_only_with_the_settings_it_was_started_with(undisturbed, tmp_path):
+    wrong = run(tmp_path, f"resume={undisturbed('full').path}", "grpo.kl_coef=0.5")
     said = wrong.communicate(timeout=120)[0]
     assert wrong.returncode == 2
     assert "grpo.kl_coef=" in said and "now 0.5" in said and "init=" in said

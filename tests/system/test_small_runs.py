@@ -48,8 +48,26 @@ def without_seconds(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if not measured.fullmatch(k)} for row in rows]
 
 
-def test_the_pipeline_leaves_everything_a_run_folder_promises(iad):
-    folder, output, summary = iad(*SHORT)
+@pytest.fixture(scope="module")
+def default(iad):
+    """The whole pipeline, on two ranks."""
+    return iad(*SHORT, name="default")
+
+
+@pytest.fixture(scope="module")
+def one_rank(forked):
+    """The same on one."""
+    return forked(*SHORT, "engine.ranks=1", name="one")
+
+
+@pytest.fixture(scope="module")
+def other_seed(forked):
+    """PA-SFT of another seed, on one rank."""
+    return forked(*SHORT, "engine.ranks=1", "seed=1", "stage=sft", name="sft")
+
+
+def test_the_pipeline_leaves_everything_a_run_folder_promises(default):
+    folder, output, summary = default
     for name in ("config.json", "manifest.json", "metrics.jsonl", "summary.json", "report.html"):
         assert (folder / name).stat().st_size > 0, name
     for stage in ("base", "pretrain", "sft", "grpo"):
@@ -72,18 +90,18 @@ def test_the_pipeline_leaves_everything_a_run_folder_promises(iad):
     assert "report" in output and not (folder / ".failed").exists()
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_does_not(iad):
-    first, second = iad(*SHORT, name="a"), iad(*SHORT, name="b")
-    assert without_seconds(metrics(first.folder)) == without_seconds(metrics(second.folder))
-    assert first.summary["results"] == second.summary["results"]
-    other = iad(*SHORT, "seed=1", "stage=sft", name="c")
-    of_sft = [row["loss"] for row in metrics(first.folder) if row["stage"] == "sft"]
-    assert of_sft != [row["loss"] for row in metrics(other.folder) if row["stage"] == "sft"]
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_does_not(
+    default, one_rank, other_seed, iad
+):
+    again = iad(*SHORT, name="again")
+    assert without_seconds(metrics(default.folder)) == without_seconds(metrics(again.folder))
+    assert default.summary["results"] == again.summary["results"]
+    of_sft = [row["loss"] for row in metrics(one_rank.folder) if row["stage"] == "sft"]
+    assert of_sft != [row["loss"] for row in metrics(other_seed.folder) if row["stage"] == "sft"]
 
 
-def test_two_ranks_take_the_steps_of_one(iad):
-    one = metrics(iad(*SHORT, "engine.ranks=1", name="one").folder)
-    two = metrics(iad(*SHORT, "engine.ranks=2", name="two").folder)
+def test_two_ranks_take_the_steps_of_one(default, one_rank):
+    one, two = metrics(one_rank.folder), metrics(default.folder)
     assert len(one) == len(two)
     for single, double in zip(one, two, strict=True):
         assert single["stage"] == double["stage"]
@@ -92,13 +110,13 @@ def test_two_ranks_take_the_steps_of_one(iad):
             assert double[key] == pytest.approx(single[key], rel=2e-3, abs=1e-5), (single, key)
 
 
-def test_a_stage_starts_from_an_earlier_run(iad):
-    first = iad(*SHORT, "stage=sft", name="sft")
-    then = iad(*SHORT, "stage=grpo", f"init={first.folder}", "tuning=lora", "tuning.rank=4",
-               name="grpo")  # fmt: skip
+def test_a_stage_starts_from_an_earlier_run(other_seed, forked):
+    settings = [*SHORT, "engine.ranks=1", "seed=1"]
+    then = forked(*settings, "stage=grpo", f"init={other_seed.folder}", "tuning=lora",
+                  "tuning.rank=4", name="grpo")  # fmt: skip
     assert [row["stage"] for row in metrics(then.folder)] == ["grpo", "grpo"]
     assert (then.folder / "checkpoints" / "grpo-adapter" / "adapter_config.json").is_file()
-    again = iad(*SHORT, "stage=evaluate", f"init={then.folder}", name="evaluate")
+    again = forked(*settings, "stage=evaluate", f"init={then.folder}", name="evaluate")
     of_grpo = [row for row in then.summary["results"] if row["stage"] == "grpo"]
     assert again.summary["results"] == of_grpo
 

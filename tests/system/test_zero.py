@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,23 +200,72 @@ def test_bfloat16_trains_with_float32_states(results):
     assert rows[0]["loss"] == pytest.approx(plain[0]["loss"], rel=2e-2)  # 8 bits of mantissa
 
 
-RESUMED = [*ZERO3, "sft.save_every=1", "grpo.save_every=1"]
+# ------------------------------------------------------------------------------ ranks that fail
+
+
+class Failed(NamedTuple):
+    """A start of the program of which one rank was made to fail: its folder, what it printed, and
+    how many seconds it went on after the fault."""
+
+    folder: Path
+    said: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def fails(folder) -> Callable[..., Failed]:
+    """`fails("kill", "sft")`: two ranks under ZeRO-3, one of which fails in step 1; once for each
+    fault and stage."""
+    found: dict[tuple[str, str], Failed] = {}
+
+    def of(fault: str, stage: str) -> Failed:
+        if (fault, stage) not in found:
+            name = f"fails-{fault}-{stage}"
+            case = Case(name, RESUMED[stage], [stage])
+            process = start(folder, [case], 2, fault=f"{fault} {stage} 1")
+            said, _ = process.communicate(timeout=400)
+            seconds = time.time() - float((folder / "fault-at").read_text())
+            assert process.returncode not in (0, None)
+            found[fault, stage] = Failed(folder / name, said, seconds)
+        return found[fault, stage]
+
+    return of
+
+
+# as in `CASES`, which are not interrupted
+RESUMED = {stage: [*ZERO3, *CASES[stage][0], f"{stage}.save_every=1"] for stage in ("sft", "grpo")}
+
+
+@pytest.fixture(scope="module")
+def resumed(folder, fails) -> Callable[[int], None]:
+    """`resumed(1)`: both killed runs, taken up by so many ranks in one start."""
+    done: set[int] = set()
+
+    def on(ranks: int) -> None:
+        if ranks in done:
+            return
+        cases = []
+        for stage, settings in RESUMED.items():
+            name = f"resumed-{stage}-{ranks}"
+            shutil.copytree(fails("kill", stage).folder, folder / name)
+            cases.append(Case(name, [*settings, f"engine.ranks={ranks}"], [stage]))
+        run(folder, cases, ranks)
+        done.add(ranks)
+
+    return on
 
 
 @pytest.mark.parametrize("ranks", [2, 1])
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_killed_run_goes_on_also_on_another_number_of_ranks(folder, stage, ranks):
+@pytest.mark.parametrize("stage", RESUMED)
+def test_a_killed_run_goes_on_also_on_another_number_of_ranks(
+    results, folder, fails, resumed, stage, ranks
+):
     """With as many ranks to the last bit of a sum of two; with another number within what one
     process and two differ by (see above)."""
-    whole, name = f"whole-{stage}", f"killed-{stage}-{ranks}"
-    if not (folder / whole / "result.pt").exists():
-        run(folder, [Case(whole, RESUMED, [stage])], 2)
-    process = start(folder, [Case(name, RESUMED, [stage])], 2, fault=f"kill {stage} 1")
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode != 0 and "ended by SIGKILL" in said
-    run(folder, [Case(name, [*RESUMED, f"engine.ranks={ranks}"], [stage])], ranks)
-    one, other = (torch.load(folder / n / "result.pt") for n in (whole, name))
-    taken = other["rows"]
+    assert "ended by SIGKILL" in fails("kill", stage).said
+    resumed(ranks)
+    other = torch.load(folder / f"resumed-{stage}-{ranks}" / "result.pt")
+    one, taken = dict(results[f"zero3-{stage}"]), other["rows"]
     assert 0 < len(taken) < len(one["rows"]), "it went on, and did not begin anew"
     one["rows"] = one["rows"][-len(taken) :]
     assert apart(one, other, "loss") < (1e-6 if ranks == 2 else 1e-4)
@@ -229,13 +280,9 @@ FAULTS = {  # what the first line about an error says, and what is said once
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_rank_that_fails_ends_the_run_within_a_minute_and_is_heard_first(folder, fault):
-    name = f"fails-{fault}"
-    process = start(folder, [Case(name, ZERO3, ["sft"])], 2, fault=f"{fault} sft 1")
-    said, _ = process.communicate(timeout=400)
-    ended, begun = time.time(), float((folder / "fault-at").read_text())
-    assert process.returncode not in (0, None)
-    assert ended - begun < 60, f"{ended - begun:.0f} s"
+def test_a_rank_that_fails_ends_the_run_within_a_minute_and_is_heard_first(fails, fault):
+    _, said, seconds = fails(fault, "sft")
+    assert seconds < 60, f"{seconds:.0f} s"
     errors = [line for line in said.splitlines() if "error" in line.lower()]
     first, once = FAULTS[fault]
     assert errors and first in errors[0], said[-3000:]
