@@ -23,7 +23,7 @@ run: $(STAMP)  ## the main run on the tiny model; ARGS="stage=sft ..." for any o
 	@$(BIN)/python run.py $(ARGS)
 
 test: $(STAMP)  ## the default test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Two files at a time, in the order of their names: the first has the longest runs.
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_run import SMALL
 
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.command import compose
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.context import Context
+from iad_r1.loops.opening import load_data
 from iad_r1.processes import distributed
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Score
 
 OPTIONS = [
     "grpo.degenerate_groups=resample",
@@ -28,36 +36,6 @@ OPTIONS = [
     "rollout.top_p=0.9",
     "engine.device=cpu",
 ]
-PROGRAM = """
-import json, sys
-from pathlib import Path
-import torch
-from iad_r1 import data
-from iad_r1.command import compose
-from iad_r1.processes import distributed
-from iad_r1.backbones.backbone import Backbone
-from iad_r1.grid import as_grid
-from iad_r1.store.run_folder import RunFolder
-from iad_r1.loops import grpo
-from iad_r1.loops.collect import Collector
-from iad_r1.loops.context import Context
-from iad_r1.types import Score
-
-base, options, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
-Collector.score = lambda self, samples, groups: [
-    [Score(float(sum(c.tokens) % 2), {"answer": 0.0}) for c in group] for group in groups
-]
-config = compose.compose(options)
-dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
-lines = []
-with distributed.joined(config.engine):
-    context = Context(config, RunFolder(out), None, dataset, Backbone.load(base), "base")
-    context.log = lambda stage, step, values: lines.append(dict(values))
-    grpo.train(context)
-    if distributed.is_main():
-        moved = torch.cat([p.detach().flatten() for p in context.model.parameters()])
-        torch.save({"lines": lines, "weights": moved}, out / "result.pt")
-"""
 SAME = (
     "reward", "degenerate_groups", "resampled_groups", "degenerate_left", "loss", "kl",
     "ratio_min", "ratio_max", "entropy", "grad_norm", "learning_rate", "importance_mean",
@@ -65,24 +43,49 @@ SAME = (
 )  # fmt: skip
 
 
+def take_steps(rank: int, ranks: int, port: int, base: Path, options: list[str], out: Path) -> None:
+    """What one rank does, in a process of its own; rank 0 keeps what came of it."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (rank, rank, ranks, "127.0.0.1", port)
+    if ranks > 1:  # as torchrun says it to the processes it starts
+        os.environ["TORCHELASTIC_RUN_ID"] = "test"
+        os.environ.update(zip(names, map(str, values), strict=True))
+    setattr(Collector, "score", by_tokens)  # noqa: B010
+    config = compose.compose(options)
+    dataset = load_data(config)
+    lines: list[dict[str, float]] = []
+    with distributed.joined(config.engine):
+        context = Context(config, RunFolder(out), None, dataset, Backbone.load(base), "base")
+        setattr(context, "log", lambda stage, step, values: lines.append(dict(values)))  # noqa: B010
+        grpo.train(context)
+        if distributed.is_main():
+            moved = torch.cat([p.detach().flatten() for p in context.model.parameters()])
+            torch.save({"lines": lines, "weights": moved}, out / "result.pt")
+
+
+def by_tokens(_collector: Collector, _samples: Any, groups: Any) -> list[list[Score]]:
+    return [[Score(float(sum(c.tokens) % 2), {"answer": 0.0}) for c in group] for group in groups]
+
+
 def trained(folder: Path, base: Path, ranks: int) -> dict:
     out = folder / f"ranks{ranks}"
     out.mkdir()
-    file = folder / "program.py"
-    file.write_text(PROGRAM, encoding="utf-8")
-    (out / "config.json").write_text("{}")
-    root = str(Path(distributed.__file__).resolve().parents[2])
-    start = ["-m", "iad_r1.processes.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     options = [*SMALL, *OPTIONS, f"engine.ranks={ranks}"]
-    done = subprocess.run(
-        [sys.executable, *(start if ranks > 1 else []), str(file), str(base),
-         json.dumps(options), str(out)],
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    # forks of a process that has imported the trainers once: a fresh one takes six seconds to
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    processes = [
+        server.Process(target=take_steps, args=(rank, ranks, port, base, options, out))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=250)
+    assert [process.exitcode for process in processes] == [0] * ranks
     return torch.load(out / "result.pt", weights_only=True)
 
 
