@@ -1,4 +1,4 @@
-"""The transformers engine: exact sampler log-probabilities, for tests and small models.
+"""The transformers sampler: exact sampler log-probabilities, for tests and small models.
 
 The prompt of a group is computed once, images included, and its key/value cache is repeated for
 the G completions. Prompts share a batch only with prompts of the same shape, so nothing is padded
@@ -23,7 +23,7 @@ from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.types import Completion, StopReason
 
 
-class HfEngine:
+class HfSampler:
     """Samples from the training weights themselves, so there is nothing to synchronise.
 
     Args:
@@ -39,7 +39,7 @@ class HfEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts (see `Engine`)."""
+        """G completions for each prompt, in the order of the prompts (see `Sampler`)."""
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         inputs = [prompt.inputs for prompt in prompts]
@@ -55,7 +55,7 @@ class HfEngine:
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """(number of the prompt, its G completions), a batch at a time (see `Engine`)."""
+        """(number of the prompt, its G completions), a batch at a time (see `Sampler`)."""
         numbered = enumerate(asked)
         while batch := list(islice(numbered, max(1, self.batch_size // sampling.group_size))):
             prompts, seeds = zip(*(pair for _, pair in batch), strict=True)
