@@ -34,7 +34,7 @@ def run(config: Config, folder: RunFolder) -> None:
         context = open_run(config, folder, None, start)
         sampler = open_sampler(config, context.backbone, config.rollout.batch_size)
         gate = open_gate(context, sampler, Prompter(context.backbone, config.grpo.prompt))
-        assert gate is not None, "the stage asks for an engine with weights of its own"
+        assert gate is not None, "the stage asks for a sampler with weights of its own"
         sampler.sync()
         rows = [gate.check("start", 0)]
         if isinstance(config.tuning, LoraTuning):
