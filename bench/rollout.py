@@ -12,7 +12,7 @@ call, as it does when rows end by themselves. Only tokens that were asked for ar
 `generate` is called once per group, and once with all groups; the faster of the two is the peer.
 vLLM is asked through this project's sampler, a request per completion, which checks every prompt
 and keeps every log-prob. `ratio` compares processor time per token, which other people's work on
-the machine hardly changes; `wall_ratio` is beside it. Starting the sampler is not counted, but told.
+the machine hardly changes; `wall_ratio` is beside it. Its start is not counted, but told.
 """
 
 from __future__ import annotations
