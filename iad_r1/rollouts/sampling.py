@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,6 +12,12 @@ from iad_r1.backbones.backbone import Prompt
 from iad_r1.types import Completion
 
 Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
+
+
+def seed_number(seed: Seed, bits: int) -> int:
+    """A number of so many bits for a prompt's seed, the same in every process."""
+    digest = hashlib.sha256(repr(tuple(seed)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - bits)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import hashlib
 import importlib.util
 import os
 import random
@@ -34,7 +33,7 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
-from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
+from iad_r1.rollouts.sampling import Sampler, Sampling, Seed, seed_number
 from iad_r1.settings.config import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
 
@@ -215,8 +214,8 @@ class VllmSampler(Sampler):
             return engine.renderer.render_cmpl([parsed], engine.renderer.default_cmpl_tok_params)[0]
 
     def parameters(self, sampling: Sampling, seed: Seed) -> Any:
-        """vLLM's own form of the sampling settings. Sample `i` of a group draws with the number
-        `seed_number(seed) + i`."""
+        """vLLM's own form of the sampling settings. Sample `i` of a group draws with the seed's
+        number plus `i`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -429,7 +428,7 @@ def sampling_options(backbone: Backbone, sampling: Sampling, seed: Seed) -> dict
     return {
         "n": sampling.group_size,
         "temperature": sampling.temperature,
-        "seed": seed_number(seed) if sampling.temperature > 0 else None,
+        "seed": seed_number(seed, bits=62) if sampling.temperature > 0 else None,
         "max_tokens": sampling.max_tokens,
         "stop_token_ids": list(backbone.ends),
         "logit_bias": dict.fromkeys(backbone.placeholders, NEVER),
@@ -482,8 +481,3 @@ def check_ids(prompt: Prompt, theirs: Sequence[int]) -> None:
         f"{len(theirs)}, {where}. Likely causes: another limit on picture sizes on one side, image "
         "tokens that were expanded already, or another chat template."
     )
-
-
-def seed_number(seed: Seed) -> int:
-    """A 62-bit number for a prompt's seed; a group's samples draw with this one and those after."""
-    return int.from_bytes(hashlib.sha256(repr(tuple(seed)).encode()).digest()[:8], "big") >> 2
