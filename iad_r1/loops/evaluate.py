@@ -26,7 +26,7 @@ from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.prompting import Prompter, Room
-from iad_r1.rollouts.sampling import Engine, Sampling, Seed
+from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.settings.config import Config, Evaluate
 from iad_r1.types import Completion, Prediction, Sample
 
@@ -116,7 +116,7 @@ class Asking:
 
     backbone: Backbone
     prompter: Prompter
-    sampler: Engine
+    sampler: Sampler
     grader: Grader
     settings: Evaluate
 
