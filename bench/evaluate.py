@@ -1,11 +1,11 @@
-"""Evaluation: everything given to the engine at once, beside four requests at a time.
+"""Evaluation: everything given to the sampler at once, beside four requests at a time.
 
     python bench/evaluate.py --quick             8 pictures, the model of 8M alone, under 45 s
     python bench/evaluate.py --json FILE         96 pictures, both models
 
 The released evaluation sends four requests and waits for the last of them before it sends the next
-four. Ours gives the engine prompts as it has room for them (`Engine.stream`). Both go through the
-same engine: same weights, prompts, checks, and lengths of answers, ragged as in bench/rollout.py.
+four. Ours gives the sampler prompts as it has room for them (`Sampler.stream`). Both go through the
+same sampler: same weights, prompts, checks, and lengths of answers, ragged as in bench/rollout.py.
 
 Two models, for what batching gains depends on what a step costs. `model_of_8m`: that of
 bench/rollout.py, where one CPU thread computes all the time, most of it pictures, which no batching
@@ -14,7 +14,7 @@ same whatever their batch.
 
 Ratios compare processor time, `wall_ratio` is beside. `prompts_alone` reads all pictures and
 prompts for one token each, which both patterns do alike; `decoding_ratio` compares what is left.
-Starting the engine is not counted, but told.
+Starting the sampler is not counted, but told.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ import numpy as np
 from gpu_grpo import tiny
 from grpo_step import QUESTION, Workload, environment
 from PIL import Image
-from rollout import Ragged, arguments, lengths, measure, open_engine, ratios, report
+from rollout import Ragged, arguments, lengths, measure, open_sampler, ratios, report
 
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.types import Conversation
 
 AT_ONCE = 4  # requests of the released evaluation
-ROOM = 64  # completions that the engine decodes at once when it is given all
+ROOM = 64  # completions that the sampler decodes at once when it is given all
 SIDE = 56  # pixels of the twin's pictures
 
 
-def in_fours(engine: Ragged, prompts: Sequence[Prompt]) -> int:
+def in_fours(sampler: Ragged, prompts: Sequence[Prompt]) -> int:
     """The released pattern; the number of tokens."""
     tokens = 0
     for start in range(0, len(prompts), AT_ONCE):
         part = range(start, min(start + AT_ONCE, len(prompts)))
-        tokens += engine.draw(
+        tokens += sampler.draw(
             [prompts[number] for number in part], [(number, 0) for number in part]
         )
     return tokens
 
 
-def streamed(engine: Ragged, prompts: Sequence[Prompt]) -> int:
+def streamed(sampler: Ragged, prompts: Sequence[Prompt]) -> int:
     """Ours; the number of tokens."""
-    return engine.draw(prompts, [(number, 0) for number in range(len(prompts))])
+    return sampler.draw(prompts, [(number, 0) for number in range(len(prompts))])
 
 
 def twin(pictures: int) -> tuple[Backbone, list[Prompt]]:
@@ -68,21 +68,21 @@ def model_of_8m(pictures: int) -> tuple[Backbone, list[Prompt]]:
 
 
 def compare(backbone: Backbone, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Both patterns on the same engine, each from empty caches."""
+    """Both patterns on the same sampler, each from empty caches."""
     pictures = len(prompts)
     wanted = lengths(pictures, 1)
     began = time.perf_counter()
-    engine = open_engine(backbone, wanted, prompts[0], min(pictures, ROOM))
+    sampler = open_sampler(backbone, wanted, prompts[0], min(pictures, ROOM))
     started = time.perf_counter() - began
     found = {}
-    engine.draw(prompts[:AT_ONCE], [(0, 0)] * min(AT_ONCE, pictures))  # kernels are chosen
+    sampler.draw(prompts[:AT_ONCE], [(0, 0)] * min(AT_ONCE, pictures))  # kernels are chosen
     for name, pattern in {"streamed": streamed, "in_fours": in_fours}.items():
-        engine.forget()
-        found[name] = measure(lambda pattern=pattern: pattern(engine, prompts))
-    engine.wanted = np.ones_like(wanted)
-    engine.forget()
-    found["prompts_alone"] = measure(lambda: streamed(engine, prompts))
-    engine.stop()
+        sampler.forget()
+        found[name] = measure(lambda pattern=pattern: pattern(sampler, prompts))
+    sampler.wanted = np.ones_like(wanted)
+    sampler.forget()
+    found["prompts_alone"] = measure(lambda: streamed(sampler, prompts))
+    sampler.stop()
     decoding = {
         n: c["cpu_seconds"] - found["prompts_alone"]["cpu_seconds"] for n, c in found.items()
     }

@@ -49,7 +49,7 @@ from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.errors import ConfigError
 from iad_r1.objective.advantages import advantages
 from iad_r1.objective.losses import policy_loss
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation
 
@@ -122,8 +122,8 @@ class Ours:
         work, prompts = self.work, self.work.prompts()
         limit = len(work.completions[0][0])
         seeds = [(0, number) for number in range(len(prompts))]
-        engine = HfEngine(work.backbone, batch_size=64)
-        drawn = engine.generate(prompts, Sampling(work.size, limit, 1.0), seeds)
+        sampler = HfSampler(work.backbone, batch_size=64)
+        drawn = sampler.generate(prompts, Sampling(work.size, limit, 1.0), seeds)
         groups = [[list(c.tokens) for c in group] for group in drawn]
         scores = [[sum(c) % 101 / 100 for c in group] for group in groups]
         inputs = [prompt.inputs for prompt in prompts]

@@ -36,7 +36,7 @@ from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.planner import memory
 from iad_r1.planner.memory import GIB
 from iad_r1.planner.widths import Architecture, widths_of
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
 
 QWEN = plan.Case("qwen25vl_3b", 2048, 36, 1280, 672, precision="bfloat16")
@@ -114,8 +114,8 @@ def sampling(trainer: plan.Trainer, about: Architecture, device: str) -> dict[st
     backbone = Backbone(trainer.base, build_processor(case.backbone))
     prompt = Prompt(text="", images=(), inputs=trainer.prompts[0], name="bench")
     settings = Sampling(case.completions, work.length, 1.0)
-    engine = HfEngine(backbone, case.completions)
-    measured = peak(lambda: engine.generate([prompt], settings, [(0,)]), trainer, device)
+    sampler = HfSampler(backbone, case.completions)
+    measured = peak(lambda: sampler.generate([prompt], settings, [(0,)]), trainer, device)
     setup = case.setup(cuda=device == "cuda")
     one = replace(work, groups=1)
     predicted = (

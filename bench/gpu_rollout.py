@@ -3,8 +3,8 @@
     python bench/gpu_rollout.py --json FILE        Qwen2.5-VL 3B and 7B (nothing is downloaded)
     python bench/gpu_rollout.py --tiny             a rehearsal: tiny twins, any machine
 
-For every model, trainer's weights and colocated engine on the same GPU: seconds to start the
-engine (which begins with random weights of its own, `load_format=dummy`), to send it the trainer's
+For every model, trainer's weights and colocated sampler on the same GPU: seconds to start the
+sampler (which begins with random weights of its own, `load_format=dummy`), to send it the trainer's
 weights (`sync_seconds`, median of --syncs), to put it to sleep and to wake it, and the GiB that
 sleep gives back; then tokens per second of groups through vLLM and through `generate`
 (bench/rollout.py), and of an evaluation given at once and four at a time (bench/evaluate.py).
@@ -33,7 +33,7 @@ from rollout import (
     Ragged,
     lengths,
     measure,
-    open_engine,
+    open_sampler,
     ratios,
     with_transformers,
     with_vllm,
@@ -54,26 +54,26 @@ def free_gib() -> float:
     return torch.cuda.mem_get_info()[0] / 2**30
 
 
-def sleeping(engine: Ragged) -> dict[str, float | None]:
+def sleeping(sampler: Ragged) -> dict[str, float | None]:
     """Level 1, as between samplings: weights go to main memory, keys and values are dropped."""
     if not torch.cuda.is_available():
         return {"sleep_seconds": None, "wake_seconds": None, "freed_gib": None}
-    engine.llm.wake_up()
+    sampler.llm.wake_up()
     before = free_gib()
-    fell = seconds(lambda: engine.llm.sleep(level=1))
+    fell = seconds(lambda: sampler.llm.sleep(level=1))
     freed = free_gib() - before
-    woke = seconds(engine.llm.wake_up)
-    engine.close()
+    woke = seconds(sampler.llm.wake_up)
+    sampler.close()
     return {"sleep_seconds": fell, "wake_seconds": woke, "freed_gib": round(freed, 2)}
 
 
-def sampling(engine: Ragged, work: Work, wanted: np.ndarray) -> dict[str, Any]:
+def sampling(sampler: Ragged, work: Work, wanted: np.ndarray) -> dict[str, Any]:
     """Groups through vLLM and through `generate`, one group per call and all at once."""
-    prompts, engine.wanted = work.prompts()[: len(wanted)], wanted
-    engine.draw(prompts[:1], [(0, 0)])  # kernels are chosen
-    engine.forget()
-    found = {"vllm": measure(lambda: with_vllm(engine, prompts))}
-    engine.close()
+    prompts, sampler.wanted = work.prompts()[: len(wanted)], wanted
+    sampler.draw(prompts[:1], [(0, 0)])  # kernels are chosen
+    sampler.forget()
+    found = {"vllm": measure(lambda: with_vllm(sampler, prompts))}
+    sampler.close()
     for name, per_call in (("generate_by_group", 1), ("generate_at_once", len(prompts))):
         found[name] = attempt(
             lambda n=per_call: measure(lambda: with_transformers(work.backbone, prompts, wanted, n))
@@ -83,35 +83,35 @@ def sampling(engine: Ragged, work: Work, wanted: np.ndarray) -> dict[str, Any]:
     return {**(ratios(best, found["vllm"]) if best else {}), **found}
 
 
-def evaluation(engine: Ragged, work: Work, longest: int) -> dict[str, Any]:
+def evaluation(sampler: Ragged, work: Work, longest: int) -> dict[str, Any]:
     """All pictures at once, and four at a time, each from empty caches."""
     prompts = work.prompts()
-    engine.wanted = lengths(len(prompts), 1, longest)
+    sampler.wanted = lengths(len(prompts), 1, longest)
     found: dict[str, Any] = {}
     for name, pattern in {"streamed": streamed, "in_fours": in_fours}.items():
-        engine.forget()
-        found[name] = measure(lambda pattern=pattern: pattern(engine, prompts))
+        sampler.forget()
+        found[name] = measure(lambda pattern=pattern: pattern(sampler, prompts))
     return {**ratios(found["in_fours"], found["streamed"]), **found}
 
 
 def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one model; the engine is ended afterwards."""
+    """Everything about one model; the sampler is ended afterwards."""
     work = Work(name, options.pictures, options.size, options)
     work.model.eval()
     longest = 24 if options.tiny else LONGEST
     wanted = lengths(options.groups, options.size, longest)
     opened: list[Ragged] = []
     started = seconds(
-        lambda: opened.append(open_engine(work.backbone, wanted, work.prompts()[0], ROOM))
+        lambda: opened.append(open_sampler(work.backbone, wanted, work.prompts()[0], ROOM))
     )
-    engine = opened[0]
+    sampler = opened[0]
     try:
-        synced = statistics.median(seconds(engine.sync) for _ in range(options.syncs))
-        found = {"start_seconds": started, "sync_seconds": synced, **sleeping(engine)}
-        found["evaluate"] = evaluation(engine, work, longest)
-        return {**found, **sampling(engine, work, wanted)}
+        synced = statistics.median(seconds(sampler.sync) for _ in range(options.syncs))
+        found = {"start_seconds": started, "sync_seconds": synced, **sleeping(sampler)}
+        found["evaluate"] = evaluation(sampler, work, longest)
+        return {**found, **sampling(sampler, work, wanted)}
     finally:
-        engine.stop()
+        sampler.stop()
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.backbones.twins import build_twin
 from iad_r1.objective.advantages import advantages
 from iad_r1.objective.losses import policy_loss
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation
 
@@ -173,10 +173,10 @@ class Ours:
     def whole_step(self) -> int:
         """Returns the number of tokens sampled."""
         prompts = self.work.prompts()
-        engine = HfEngine(Backbone(self.model, self.work.processor), batch_size=64)
+        sampler = HfSampler(Backbone(self.model, self.work.processor), batch_size=64)
         seeds = [(0, number) for number in range(len(prompts))]
         inputs = [prompt.inputs for prompt in prompts]
-        drawn = engine.generate(prompts, Sampling(self.work.size, COMPLETION, 1.0), seeds)
+        drawn = sampler.generate(prompts, Sampling(self.work.size, COMPLETION, 1.0), seeds)
         groups = [[list(c.tokens) for c in group] for group in drawn]
         scores = [[reward(c) for c in group] for group in groups]
         with torch.no_grad():

@@ -10,9 +10,9 @@ so both sides are told where: vLLM per completion; `generate` goes on to the lon
 call, as it does when rows end by themselves. Only tokens that were asked for are counted.
 
 `generate` is called once per group, and once with all groups; the faster of the two is the peer.
-vLLM is asked through this project's engine, a request per completion, which checks every prompt
+vLLM is asked through this project's sampler, a request per completion, which checks every prompt
 and keeps every log-prob. `ratio` compares processor time per token, which other people's work on
-the machine hardly changes; `wall_ratio` is beside it. Starting the engine is not counted, but told.
+the machine hardly changes; `wall_ratio` is beside it. Its start is not counted, but told.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from grpo_step import Clock, Workload, environment, quiet
 
 from bench import record
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.rollouts.colocate.sampler import VllmEngine
+from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.rollouts.sampling import Sampling, Seed
 from iad_r1.settings.config import Parity, VllmRollout
 
@@ -46,8 +46,8 @@ def lengths(groups: int, size: int, longest: int = LONGEST) -> np.ndarray:
     return np.clip(drawn, max(1, SHORTEST * scale), longest).astype(int)
 
 
-class Ragged(VllmEngine):
-    """The engine of a run, except that the completion with seed (i, j) has `wanted[i, j]` tokens,
+class Ragged(VllmSampler):
+    """The sampler of a run, except that the completion with seed (i, j) has `wanted[i, j]` tokens,
     whatever the model would like."""
 
     wanted: np.ndarray
@@ -70,7 +70,7 @@ class Ragged(VllmEngine):
 
 
 def settings(sequences: int, length: int, device: str) -> VllmRollout:
-    """An engine that decodes `sequences` completions at once, each at most `length` tokens with
+    """A sampler that decodes `sequences` completions at once, each at most `length` tokens with
     its prompt."""
     on_gpu = device == "cuda"
     return VllmRollout(
@@ -81,19 +81,19 @@ def settings(sequences: int, length: int, device: str) -> VllmRollout:
     )  # fmt: skip
 
 
-def open_engine(backbone: Backbone, wanted: np.ndarray, prompt: Prompt, at_once: int) -> Ragged:
-    """A synchronised engine for completions of these lengths."""
+def open_sampler(backbone: Backbone, wanted: np.ndarray, prompt: Prompt, at_once: int) -> Ragged:
+    """A synchronised sampler for completions of these lengths."""
     length = prompt.inputs["input_ids"].shape[1] + int(wanted.max())
-    engine = Ragged(backbone, settings(at_once, length, backbone.model.device.type))
-    engine.wanted = wanted
-    engine.sync()
-    return engine
+    sampler = Ragged(backbone, settings(at_once, length, backbone.model.device.type))
+    sampler.wanted = wanted
+    sampler.sync()
+    return sampler
 
 
-def with_vllm(engine: Ragged, prompts: Sequence[Prompt]) -> int:
+def with_vllm(sampler: Ragged, prompts: Sequence[Prompt]) -> int:
     """Every completion of every group; the number of tokens."""
-    places = list(np.ndindex(*engine.wanted.shape))
-    return engine.draw([prompts[group] for group, _ in places], places)
+    places = list(np.ndindex(*sampler.wanted.shape))
+    return sampler.draw([prompts[group] for group, _ in places], places)
 
 
 @torch.no_grad()
@@ -148,16 +148,16 @@ def compare(groups: int, size: int) -> dict[str, Any]:
     backbone, wanted = Backbone(work.model.eval(), work.processor), lengths(groups, size)
     prompts = work.prompts()
     began = time.perf_counter()
-    engine = open_engine(backbone, wanted, prompts[0], groups * size)
+    sampler = open_sampler(backbone, wanted, prompts[0], groups * size)
     started = time.perf_counter() - began
-    engine.draw(prompts[:1], [(0, 0)])  # kernels are chosen, memory is found
-    engine.forget()
+    sampler.draw(prompts[:1], [(0, 0)])  # kernels are chosen, memory is found
+    sampler.forget()
     with_transformers(backbone, prompts[:1], np.full((1, size), 4), 1)
     found = {
-        "vllm": measure(lambda: with_vllm(engine, prompts)),
+        "vllm": measure(lambda: with_vllm(sampler, prompts)),
         "generate_by_group": measure(lambda: with_transformers(backbone, prompts, wanted, 1)),
     }
-    engine.stop()
+    sampler.stop()
     if groups > 1:
         found["generate_at_once"] = measure(
             lambda: with_transformers(backbone, prompts, wanted, groups)

@@ -9,16 +9,13 @@ matcher released with IAD-R1 is kept beside it (`released=True`) with its faults
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from iad_r1.errors import ConfigError, DataError
 
@@ -26,23 +23,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 Rule = Literal["centroid_largest", "centroid_all", "max_overlap", "multi"]
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are outside
 
-_MOST = 99  # rows or columns
+MOST = 99  # rows or columns
 _MULTI_LIMIT = 3  # `multi` keeps this many components: more words than that describe nothing
 _CACHED_LENGTH = 200  # longer texts are parsed but not remembered
 
 
-class GridConfig(BaseModel):
-    """The `grid` section of a configuration (`conf/grid`)."""
+class HasCells(Protocol):
+    """Whatever has rows and columns, as the `grid` section of a configuration."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: str
-    rows: Annotated[int, Field(ge=1, le=_MOST)]
-    cols: Annotated[int, Field(ge=1, le=_MOST)]
-    mask_rule: Rule
-    neighbour_credit: Annotated[float, Field(ge=0, lt=1)]
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,8 @@ class Grid:
     cols: int
 
     def __post_init__(self) -> None:
-        if not (1 <= self.rows <= _MOST and 1 <= self.cols <= _MOST):
-            raise ConfigError(f"grid={self}: 1 to {_MOST} rows and columns. Try grid=3x3.")
+        if not (1 <= self.rows <= MOST and 1 <= self.cols <= MOST):
+            raise ConfigError(f"grid={self}: 1 to {MOST} rows and columns. Try grid=3x3.")
 
     @classmethod
     def parse(cls, text: str) -> Grid:
@@ -78,7 +71,7 @@ class Grid:
         return f"{self.rows}x{self.cols}"
 
 
-def as_grid(grid: str | Grid | GridConfig) -> Grid:
+def as_grid(grid: str | HasCells) -> Grid:
     """Whatever names a grid, as one."""
     if isinstance(grid, Grid):
         return grid
@@ -161,40 +154,52 @@ def parse_cells(text: str, grid: Grid | str) -> frozenset[int] | None:
 
 
 @dataclass
-class _Place:
-    """One place while its words are being read."""
+class _Reader:
+    """Reads words from left to right: the place at hand, and the cells of those before it."""
 
     grid: Grid
     row: int | None = None
     col: int | None = None
     middle: bool = False
+    found: set[int] = field(default_factory=set)
+    everywhere: bool = False
 
-    def empty(self) -> bool:
-        return self.row is None and self.col is None and not self.middle
+    def side(self, row: int | None, col: int | None) -> None:
+        """Row and column indices that a word names; a second value for an axis is a new place."""
+        if (row is not None and self.row is not None) or (col is not None and self.col is not None):
+            self.close()
+        self.row = row if row is not None else self.row
+        self.col = col if col is not None else self.col
 
-    def complete(self) -> bool:
-        """Nothing more is needed: a comma after this starts another place."""
+    def centre(self) -> None:
+        """A word for the middle of whichever axis is not named."""
+        if self.row is not None and self.col is not None:
+            self.close()
+        self.middle = True
+
+    def comma(self) -> None:
+        """Ends a place that needs nothing more."""
         row_known = self.row is not None or self.grid.rows == 1
         col_known = self.col is not None or self.grid.cols == 1
-        return self.middle or (row_known and col_known)
+        if self.middle or (row_known and col_known):
+            self.close()
 
-    def full(self) -> bool:
-        return self.row is not None and self.col is not None
+    def close(self) -> None:
+        """The place at hand is whole; the next word begins another."""
+        self.found.update(self._cells())
+        self.row, self.col, self.middle = None, None, False
 
-    def clashes(self, row: int | None, col: int | None) -> bool:
-        return (row is not None and self.row is not None) or (
-            col is not None and self.col is not None
-        )
-
-    def cells(self) -> Iterator[int]:
+    def _cells(self) -> Iterator[int]:
         """The cells meant; none when the words concern only an axis that has a single part."""
-        says_row = self.grid.rows > 1 and (self.row is not None or self.middle)
-        says_col = self.grid.cols > 1 and (self.col is not None or self.middle)
-        if not (says_row or says_col or (self.grid.cells == 1 and not self.empty())):
-            return
-        for row in _span(self.row, self.grid.rows):
-            for col in _span(self.col, self.grid.cols):
-                yield row * self.grid.cols + col
+        row_named, col_named = (
+            self.row is not None or self.middle,
+            self.col is not None or self.middle,
+        )
+        single = self.grid.cells == 1 and (row_named or col_named)
+        if single or (row_named and self.grid.rows > 1) or (col_named and self.grid.cols > 1):
+            for row in _span(self.row, self.grid.rows):
+                for col in _span(self.col, self.grid.cols):
+                    yield row * self.grid.cols + col
 
 
 def _span(index: int | None, parts: int) -> range:
@@ -202,45 +207,6 @@ def _span(index: int | None, parts: int) -> range:
     if index is not None:
         return range(index, index + 1)
     return range((parts - 1) // 2, parts // 2 + 1)
-
-
-@dataclass
-class _Reader:
-    """Reads tokens from left to right and collects the cells of every place they name."""
-
-    grid: Grid
-    place: _Place = field(init=False)
-    found: set[int] = field(default_factory=set)
-    everywhere: bool = False
-
-    def __post_init__(self) -> None:
-        self.place = _Place(self.grid)
-
-    def close(self) -> None:
-        self.found.update(self.place.cells())
-        self.place = _Place(self.grid)
-
-    def side(self, row: int | None, col: int | None) -> None:
-        """Row and column indices that a word names; a second value for an axis is a new place."""
-        if self.place.clashes(row, col):
-            self.close()
-        self.place.row = row if row is not None else self.place.row
-        self.place.col = col if col is not None else self.place.col
-
-    def middle(self) -> None:
-        if self.place.full():
-            self.close()
-        self.place.middle = True
-
-    def separator(self, token: str) -> None:
-        if token != "," or self.place.complete():
-            self.close()
-
-    def result(self) -> frozenset[int] | None:
-        self.close()
-        if not self.found and self.everywhere:
-            return frozenset(range(self.grid.cells))
-        return frozenset(self.found) or None
 
 
 def _parse(text: str, grid: Grid) -> frozenset[int] | None:
@@ -261,13 +227,18 @@ def _parse(text: str, grid: Grid) -> frozenset[int] | None:
         if token in _SIDES:
             reader.side(*(_end(side, grid, axis) for axis, side in enumerate(_SIDES[token])))
         elif token in _MIDDLE:
-            reader.middle()
-        elif token == "," or token in _SEPARATORS:
-            reader.separator(token)
+            reader.centre()
+        elif token == ",":
+            reader.comma()
+        elif token in _SEPARATORS:
+            reader.close()
         elif token in _EVERYWHERE:
             reader.everywhere = True
         at += 1
-    return reader.result()
+    reader.close()
+    if reader.everywhere and not reader.found:
+        return frozenset(range(grid.cells))
+    return frozenset(reader.found) or None
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)
@@ -307,7 +278,7 @@ def _number(token: str) -> int | None:
     return int(digits[0][:3]) if digits else None
 
 
-# --- masks and boxes to cells ------------------------------------------------------------------
+# --- masks to cells ----------------------------------------------------------------------------
 
 
 def cells_from_mask(
@@ -327,7 +298,8 @@ def cells_from_mask(
     import numpy as np
 
     grid = as_grid(grid)
-    _check_rule(rule)
+    if rule not in get_args(Rule):
+        raise ConfigError(f"grid.mask_rule={rule!r} is unknown. Use {', '.join(get_args(Rule))}.")
     defective = np.asarray(mask) != 0
     if defective.ndim != 2:
         raise DataError(f"a mask must be [height, width]; this one has shape {defective.shape}.")
@@ -369,65 +341,6 @@ def _centroids(defective: np.ndarray) -> list[tuple[Fraction, Fraction]]:
     sizes = np.bincount(labels.ravel())
     largest_first = sorted(range(1, len(sizes)), key=sizes.__getitem__, reverse=True)
     return [_centroid(labels == label) for label in largest_first[:_MULTI_LIMIT]]
-
-
-def cells_from_boxes(
-    boxes: Sequence[Box], size: tuple[int, int], grid: Grid | str, rule: Rule = "centroid_largest"
-) -> frozenset[int]:
-    """The cells of defect boxes `(x1, y1, x2, y2)` in an image of `size` (width, height), pixels.
-
-    The rules are those of `cells_from_mask`, a box standing for a component. Boxes are clipped to
-    the image. Raises DataError for a box without area inside it.
-    """
-    grid = as_grid(grid)
-    _check_rule(rule)
-    shares = sorted((_clipped(box, size) for box in boxes), key=_area, reverse=True)
-    if not shares:
-        return frozenset()
-    if rule == "max_overlap":
-        overlap = [sum(_overlap(box, cell, grid) for box in shares) for cell in range(grid.cells)]
-        return frozenset((max(range(grid.cells), key=overlap.__getitem__),))
-    if rule == "centroid_all":
-        total = 2 * sum(map(_area, shares))
-        x = sum(_area(box) * (box[0] + box[2]) for box in shares) / total
-        y = sum(_area(box) * (box[1] + box[3]) for box in shares) / total
-        return frozenset((grid.cell_at(x, y),))
-    kept = shares[: _MULTI_LIMIT if rule == "multi" else 1]
-    return frozenset(grid.cell_at((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in kept)
-
-
-def _check_rule(rule: str) -> None:
-    if rule not in get_args(Rule):
-        raise ConfigError(f"grid.mask_rule={rule!r} is unknown. Use {', '.join(get_args(Rule))}.")
-
-
-_Shares = tuple[Fraction, Fraction, Fraction, Fraction]
-
-
-def _clipped(box: Box, size: tuple[int, int]) -> _Shares:
-    """A box as exact shares of the image, cut at its border."""
-    width, height = size
-    if not all(map(math.isfinite, box)):
-        raise DataError(f"box {tuple(box)} holds what is not a number.")
-    x1, x2 = (Fraction(min(max(float(x), 0.0), width)) / width for x in (box[0], box[2]))
-    y1, y2 = (Fraction(min(max(float(y), 0.0), height)) / height for y in (box[1], box[3]))
-    if not (x1 < x2 and y1 < y2):
-        raise DataError(
-            f"box {tuple(box)} has no area inside an image of {width}x{height} pixels. "
-            "Boxes are (x1, y1, x2, y2) with x1 < x2 and y1 < y2."
-        )
-    return x1, y1, x2, y2
-
-
-def _area(box: _Shares) -> Fraction:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(box: _Shares, cell: int, grid: Grid) -> Fraction:
-    row, col = divmod(cell, grid.cols)
-    wide = min(box[2], Fraction(col + 1, grid.cols)) - max(box[0], Fraction(col, grid.cols))
-    high = min(box[3], Fraction(row + 1, grid.rows)) - max(box[1], Fraction(row, grid.rows))
-    return max(wide, Fraction(0)) * max(high, Fraction(0))
 
 
 # --- what a place is worth ---------------------------------------------------------------------

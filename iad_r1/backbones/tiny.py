@@ -15,29 +15,16 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-    Qwen2VLVideoProcessor,
 )
 
-from iad_r1.backbones.tokenizer import Dialect, train_tokenizer
+from iad_r1.backbones.dialects import TINY
+from iad_r1.backbones.processors import build_processor
+from iad_r1.backbones.tokenizer import train_tokenizer
 from iad_r1.store import checkpoints
 
 PATCH = 8
 MERGE = 4
 CELL = PATCH * MERGE  # pixels on a side that become one token of the language model
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-DIALECT = Dialect(CONTROL + VISION, ("<|im_end|>",), "<|endoftext|>", CHAT_TEMPLATE)
 
 
 def config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
@@ -87,20 +74,6 @@ def config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     )
 
 
-def processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> Qwen2_5_VLProcessor:
-    limits = {"shortest_edge": CELL * CELL, "longest_edge": max_pixels}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=PATCH, temporal_patch_size=1, merge_size=MERGE, size=limits
-        ),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(
-            patch_size=PATCH, temporal_patch_size=1, merge_size=MERGE
-        ),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def widen(language_model: torch.nn.Module) -> None:
     """Draw the language model's weights wider than the usual 0.02, which suits wide models.
 
@@ -122,7 +95,7 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
         max_pixels: largest image, in pixels after resizing, the processor lets through.
         seed: of the initial weights.
     """
-    tokenizer = train_tokenizer(DIALECT, corpus, vocab_size)
+    tokenizer = train_tokenizer(TINY, corpus, vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config(tokenizer))
@@ -131,7 +104,9 @@ def build(path: Path, corpus: Iterable[str], vocab_size: int, max_pixels: int, s
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
+    pictures = {"min_pixels": CELL * CELL, "max_pixels": max_pixels, "patch_size": PATCH,
+                "temporal_patch_size": 1, "merge_size": MERGE}  # fmt: skip
     with checkpoints.write_folder(path) as partial:
         model.save_pretrained(partial)
-        processor(tokenizer, max_pixels).save_pretrained(partial)
+        build_processor("qwen2_5_vl", pictures, tokenizer).save_pretrained(partial)
     return path

@@ -18,27 +18,22 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
     GenerationConfig,
-    GotOcr2ImageProcessorPil,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    LlavaNextImageProcessorPil,
-    LlavaNextProcessor,
-    LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 
-from iad_r1.backbones.tokenizer import Dialect, train_tokenizer
+from iad_r1.backbones.dialects import (
+    INTERNVL,
+    MISTRAL,
+    ONEVISION,
+    QWEN,
+    VICUNA,
+    YI,
+    Dialect,
+)
+from iad_r1.backbones.processors import build_processor
+from iad_r1.backbones.tokenizer import train_tokenizer
 from iad_r1.errors import ConfigError
 
 HIDDEN = 128
@@ -46,7 +41,6 @@ LAYERS = 2
 VOCABULARY = 512
 IMAGE_SIDE = 56  # pixels a fixed-size vision tower reads (LLaVA, InternVL): 4 x 4 patches
 PATCH = 14
-QWEN_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 
 CORPUS = (
@@ -58,110 +52,6 @@ CORPUS = (
     "<location>bottom right</location><type>contamination</type><answer>Yes</answer>",
     "<location>center</location><type>broken edge</type><answer>Yes</answer><answer>No</answer>",
     "Is there any anomaly in the image? Answer with Yes or No inside the answer tags.",
-)
-
-
-# --------------------------------------------------------------------------- how they are spoken to
-# The templates render what the published ones do: the LLaVA families all pictures of a turn before
-# its words, Qwen and InternVL in reading order; Qwen adds a system turn where none is given.
-
-
-def _turns(before: str, image: str, text: str, after: str, answer: str) -> str:
-    """Pictures first, then text; a turn's content must be a list of parts."""
-    return (
-        "{% for message in messages %}" + before + _parts("image", image) + _parts("text", text)
-        + after + "{% endfor %}{% if add_generation_prompt %}" + answer + "{% endif %}"
-    )  # fmt: skip
-
-
-def _parts(kind: str, shown: str) -> str:
-    loop = "{% for part in message['content'] | selectattr('type', 'equalto', '" + kind + "') %}"
-    return loop + shown + "{% endfor %}"
-
-
-def _in_order(image: str, first: str = "") -> str:
-    """ChatML with text and pictures in reading order; `first` before a first turn of the user's."""
-    return (
-        "{% for message in messages %}"
-        "{% if loop.first and message['role'] != 'system' %}" + first + "{% endif %}"
-        "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
-        "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-
-
-CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-QWEN_VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-QWEN = Dialect(
-    special=CHATML + QWEN_VISION,
-    ends=("<|im_end|>", "<|endoftext|>"),
-    pad="<|endoftext|>",
-    template=_in_order("<|vision_start|><|image_pad|><|vision_end|>", SYSTEM),
-)
-VICUNA = Dialect(
-    special=("<unk>", "<s>", "</s>", "<image>", "<pad>"),
-    ends=("</s>",),
-    pad="<pad>",
-    template=_turns(
-        "{% if message['role'] != 'system' %}{{ message['role'] | upper }}: {% endif %}",
-        "<image>\n",
-        "{{ part['text'] }} ",
-        "",
-        "ASSISTANT:",
-    ),
-    begin="<s>",
-)
-MISTRAL = Dialect(
-    special=("<unk>", "<s>", "</s>", "<image>", "<pad>"),
-    ends=("</s>",),
-    pad="<pad>",
-    template=(
-        "{% for message in messages %}{% if message['role'] == 'system' %}"
-        "<<SYS>>\n{{ message['content'][0]['text'] }}\n<</SYS>>\n\n"
-        "{% elif message['role'] == 'user' %}[INST] "
-        + _parts("image", "<image>\n") + _parts("text", "{{ part['text'] }}") +
-        " [/INST]{% else %} {{ message['content'][0]['text'] }}</s> {% endif %}{% endfor %}"
-    ),
-    begin="<s>",
-)  # fmt: skip
-YI = Dialect(
-    special=("<unk>", "<|startoftext|>", "<|endoftext|>", *CHATML[1:], "<image>", "<pad>"),
-    ends=("<|im_end|>",),
-    pad="<pad>",
-    template=_turns(
-        "<|im_start|>{{ message['role'] }}\n",
-        "<image>\n",
-        "{{ part['text'] }}",
-        "<|im_end|>",
-        "<|im_start|>assistant\n",
-    ),
-)
-ONEVISION = Dialect(
-    special=(*CHATML, "<image>", "<video>"),
-    ends=("<|im_end|>",),
-    pad="<|endoftext|>",
-    template=_turns(
-        "<|im_start|>{{ message['role'] }} ",
-        "<image>",
-        "{{ '\n' + part['text'] }}",
-        "<|im_end|>",
-        "<|im_start|>assistant\n",
-    ),
-)
-INTERNVL = Dialect(
-    special=(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
-    ends=("<|im_end|>", "<|endoftext|>"),
-    pad="<|endoftext|>",
-    template=_in_order("<IMG_CONTEXT>\n"),
-    named={
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    },
 )
 
 
@@ -201,15 +91,8 @@ BACKBONES: Mapping[str, Twin] = {
 }
 """By the name of a backbone in `conf/backbone/`."""
 
-TWINS: Mapping[str, Twin] = {
-    "qwen2_vl": BACKBONES["qwen2vl_2b"],
-    "qwen2_5_vl": BACKBONES["qwen25vl_3b"],
-    "llava": BACKBONES["llava15_7b"],
-    "llava_next": BACKBONES["llava16_8b"],
-    "llava_onevision": BACKBONES["llava_ov_05b"],
-    "internvl": BACKBONES["internvl25_4b"],
-}
-"""One for each architecture, by `model_type`."""
+TWINS: Mapping[str, Twin] = {twin.model_type: twin for twin in reversed(BACKBONES.values())}
+"""The first one of each architecture, by `model_type`."""
 
 
 def build_twin(name: str, path: Path, seed: int = 0) -> Path:
@@ -231,7 +114,8 @@ def build_twin(name: str, path: Path, seed: int = 0) -> Path:
     model.generation_config = _generation(twin.dialect, tokenizer)
     model.save_pretrained(path)
     _name_vision_tower_as_the_hub_does(Path(path) / "model.safetensors", model)
-    _PROCESSORS[twin.model_type](tokenizer).save_pretrained(path)
+    settings = _PROCESSING[twin.model_type]
+    build_processor(twin.model_type, settings, tokenizer).save_pretrained(path)
     return Path(path)
 
 
@@ -312,15 +196,6 @@ def _qwen_config(vision: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
     return build
 
 
-def _qwen_processor(kind: Any) -> Callable[[PreTrainedTokenizerFast], ProcessorMixin]:
-    return lambda tokenizer: kind(
-        image_processor=Qwen2VLImageProcessorPil(patch_size=PATCH, size=dict(QWEN_PIXELS)),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(patch_size=PATCH),
-        chat_template=tokenizer.chat_template,
-    )
-
-
 # --------------------------------------------------------------------------- the LLaVA families
 
 
@@ -356,50 +231,6 @@ def _llava_config(tower: str, **more: Any) -> Callable[..., dict[str, Any]]:
     return build
 
 
-_CLIP_PROCESSING = {"patch_size": PATCH, "vision_feature_select_strategy": "default"}
-_SQUARE = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
-
-
-def _llava_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIDE}, crop_size=dict(_SQUARE)
-        ),
-        tokenizer=tokenizer,
-        chat_template=tokenizer.chat_template,
-        num_additional_image_tokens=1,  # the class token, which "default" then drops
-        **_CLIP_PROCESSING,
-    )
-
-
-def _llava_next_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIDE},
-            crop_size=dict(_SQUARE),
-            image_grid_pinpoints=PINPOINTS,
-        ),
-        tokenizer=tokenizer,
-        chat_template=tokenizer.chat_template,
-        num_additional_image_tokens=1,
-        **_CLIP_PROCESSING,
-    )
-
-
-def _llava_onevision_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    return LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil(
-            size=dict(_SQUARE), image_grid_pinpoints=PINPOINTS
-        ),
-        tokenizer=tokenizer,
-        video_processor=LlavaOnevisionVideoProcessor(size=dict(_SQUARE)),
-        num_image_tokens=(IMAGE_SIDE // PATCH) ** 2,
-        vision_feature_select_strategy="full",
-        vision_aspect_ratio="anyres_max_9",
-        chat_template=tokenizer.chat_template,
-    )
-
-
 # --------------------------------------------------------------------------- InternVL
 
 
@@ -421,18 +252,6 @@ def _internvl_config(twin: Twin, tokenizer: PreTrainedTokenizerFast) -> dict[str
     }
 
 
-def _internvl_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessorPil(
-            size=dict(_SQUARE), crop_to_patches=True, max_patches=4
-        ),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size=dict(_SQUARE)),
-        image_seq_length=(IMAGE_SIDE // PATCH // 2) ** 2,
-        chat_template=tokenizer.chat_template,
-    )
-
-
 _CONFIGS: Mapping[str, Callable[[Twin, PreTrainedTokenizerFast], dict[str, Any]]] = {
     "qwen2_vl": _qwen_config(QWEN2_VISION),
     "qwen2_5_vl": _qwen_config(QWEN25_VISION),
@@ -443,11 +262,31 @@ _CONFIGS: Mapping[str, Callable[[Twin, PreTrainedTokenizerFast], dict[str, Any]]
     ),
     "internvl": _internvl_config,
 }
-_PROCESSORS: Mapping[str, Callable[[PreTrainedTokenizerFast], ProcessorMixin]] = {
-    "qwen2_vl": _qwen_processor(Qwen2VLProcessor),
-    "qwen2_5_vl": _qwen_processor(Qwen2_5_VLProcessor),
-    "llava": _llava_processor,
-    "llava_next": _llava_next_processor,
-    "llava_onevision": _llava_onevision_processor,
-    "internvl": _internvl_processor,
+_SQUARE = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+_QWEN = {"min_pixels": 28 * 28, "max_pixels": 112 * 112, "patch_size": PATCH}
+_CLIP = {
+    "size": {"shortest_edge": IMAGE_SIDE},
+    "crop_size": _SQUARE,
+    "patch_size": PATCH,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,  # the class token, which "default" then drops
+}
+_PROCESSING: Mapping[str, Mapping[str, Any]] = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "llava": _CLIP,
+    "llava_next": {**_CLIP, "image_grid_pinpoints": PINPOINTS},
+    "llava_onevision": {
+        "size": _SQUARE,
+        "image_grid_pinpoints": PINPOINTS,
+        "num_image_tokens": (IMAGE_SIDE // PATCH) ** 2,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_9",
+    },
+    "internvl": {
+        "size": _SQUARE,
+        "crop_to_patches": True,
+        "max_patches": 4,
+        "image_seq_length": (IMAGE_SIDE // PATCH // 2) ** 2,
+    },
 }

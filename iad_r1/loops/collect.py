@@ -19,7 +19,7 @@ from iad_r1.objective.advantages import is_degenerate
 from iad_r1.processes import distributed
 from iad_r1.processes.distributed import gather, share
 from iad_r1.prompts import form as released_form
-from iad_r1.rollouts import open_engine
+from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.settings.config import HfRollout
@@ -59,7 +59,7 @@ class Collector:
     """Prompts, samples and scores.
 
     Args:
-        whole: inside, every rank can read all weights (`Learner.whole`). An engine with weights of
+        whole: inside, every rank can read all weights (`Learner.whole`). A sampler with weights of
             its own needs that for the parity gate alone: `sync` asks for one module at a time.
     """
 
@@ -79,17 +79,17 @@ class Collector:
             form=released_form(self.grpo.prompt),
         )
         self.rewards = rewards.load(config.rewards, config.grid)
-        self.engine = open_engine(config, context.backbone, config.rollout.batch_size)
-        self.gate = open_gate(context, self.engine, self.prompter)
+        self.sampler = open_sampler(config, context.backbone, config.rollout.batch_size)
+        self.gate = open_gate(context, self.sampler, self.prompter)
 
     def close(self) -> None:
-        """Give the engine back."""
-        self.engine.close()
+        """Give the sampler back."""
+        self.sampler.close()
 
     def collect(self, samples: Sequence[Sample], step: int, clock: Clock) -> Collected:
         """A group for every sample, from the weights as they are now. With
         `degenerate_groups=resample`, groups that carry no signal are drawn anew."""
-        self.engine.sync()
+        self.sampler.sync()
         clock.lap("sync")
         if self.gate is not None and self.gate.due(step):
             with self.whole():
@@ -125,7 +125,7 @@ class Collector:
         again = (attempt,) if attempt else ()
         seeds = [(self.seed, step, slot, *again) for slot in slots]
         with self.sampled_from():
-            return self.engine.generate(prompts, sampling, seeds)
+            return self.sampler.generate(prompts, sampling, seeds)
 
     def score(
         self, samples: Sequence[Sample], groups: Sequence[Sequence[Completion]]
@@ -162,7 +162,7 @@ class Collector:
         self, batch: Collected, slots: list[int], step: int, attempt: int, clock: Clock
     ) -> None:
         """Every rank draws for the slots it holds, so that prompts stay where they are learned
-        from; all ranks call the engine, also those that hold none."""
+        from; all ranks call the sampler, also those that hold none."""
         ranks, rank = distributed.world(), distributed.rank()
         mine = [slot for slot in slots if slot % ranks == rank]
         for slot in slots:

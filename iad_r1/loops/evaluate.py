@@ -24,9 +24,9 @@ from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
-from iad_r1.rollouts import open_engine
+from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.prompting import Prompter, Room
-from iad_r1.rollouts.sampling import Engine, Sampling, Seed
+from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.settings.config import Config, Evaluate
 from iad_r1.types import Completion, Prediction, Sample
 
@@ -105,7 +105,7 @@ def open_asking(config: Config, backbone: Backbone) -> Asking:
     room = Room("evaluate.max_length", asked.max_length, asked.max_tokens)
     types = vocabulary(config.rewards.vocabulary or "default")
     grader = Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
-    sampler = open_engine(config, backbone, asked.batch_size)
+    sampler = open_sampler(config, backbone, asked.batch_size)
     sampler.sync()
     return Asking(backbone, Prompter(backbone, asked.prompt, room), sampler, grader, asked)
 
@@ -116,7 +116,7 @@ class Asking:
 
     backbone: Backbone
     prompter: Prompter
-    sampler: Engine
+    sampler: Sampler
     grader: Grader
     settings: Evaluate
 

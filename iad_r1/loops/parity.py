@@ -15,7 +15,7 @@ from iad_r1.loops.context import Context
 from iad_r1.loops.gate import open_gate
 from iad_r1.loops.opening import open_run
 from iad_r1.processes import distributed
-from iad_r1.rollouts import open_engine
+from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.parity import Row
 from iad_r1.rollouts.prompting import Prompter
 from iad_r1.settings.backbone import LoraTuning
@@ -32,17 +32,17 @@ def run(config: Config, folder: RunFolder) -> None:
     with distributed.joined(config.engine):
         start = find_start(config.init) if config.init is not None else None
         context = open_run(config, folder, None, start)
-        engine = open_engine(config, context.backbone, config.rollout.batch_size)
-        gate = open_gate(context, engine, Prompter(context.backbone, config.grpo.prompt))
-        assert gate is not None, "the stage asks for an engine with weights of its own"
-        engine.sync()
+        sampler = open_sampler(config, context.backbone, config.rollout.batch_size)
+        gate = open_gate(context, sampler, Prompter(context.backbone, config.grpo.prompt))
+        assert gate is not None, "the stage asks for a sampler with weights of its own"
+        sampler.sync()
         rows = [gate.check("start", 0)]
         if isinstance(config.tuning, LoraTuning):
             lora.wrap(context, config.tuning, dropout=0.0)
         move(context)
-        engine.sync()
+        sampler.sync()
         rows.append(gate.check("moved", 1))
-        engine.close()
+        sampler.close()
     if distributed.is_main():
         Console().print(table(config, rows))
 

@@ -14,10 +14,11 @@ know are `vocabularies/default.yaml` or a file of the user's own.
 
 from __future__ import annotations
 
+from iad_r1.rewards.files import names
 from iad_r1.rewards.released_types import released_types
 from iad_r1.rewards.sets import RewardSet, load
 from iad_r1.rewards.vocabulary import Vocabulary, vocabulary
-from iad_r1.settings.rewards import RewardsConfig, names
+from iad_r1.settings.rewards import RewardsConfig
 
 __all__ = ["RewardSet", "RewardsConfig", "Vocabulary", "load", "names", "type_score", "vocabulary"]
 

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from iad_r1.settings.rewards import read_yaml
+from iad_r1.rewards.files import read_yaml
 
 _EXACT, _CONTAINS, _CLASS, _FUZZY, _GROUP = 1.0, 0.85, 0.6, 0.4, 0.3
 _CACHED_LENGTH = 200  # characters; longer pairs of labels are not remembered
@@ -27,7 +27,7 @@ class _Label:
 
     text: str
     named_group: str | None  # set when the label is the name of a group
-    family: str | None
+    type_class: str | None
     confidence: float  # how well the label fits its class, 0 to 1
     group: str | None
 
@@ -36,15 +36,15 @@ class ReleasedTypes:
     """The matcher over one word list (`vocabularies/released.yaml`)."""
 
     def __init__(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
-        self._families: dict[str, str] = {}  # in the order they are tried
+        self._classes: dict[str, str] = {}  # in the order they are tried
         self._groups: dict[str, str] = {}
         self._group_names: dict[str, str] = {}
         self._score_cached = lru_cache(maxsize=4096)(self._score)
         for group, members in groups.items():
             self._group_names |= {_normal(term): group for term in (group, *members["terms"])}
-            for family, terms in members["classes"].items():
-                self._groups[family] = group
-                self._families |= {_normal(term): family for term in (family, *terms)}
+            for type_class, terms in members["classes"].items():
+                self._groups[type_class] = group
+                self._classes |= {_normal(term): type_class for term in (type_class, *terms)}
 
     def score(self, predicted: str, actual: str) -> float:
         """0 to 1, as the released code computes it."""
@@ -64,30 +64,34 @@ class ReleasedTypes:
             return _EXACT
         if said.text in true.text or true.text in said.text:
             return _CONTAINS
-        if said.family and said.family == true.family:
+        if said.type_class and said.type_class == true.type_class:
             return _CLASS + (_CONTAINS - _CLASS) * min(said.confidence, true.confidence)
-        if said.family and true.family and self._groups[said.family] == self._groups[true.family]:
+        if (
+            said.type_class
+            and true.type_class
+            and self._groups[said.type_class] == self._groups[true.type_class]
+        ):
             return _GROUP
         return _similarity(said.text, true.text) * _FUZZY
 
     def _read(self, label: str) -> _Label:
         text = _normal(label)
-        family, confidence = self._fit(text)
+        type_class, confidence = self._fit(text)
         named = self._group_names.get(text)
-        group = named or (self._groups[family] if family else None)
-        return _Label(text, named, family, confidence, group)
+        group = named or (self._groups[type_class] if type_class else None)
+        return _Label(text, named, type_class, confidence, group)
 
     def _fit(self, text: str) -> tuple[str | None, float]:
         """The class a text fits best, and how well: as a whole, in part, or by its letters."""
-        if text in self._families:
-            return self._families[text], 1.0
+        if text in self._classes:
+            return self._classes[text], 1.0
         for fit in (_contained, _similarity):
-            best, family = 0.0, None
-            for term, candidate in self._families.items():
+            best, type_class = 0.0, None
+            for term, candidate in self._classes.items():
                 if (value := fit(text, term)) > best:
-                    best, family = value, candidate
-            if family:
-                return family, best
+                    best, type_class = value, candidate
+            if type_class:
+                return type_class, best
         return None, 0.0
 
 

@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import Any
 
 from iad_r1.errors import ConfigError, TrainingError
-from iad_r1.grid import Grid, GridConfig, as_grid
+from iad_r1.grid import Grid, as_grid
 from iad_r1.rewards.case import Case
+from iad_r1.rewards.files import check, read
 from iad_r1.rewards.vocabulary import Vocabulary, vocabulary
-from iad_r1.settings.rewards import ComponentConfig, RewardsConfig, check, read
+from iad_r1.settings.grid import GridConfig
+from iad_r1.settings.rewards import ComponentConfig, RewardsConfig
 from iad_r1.types import Score, Solution
 
 _COMPONENTS = "iad_r1.rewards.components"
@@ -109,7 +111,7 @@ def load(
     elif isinstance(rewards, RewardsConfig):
         config = rewards
     else:
-        config = check(rewards, "rewards")
+        config = check(RewardsConfig, rewards, "rewards")
     types = vocabulary(config.vocabulary) if config.vocabulary is not None else None
     components = [_component(name, part) for name, part in config.components.items()]
     for component in components:

@@ -14,20 +14,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iad_r1.errors import ConfigError
-from iad_r1.settings.rewards import explain, read_yaml
+from iad_r1.rewards.files import check, read_yaml
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 _LONGEST_LABEL = 100  # characters; no label is longer, and long text is not worth normalising
 _Value = Annotated[float, Field(ge=0, le=1)]
 
 
-class TypeScores(BaseModel):
-    """What a named type is worth, by how near it is to the true one."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TypeScores(_Part):
+    """What a named type is worth, by how near it is to the true one."""
 
     same_type: _Value  # the same words, or a synonym
     within_class: _Value  # the truth names only the class, and the type is one of that class
@@ -42,23 +44,17 @@ class TypeScores(BaseModel):
         return self
 
 
-class _Class(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Class(_Part):
     names: list[str]
     types: dict[str, list[str]]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Group(_Part):
     names: list[str]
     classes: dict[str, _Class]
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _File(_Part):
     ignored: list[str]
     scores: TypeScores
     groups: dict[str, _Group]
@@ -66,10 +62,10 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a term stands: `kind` is None for the name of a class, `family` for that of a group."""
+    """Where a term stands: a class has no `kind`, a group neither `type_class` nor `kind`."""
 
     group: str
-    family: str | None
+    type_class: str | None
     kind: str | None
 
 
@@ -77,10 +73,7 @@ class Vocabulary:
     """Terms and their places. Read one with `vocabulary(name_or_path)`."""
 
     def __init__(self, values: object, where: str) -> None:
-        try:
-            file = _File.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(explain(error, where)) from None
+        file = check(_File, values, where)
         self.scores = file.scores
         self._ignored = frozenset(file.ignored)
         self._places: dict[str, Place] = {}
@@ -121,7 +114,7 @@ class Vocabulary:
             return 0.0
         if place == truth:
             return self.scores.same_type
-        if place.family is None or place.family != truth.family:
+        if place.type_class is None or place.type_class != truth.type_class:
             return self.scores.same_group
         return self.scores.within_class if truth.kind is None else self.scores.same_class
 
@@ -137,12 +130,12 @@ def _terms(file: _File) -> Iterator[tuple[str, Place]]:
     for group, members in file.groups.items():
         for name in members.names:
             yield name, Place(group, None, None)
-        for family, parts in members.classes.items():
+        for type_class, parts in members.classes.items():
             for name in parts.names:
-                yield name, Place(group, family, None)
+                yield name, Place(group, type_class, None)
             for kind, synonyms in parts.types.items():
                 for term in (kind, *synonyms):
-                    yield term, Place(group, family, kind)
+                    yield term, Place(group, type_class, kind)
 
 
 @lru_cache(maxsize=16)

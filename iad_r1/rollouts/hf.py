@@ -1,4 +1,4 @@
-"""The transformers engine: exact sampler log-probabilities, for tests and small models.
+"""The transformers sampler: exact sampler log-probabilities, for tests and small models.
 
 The prompt of a group is computed once, images included, and its key/value cache is repeated for
 the G completions. Prompts share a batch only with prompts of the same shape, so nothing is padded
@@ -7,10 +7,8 @@ and a completion's log-probability is the one the trainer computes.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,11 +17,11 @@ from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 
 from iad_r1.backbones.backbone import Backbone, Inputs, Prompt
 from iad_r1.backbones.packing import next_positions
-from iad_r1.rollouts.sampling import Sampling, Seed
+from iad_r1.rollouts.sampling import Sampling, Seed, seed_number
 from iad_r1.types import Completion, StopReason
 
 
-class HfEngine:
+class HfSampler:
     """Samples from the training weights themselves, so there is nothing to synchronise.
 
     Args:
@@ -39,7 +37,7 @@ class HfEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
     ) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts (see `Engine`)."""
+        """G completions for each prompt, in the order of the prompts (see `Sampler`)."""
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         inputs = [prompt.inputs for prompt in prompts]
@@ -55,7 +53,7 @@ class HfEngine:
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """(number of the prompt, its G completions), a batch at a time (see `Engine`)."""
+        """(number of the prompt, its G completions), a batch at a time (see `Sampler`)."""
         numbered = enumerate(asked)
         while batch := list(islice(numbered, max(1, self.batch_size // sampling.group_size))):
             prompts, seeds = zip(*(pair for _, pair in batch), strict=True)
@@ -91,12 +89,16 @@ class HfEngine:
         hidden = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = hidden.logits[:, -1].repeat_interleave(sampling.group_size, 0)
         cache.batch_repeat_interleave(sampling.group_size)
-        drawn = _Drawn.empty(len(logits), sampling.max_tokens, self.backbone.ends)
+        tokens: list[list[int]] = [[] for _ in logits]
+        logprobs: list[list[float]] = [[] for _ in logits]
         alive = torch.arange(len(logits), device=model.device)
         luck = luck.to(model.device)
         for step in range(sampling.max_tokens):
             token, logprob = self._draw(logits, sampling, luck[alive, step])
-            drawn.add(alive.cpu(), step, token.cpu(), logprob.cpu())
+            drawn = alive.tolist(), token.tolist(), logprob.tolist()
+            for row, one, likely in zip(*drawn, strict=True):
+                tokens[row].append(one)
+                logprobs[row].append(likely)
             keep = (~torch.isin(token, ends)).nonzero()[:, 0]
             if not len(keep) or step + 1 == sampling.max_tokens:
                 break
@@ -109,7 +111,11 @@ class HfEngine:
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
-        return drawn.completions(self.backbone)
+        return list(map(self._completion, tokens, logprobs))
+
+    def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
+        stop = StopReason.STOP if tokens[-1] in self.backbone.ends else StopReason.LENGTH
+        return Completion(self.backbone.decode(tokens), tuple(tokens), tuple(logprobs), stop)
 
     def _draw(
         self, logits: torch.Tensor, sampling: Sampling, luck: torch.Tensor
@@ -144,49 +150,9 @@ def cut_off(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return kept
 
 
-@dataclass
-class _Drawn:
-    tokens: torch.Tensor  # [R, T]
-    logprobs: torch.Tensor  # [R, T]
-    lengths: torch.Tensor  # [R]
-    ends: tuple[int, ...]  # any of them ends a completion
-
-    @classmethod
-    def empty(cls, rows: int, max_tokens: int, ends: tuple[int, ...]) -> _Drawn:
-        return cls(
-            torch.full((rows, max_tokens), ends[0]),
-            torch.zeros(rows, max_tokens),
-            torch.zeros(rows, dtype=torch.long),
-            ends,
-        )
-
-    def add(
-        self, rows: torch.Tensor, step: int, token: torch.Tensor, logprob: torch.Tensor
-    ) -> None:
-        self.tokens[rows, step] = token
-        self.logprobs[rows, step] = logprob
-        self.lengths[rows] = step + 1
-
-    def completions(self, backbone: Backbone) -> list[Completion]:
-        found = []
-        for row, length in enumerate(self.lengths.tolist()):
-            tokens = tuple(self.tokens[row, :length].tolist())
-            stop = StopReason.STOP if tokens[-1] in self.ends else StopReason.LENGTH
-            found.append(
-                Completion(
-                    text=backbone.decode(tokens),
-                    tokens=tokens,
-                    logprobs=tuple(self.logprobs[row, :length].tolist()),
-                    stop=stop,
-                )
-            )
-        return found
-
-
 def _uniforms(seed: Seed, sampling: Sampling) -> torch.Tensor:
     """[G, max_tokens] float64 in [0, 1): the random numbers of one prompt."""
-    number = int.from_bytes(hashlib.sha256(repr(tuple(seed)).encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(seed_number(seed, bits=63))
     size = (sampling.group_size, sampling.max_tokens)
     return torch.rand(size, generator=generator, dtype=torch.float64)
 

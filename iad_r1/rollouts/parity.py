@@ -1,8 +1,8 @@
 """The gate between sampler and trainer: are both running the same weights on the same prompt?
 
 On a few fixed prompts it compares what reaches both sides (expanded token ids, pictures' tensors),
-the weights the engine holds (sums of elements), and what both say of the same completions. Then it
-changes a vision weight in the engine alone, which has to show. Every fault that other trainers
+the weights the sampler holds (sums of elements), and what both say of the same completions. Then it
+changes a vision weight in the sampler alone, which has to show. Every fault that other trainers
 shipped here (`tests/system/test_vllm_faults.py`) fails one of these. A failure ends the run with
 one message: the number, its limit, and the likely cause, found by trying remedies.
 """
@@ -24,9 +24,9 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import Packing, completion_logprobs, unwrap
 from iad_r1.errors import MismatchError
 from iad_r1.processes import distributed
-from iad_r1.rollouts.colocate.sampler import VllmEngine, check_ids
+from iad_r1.rollouts.colocate.sampler import VllmSampler, check_ids
 from iad_r1.rollouts.sampling import Sampling
-from iad_r1.rollouts.server.sampler import VllmServerEngine
+from iad_r1.rollouts.server.sampler import ServerSampler
 from iad_r1.settings.config import Parity
 from iad_r1.types import Completion
 
@@ -38,8 +38,8 @@ GROUP = 2  # completions of each probe: the second finds the first one's prompt 
 TILES = "image_num_patches"  # of a picture that InternVL's processor cuts up
 TOWER = ("visual.", "vision_tower.", "vision_model.")
 Completions = list[list[Completion]]
-OwnWeights = VllmEngine | VllmServerEngine
-"""Engines that hold weights of their own."""
+OwnWeights = VllmSampler | ServerSampler
+"""Samplers that hold weights of their own."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Row:
     """One check, as a line of `parity.csv`. Gaps are in nats, of the worst token.
 
     `gap` is between sampler and trainer; `shown` the same after a vision weight was changed in the
-    engine alone, which has to stand out; `sums` the largest relative difference between
-    weights that were sent and weights that the engine holds, over `weights` parameters that can be
+    sampler alone, which has to stand out; `sums` the largest relative difference between
+    weights that were sent and weights that the sampler holds, over `weights` parameters that can be
     read there.
     """
 
@@ -65,10 +65,10 @@ class Row:
 
 
 class Gate:
-    """Compares an engine with the model it was synchronised with.
+    """Compares a sampler with the model it was synchronised with.
 
     Args:
-        engine: synchronised; it is so again after every check.
+        sampler: synchronised; it is so again after every check.
         backbone: the trainer's side.
         probes: prompts, the same at every check.
         settings: how many tokens, and the limit.
@@ -79,7 +79,7 @@ class Gate:
 
     def __init__(
         self,
-        engine: OwnWeights,
+        sampler: OwnWeights,
         backbone: Backbone,
         probes: Sequence[Prompt],
         settings: Parity,
@@ -88,7 +88,7 @@ class Gate:
         packing: Packing,
         path: Path | None,
     ) -> None:
-        self.engine, self.backbone, self.probes = engine, backbone, list(probes)
+        self.sampler, self.backbone, self.probes = sampler, backbone, list(probes)
         self.sampling = Sampling(GROUP, settings.tokens, temperature)
         self.packing: Packing = packing
         self.path = path
@@ -106,9 +106,9 @@ class Gate:
         """
         start, where = time.perf_counter(), f"parity gate, {stage} step {step}"
         self._checked = True
-        if distributed.is_main() or not self.engine.shared:
+        if distributed.is_main() or not self.sampler.shared:
             for probe in self.probes:
-                compare_inputs(self.engine, probe)
+                compare_inputs(self.sampler, probe)
         sums, weights = self.compare_sums(where)
         gap = self.gap()
         if not gap <= self.limit:
@@ -126,7 +126,7 @@ class Gate:
                 f"{where}: a change of a vision weight moves no log-prob of the sampler (largest "
                 f"difference {shown:.3g} nats, it should exceed {least:.3g}). Likely cause: "
                 "image features or prompts of the old weights are still cached, or vision weights "
-                "do not reach the engine. Use rollout=hf, and report this."
+                "do not reach the sampler. Use rollout=hf, and report this."
             )
         return row
 
@@ -134,7 +134,7 @@ class Gate:
         """Largest difference between sampler and trainer on a token, over all ranks, in nats;
         infinite if one of them is not a number."""
         seeds = [(0, index) for index in range(len(self.probes))]
-        groups = self.engine.generate(self.probes, self.sampling, seeds)
+        groups = self.sampler.generate(self.probes, self.sampling, seeds)
         apart = difference(
             groups, self.trainer_logprobs(groups, packing or self.packing), self.probes
         )
@@ -160,7 +160,7 @@ class Gate:
 
     def compare_sums(self, where: str) -> tuple[float, int]:
         """Largest relative difference between weights sent and held, and how many were compared."""
-        sent, held = self.engine.sums or {}, self.engine.weight_sums()
+        sent, held = self.sampler.sums or {}, self.sampler.weight_sums()
         worst, name = 0.0, ""
         for key in sent.keys() & held.keys():
             apart = abs(sent[key] - held[key]) / max(abs(sent[key]), 1.0)
@@ -168,7 +168,7 @@ class Gate:
                 worst, name = apart, key
         if not max(distributed.everyone(worst)) <= SUM_LIMIT:
             raise MismatchError(
-                f"{where}: the engine holds other weights than it was sent: the elements "
+                f"{where}: the sampler holds other weights than it was sent: the elements "
                 f"of {name or 'a weight on another rank'} add up to {held.get(name, 0):.9g} "
                 f"instead of {sent.get(name, 0):.9g}. Likely cause: something put old weights "
                 "back, such as a wake-up after sleep. Use rollout.sleep=false, and report this."
@@ -176,10 +176,10 @@ class Gate:
         return worst, len(sent.keys() & held.keys())
 
     def gap_with_changed_vision(self) -> float:
-        """`gap` while the engine alone has another vision weight."""
-        self.engine.sync(change=_Once())
+        """`gap` while the sampler alone has another vision weight."""
+        self.sampler.sync(change=_Once())
         found = self.gap()
-        self.engine.sync()
+        self.sampler.sync()
         return found
 
     def fail(self, where: str, gap: float) -> None:
@@ -205,13 +205,13 @@ class Gate:
 
             return trial
 
-        engine = self.engine
+        sampler = self.sampler
         return [
             ("keys and values of an earlier prompt were used after weights had changed (prefix "
-             "cache)", after(engine.reset_prefix_cache)),
+             "cache)", after(sampler.reset_prefix_cache)),
             ("image features of earlier weights were used (encoder cache)",
-             after(engine.reset_encoder_cache, engine.reset_prefix_cache)),
-            ("weights had changed and were not sent to the engine", after(engine.sync)),
+             after(sampler.reset_encoder_cache, sampler.reset_prefix_cache)),
+            ("weights had changed and were not sent to the sampler", after(sampler.sync)),
             ("the trainer's packed forward; use grpo.packing=off", lambda: self.gap("off")),
         ]  # fmt: skip
 
@@ -245,9 +245,9 @@ def difference(groups: Completions, trainer: Tensor, probes: Sequence[Prompt]) -
 # --- what reaches both sides -------------------------------------------------------------------
 
 
-def compare_inputs(engine: OwnWeights, probe: Prompt) -> None:
+def compare_inputs(sampler: OwnWeights, probe: Prompt) -> None:
     """MismatchError unless vLLM's processor makes the same ids and picture tensors of a prompt."""
-    ids, pictures = engine.processed(probe)
+    ids, pictures = sampler.processed(probe)
     check_ids(probe, ids)
     tiles = [int(theirs[TILES]) for theirs in pictures if TILES in theirs]
     for index, theirs in enumerate(pictures):
@@ -255,7 +255,7 @@ def compare_inputs(engine: OwnWeights, probe: Prompt) -> None:
             ours = picture_tensor(probe.inputs, key, index, tiles)
             if ours is not None and not same_tensor(ours, value):
                 raise MismatchError(
-                    f"{probe.name or 'a probe'}: picture {index + 1} reaches trainer and engine "
+                    f"{probe.name or 'a probe'}: picture {index + 1} reaches trainer and sampler "
                     f"with different {key} ({_shape(ours)} and {_shape(value)}"
                     f"{_apart(ours, value)}). Likely cause: another limit on picture sizes, or "
                     "another image processor, on one side."

@@ -1,15 +1,23 @@
-"""How completions are drawn, and the protocol every rollout engine keeps."""
+"""How completions are drawn, and the protocol every sampler keeps."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Protocol
 
 from iad_r1.backbones.backbone import Prompt
 from iad_r1.types import Completion
 
 Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
+
+
+def seed_number(seed: Seed, bits: int) -> int:
+    """A number of so many bits for a prompt's seed, the same in every process."""
+    digest = hashlib.sha256(repr(tuple(seed)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - bits)
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,8 @@ class Sampling:
             )
 
 
-def in_order(
-    found: Iterable[tuple[int, list[Completion]]],
-) -> list[list[Completion]]:
-    """What `Engine.stream` gave, in the order of the prompts."""
-    return [completions for _, completions in sorted(found, key=lambda pair: pair[0])]
-
-
-class Engine(Protocol):
-    """What training, evaluation and prediction ask of a rollout engine."""
+class Sampler(Protocol):
+    """What training, evaluation and prediction ask of a sampler."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
@@ -57,14 +58,15 @@ class Engine(Protocol):
 
         The same weights, prompt and seed give the same completions, whatever else is asked.
         """
-        ...
+        found = sorted(self.stream(zip(prompts, seeds, strict=True), sampling), key=itemgetter(0))
+        return [completions for _, completions in found]
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
     ) -> Iterator[tuple[int, list[Completion]]]:
         """(number of the prompt, its G completions) as they are finished, in any order.
 
-        Prompts are taken from `asked` as the engine has room for them.
+        Prompts are taken from `asked` as the sampler has room for them.
         """
         ...
 
@@ -73,5 +75,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory and processes; the engine is not used again."""
+        """Give back memory and processes; the sampler is not used again."""
         ...

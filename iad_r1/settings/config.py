@@ -17,13 +17,13 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, ValidationError, create_model
 
 from iad_r1.errors import ConfigError
-from iad_r1.grid import GridConfig
 from iad_r1.settings import rules
 from iad_r1.settings.backbone import Backbone, Tuning, WeightsKind
 from iad_r1.settings.base import Count0, Section
 from iad_r1.settings.data import DataConfig
 from iad_r1.settings.engine import Checkpoint, Engine
 from iad_r1.settings.evaluate import Evaluate
+from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine
 from iad_r1.settings.stage import StageSettings, Task

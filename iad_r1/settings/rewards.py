@@ -1,23 +1,15 @@
-"""The `rewards` section of a configuration: which components a set has, and what they weigh.
-
-The sets themselves are `conf/rewards/<name>.yaml`, the same files Hydra composes from, and the
-only place where they are written down. In an installed package they lie in `iad_r1/conf/rewards`.
-"""
+"""The `rewards` section of a configuration: which components a set has, and what they weigh."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from iad_r1.errors import ConfigError
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-_CONF = (_PACKAGE / "conf", _PACKAGE.parent / "conf")  # installed; a checkout
+from iad_r1.settings.base import Section
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(Section):
     """One component: the function that scores it, its weight, and what must pay first.
 
     `function` is a file of `iad_r1/rewards/components` ("answer"), a function in one of them
@@ -26,22 +18,18 @@ class ComponentConfig(BaseModel):
     this one pays nothing. `settings` are handed to the function as keyword arguments.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")]
     weight: float
     gate: str | None
-    settings: dict[str, bool | int | float | str] = {}  # absent: the function takes none
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)  # absent: none
 
 
-class RewardsConfig(BaseModel):
+class RewardsConfig(Section):
     """A reward set. Components are evaluated from top to bottom.
 
     `vocabulary` names the types that the `type` component knows: "default", the path of a YAML
     file of your own, or null for a set that does not look at types.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
     vocabulary: str | None
@@ -58,49 +46,3 @@ class RewardsConfig(BaseModel):
                 )
             seen.add(name)
         return self
-
-
-def folder() -> Path:
-    """Where the reward sets are. Raises ConfigError when the configuration folder is gone."""
-    for conf in _CONF:
-        if (conf / "rewards").is_dir():
-            return conf / "rewards"
-    raise ConfigError(f"there is no folder of reward sets: looked for {_CONF[0]} and {_CONF[1]}.")
-
-
-def names() -> list[str]:
-    """The sets that can be loaded by name."""
-    return sorted(path.stem for path in folder().glob("*.yaml"))
-
-
-def read(name: str) -> RewardsConfig:
-    """The set of that name. Raises ConfigError listing the names if there is none."""
-    if name not in names():
-        raise ConfigError(f"rewards={name!r} is unknown. Use one of {', '.join(names())}.")
-    return check(read_yaml(folder() / f"{name}.yaml"), f"conf/rewards/{name}.yaml")
-
-
-def check(values: Any, where: str) -> RewardsConfig:
-    """A mapping as a reward set. Raises ConfigError saying which setting of `where` is wrong."""
-    try:
-        return RewardsConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, where)) from None
-
-
-def explain(error: ValidationError, where: str) -> str:
-    """One line per wrong setting."""
-    return "\n".join(
-        f"{where}: {'.'.join(map(str, item['loc'])) or 'the whole file'}: {item['msg']}."
-        for item in error.errors()
-    )
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises ConfigError if it is missing or is not YAML."""
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None

@@ -179,7 +179,9 @@ def _look_up(file: Path, types: str, console: Console) -> None:
         if place is None:
             table.add_row(label, str(count), "[red]not placed[/red]")
         else:
-            table.add_row(label, str(count), place.group, place.family or "-", place.kind or "-")
+            table.add_row(
+                label, str(count), place.group, place.type_class or "-", place.kind or "-"
+            )
     console.print(table)
     if unplaced := known.unplaced(counts):
         console.print(

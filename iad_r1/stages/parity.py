@@ -1,4 +1,4 @@
-"""`stage=parity`: do rollout engine and trainer run the same model here? A minute, before a run."""
+"""`stage=parity`: do sampler and trainer run the same model here? A minute, before a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stage(pipeline.Stage):
     def problems(self, config: Config) -> Iterator[str]:
         if isinstance(config.rollout, HfRollout):
             yield (
-                "stage=parity compares a rollout engine with the trainer, but rollout=hf samples "
+                "stage=parity compares a sampler with the trainer, but rollout=hf samples "
                 "from the trainer's own weights. Leave rollout=hf out."
             )
 

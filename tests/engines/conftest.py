@@ -56,12 +56,12 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backbone]:
 @pytest.fixture(scope="session")
 def engines() -> Iterator[Callable[..., Any]]:
     """`engines(backbone, max_tokens=4)`: an engine; the one before it is stopped."""
-    live: list[sampler.VllmEngine] = []
+    live: list[sampler.VllmSampler] = []
 
-    def start(backbone: Backbone, **settings: Any) -> sampler.VllmEngine:
+    def start(backbone: Backbone, **settings: Any) -> sampler.VllmSampler:
         while live:
             live.pop().stop()
-        live.append(sampler.VllmEngine(backbone, VllmRollout(**{**SETTINGS, **settings})))
+        live.append(sampler.VllmSampler(backbone, VllmRollout(**{**SETTINGS, **settings})))
         return live[0]
 
     yield start

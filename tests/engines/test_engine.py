@@ -188,11 +188,11 @@ def test_a_completion_ends_with_an_end_token_or_at_the_limit(ready):
 
 
 def test_greedy_is_what_the_transformers_engine_says(ready):
-    from iad_r1.rollouts.hf import HfEngine
+    from iad_r1.rollouts.hf import HfSampler
 
     backbone, engine = ready
     asked = prompts(backbone)
-    ours = HfEngine(backbone, 8).generate(asked, Sampling(1, 12, 0.0), seeds(asked))
+    ours = HfSampler(backbone, 8).generate(asked, Sampling(1, 12, 0.0), seeds(asked))
     theirs = engine.generate(asked, Sampling(1, 12, 0.0), seeds(asked))
     assert [g[0].tokens for g in ours] == [g[0].tokens for g in theirs]
 
@@ -303,6 +303,4 @@ def test_an_engine_that_hangs_where_no_error_can_be_raised_ends_the_process(repo
         [sys.executable, "-c", STUCK], cwd=repository, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
-    assert (
-        "error: the rollout engine did not answer for 0.2 s. Checkpoints are intact" in done.stderr
-    )
+    assert "error: the sampler did not answer for 0.2 s. Checkpoints are intact" in done.stderr

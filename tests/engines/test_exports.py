@@ -24,7 +24,7 @@ import torch
 from vllm_cases import move, picture, prompts, seeds
 
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation
 
@@ -49,7 +49,7 @@ def exported(
 
 def greedy(backbone: Backbone, asked: list[Prompt]) -> list[list[int]]:
     """The tokens of the transformers engine."""
-    groups = HfEngine(backbone, 8).generate(asked, Sampling(1, TOKENS, 0.0), seeds(asked))
+    groups = HfSampler(backbone, 8).generate(asked, Sampling(1, TOKENS, 0.0), seeds(asked))
     return [list(group[0].tokens) for group in groups]
 
 

@@ -45,7 +45,7 @@ def test_without_a_fault_the_gate_is_green_and_keeps_its_history(case):
 def test_no_sync(case):
     backbone, _, gate = case
     move(backbone, 1)
-    with pytest.raises(MismatchError, match=r"disagree by .* were not sent to the engine"):
+    with pytest.raises(MismatchError, match=r"disagree by .* were not sent to the sampler"):
         gate.check("grpo", 1)
 
 

@@ -22,13 +22,13 @@ from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.command import compose
 from iad_r1.errors import DataError, MismatchError, TrainingError
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.parity import Gate
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.rollouts.server import push as weight_push
 from iad_r1.rollouts.server import sampler as vllm_server
 from iad_r1.rollouts.server.client import Server
-from iad_r1.rollouts.server.sampler import Served, VllmServerEngine, served
+from iad_r1.rollouts.server.sampler import Served, ServerSampler, served
 from iad_r1.settings.config import VllmServerRollout
 from iad_r1.types import Conversation
 
@@ -57,17 +57,17 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return found
 
 
-def engine_for(backbone: Backbone, *urls: str, **changes: Any) -> VllmServerEngine:
+def engine_for(backbone: Backbone, *urls: str, **changes: Any) -> ServerSampler:
     config = compose.compose([*MODEL, *ROLLOUT, f"rollout.servers=[{','.join(urls)}]"])
     assert isinstance(config.rollout, VllmServerRollout)
     wanted = served(config)
     if "wanted" in changes:
         wanted = Served(changes.pop("wanted"), wanted.command)
-    return VllmServerEngine(backbone, config.rollout.model_copy(update=changes), wanted)
+    return ServerSampler(backbone, config.rollout.model_copy(update=changes), wanted)
 
 
 @pytest.fixture
-def engine(backbone: Backbone, running: list[Running]) -> VllmServerEngine:
+def engine(backbone: Backbone, running: list[Running]) -> ServerSampler:
     """Both servers, with the weights as they are."""
     found = engine_for(backbone, *(server.url for server in running))
     found.sync()
@@ -80,7 +80,7 @@ def asked(backbone: Backbone) -> list[Prompt]:
 
 
 @pytest.fixture
-def gate(engine: VllmServerEngine, backbone: Backbone, tmp_path: Path) -> Iterator[Gate]:
+def gate(engine: ServerSampler, backbone: Backbone, tmp_path: Path) -> Iterator[Gate]:
     """Green, and green again after the fault."""
     with gated(engine, backbone, tmp_path / "parity.csv") as found:
         yield found
@@ -94,7 +94,7 @@ def test_servers_say_of_their_tokens_what_the_trainer_says(engine, backbone, ask
         groups = engine.generate(asked, Sampling(4, 12, temperature), seeds(asked))
         assert [len(group) for group in groups] == [4, 4]
         assert gap(backbone, asked, groups, temperature) < LIMIT
-    ours = HfEngine(backbone, 8).generate(asked, Sampling(1, 12, 0.0), seeds(asked))
+    ours = HfSampler(backbone, 8).generate(asked, Sampling(1, 12, 0.0), seeds(asked))
     greedy = engine.generate(asked, Sampling(1, 12, 0.0), seeds(asked))
     assert [g[0].tokens for g in greedy] == [g[0].tokens for g in ours]
     assert [g[0].text for g in greedy] == [g[0].text for g in ours]
@@ -160,7 +160,7 @@ def test_the_gate_is_green_and_compares_every_weight_of_both_servers(gate, engin
 
 def test_the_gate_finds_weights_that_were_not_sent(gate, backbone):
     move(backbone, 1)
-    with pytest.raises(MismatchError, match=r"disagree by .* were not sent to the engine"):
+    with pytest.raises(MismatchError, match=r"disagree by .* were not sent to the sampler"):
         gate.check("grpo", 1)
 
 

@@ -23,7 +23,7 @@ from iad_r1.loops import evaluate, grpo
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.context import Context
 from iad_r1.loops.opening import corpus
-from iad_r1.rollouts.colocate.sampler import VllmEngine
+from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.tracking import Tracker
@@ -106,20 +106,20 @@ def test_evaluation_streams_and_goes_on_where_it_was_stopped(
 # ------------------------------------------------------------------- an engine that fails in a run
 
 
-def out_of_memory(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+def out_of_memory(engine: VllmSampler, patch: pytest.MonkeyPatch) -> None:
     def dies() -> Any:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     patch.setattr(engine.llm.llm_engine, "step", dies)
 
 
-def hanging(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+def hanging(engine: VllmSampler, patch: pytest.MonkeyPatch) -> None:
     impatient = engine.settings.model_copy(update={"patience": 0.2})
     patch.setattr(engine, "settings", impatient)
     patch.setattr(engine.llm.llm_engine, "step", lambda: time.sleep(30))
 
 
-def dead(engine: VllmEngine, patch: pytest.MonkeyPatch) -> None:
+def dead(engine: VllmSampler, patch: pytest.MonkeyPatch) -> None:
     def gone(*_args: Any, **_kwargs: Any) -> Any:
         raise RuntimeError("EngineCore encountered an issue")
 
@@ -156,7 +156,7 @@ def test_a_failing_engine_ends_the_run_in_its_own_words_and_the_run_goes_on_from
 
     def failing(self: Any, samples: Any, step: int, clock: Any) -> Any:
         if step == 2:
-            fail(self.engine, patch)
+            fail(self.sampler, patch)
         return collect(self, samples, step, clock)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ from iad_r1.backbones.twins import BACKBONES, TWINS, build_twin
 from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError, DataError, WeightsError
 from iad_r1.learn import lora, optim
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation, StopReason
@@ -137,7 +137,7 @@ def test_every_end_token_of_the_generation_config_ends_a_completion(fresh, name)
         bias[end] = 50.0
         hook = head.register_forward_hook(lambda _module, _given, out, bias=bias: out + bias)
         prompt = backbone.encode(ONE, [picture(60, 60)])
-        ((drawn,),) = HfEngine(backbone, 4).generate([prompt], Sampling(1, 6, 0.0), [()])
+        ((drawn,),) = HfSampler(backbone, 4).generate([prompt], Sampling(1, 6, 0.0), [()])
         hook.remove()
         assert drawn.tokens == (end,) and drawn.stop is StopReason.STOP
         assert drawn.text == ""

@@ -103,9 +103,9 @@ class Witness:
     def watch_engine(self) -> None:
         """Note the sums of what the engine of every rank took at each synchronisation, and, where
         they can be read, of what it holds then."""
-        from iad_r1.rollouts.colocate.sampler import VllmEngine
+        from iad_r1.rollouts.colocate.sampler import VllmSampler
 
-        witness, sync = self, VllmEngine.sync
+        witness, sync = self, VllmSampler.sync
 
         def watched(self: Any, change: Any = None) -> None:
             sync(self, change)
@@ -113,7 +113,7 @@ class Witness:
                 held = {**(self.sums or {}), **self.weight_sums()}
                 witness.engines.append(distributed.everyone(held))
 
-        VllmEngine.sync = watched
+        VllmSampler.sync = watched
 
     def see(self, of: learner.Learner) -> None:
         """What this rank holds of the weights between two steps."""

@@ -1,4 +1,4 @@
-"""Cells, words, masks and boxes mean the same place."""
+"""Cells, words and masks mean the same place."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import (
     Grid,
-    GridConfig,
     as_grid,
-    cells_from_boxes,
     cells_from_mask,
     describe,
     location_score,
     parse_cells,
     words,
 )
+from iad_r1.settings.grid import GridConfig
 
 GRIDS = st.builds(Grid, st.integers(1, 8), st.integers(1, 8))
 EVERY_GRID = [Grid(rows, cols) for rows in range(1, 9) for cols in range(1, 9)]
@@ -393,77 +392,6 @@ def test_an_unknown_rule_is_refused_with_the_known_ones() -> None:
     rule: Any = "mean"  # as it comes from a user's own code, where nobody checks types
     with pytest.raises(ConfigError, match="centroid_largest, centroid_all, max_overlap, multi"):
         cells_from_mask(np.ones((3, 3)), THREE, rule)
-    with pytest.raises(ConfigError, match="mean"):
-        cells_from_boxes([(0, 0, 1, 1)], (3, 3), THREE, rule)
-
-
-# --- boxes ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rule", ["centroid_largest", "centroid_all", "max_overlap", "multi"])
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 7), st.integers(1, 7), st.data())
-def test_a_box_and_the_mask_of_that_box_lie_in_the_same_cell(
-    rule, rows: int, cols: int, data: st.DataObject
-) -> None:
-    height, width = rows * 6, cols * 6  # cell borders fall between pixels
-    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    bottom = data.draw(st.integers(top + 1, height))
-    right = data.draw(st.integers(left + 1, width))
-    grid = Grid(rows, cols)
-    drawn = mask((top, left, bottom, right), size=(height, width))
-    boxed = cells_from_boxes([(left, top, right, bottom)], (width, height), grid, rule)
-    assert boxed == cells_from_mask(drawn, grid, rule)
-
-
-BOXES = [(0, 0, 20, 20), (80, 80, 90, 90), (2, 44, 12, 49), (88, 1, 89, 2)]
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        ("centroid_largest", cells(0)),
-        ("centroid_all", cells(0)),
-        ("max_overlap", cells(0)),
-        ("multi", cells(0, 8, 3)),
-    ],
-)
-def test_each_rule_reads_several_boxes_in_its_own_way(rule, expected: frozenset[int]) -> None:
-    assert cells_from_boxes(BOXES, (90, 90), THREE, rule) == expected
-    assert cells_from_boxes(BOXES[::-1], (90, 90), THREE, rule) == expected
-
-
-def test_small_boxes_add_up_to_an_overlap() -> None:
-    boxes = [(0, 0, 10, 10), (60, 60, 68, 68), (70, 70, 78, 78)]
-    assert cells_from_boxes(boxes, (90, 90), THREE, "max_overlap") == {8}
-    assert cells_from_boxes(boxes, (90, 90), THREE, "centroid_largest") == {0}
-    two = [(0, 0, 10, 10), (80, 0, 90, 10)]
-    assert cells_from_boxes(two, (90, 90), THREE, "centroid_all") == {1}
-    assert cells_from_boxes(two, (90, 90), THREE, "max_overlap") == {0}
-
-
-def test_a_box_is_cut_at_the_border_of_the_image() -> None:
-    wide = (-1000.0, 0.0, 30.0, 30.0)
-    assert cells_from_boxes([wide], (90, 60), THREE) == {0}
-    assert cells_from_boxes([(80, 50, 1000, 1000)], (90, 60), THREE) == {8}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_box_of_what_is_not_a_number_is_refused(value: float) -> None:
-    with pytest.raises(DataError, match="not a number"):
-        cells_from_boxes([(0, 0, value, 9)], (90, 90), THREE)
-
-
-def test_no_box_is_in_no_cell() -> None:
-    assert cells_from_boxes([], (90, 90), THREE) == frozenset()
-
-
-@pytest.mark.parametrize(
-    "box", [(5, 5, 5, 9), (5, 9, 9, 9), (9, 0, 5, 9), (0, 9, 9, 5), (90, 0, 99, 9), (0, -9, 9, 0)]
-)
-def test_a_box_without_area_in_the_image_is_refused(box) -> None:
-    with pytest.raises(DataError, match=r"no area .* 90x90"):
-        cells_from_boxes([box], (90, 90), THREE)
 
 
 # --- scores -----------------------------------------------------------------------------------

@@ -151,7 +151,8 @@ def test_a_random_backbone_answers_a_picture_and_survives_saving(
     from iad_r1.backbones.backbone import Backbone
 
     for name in shrunk:
-        build.save_random(name, tmp_path / "saved" / name, torch.float32)
+        for part in (build.build_random(name, torch.float32), build.build_processor(name)):
+            part.save_pretrained(tmp_path / "saved" / name)
         backbone = Backbone.load(tmp_path / "saved" / name)
         inputs = backbone.processor(
             text=[image_prompt(backbone)], images=[Image.new("RGB", (60, 60))], return_tensors="pt"

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from iad_r1 import rewards
 from iad_r1.errors import ConfigError, DataError, TrainingError
-from iad_r1.grid import Grid, GridConfig
+from iad_r1.grid import Grid
+from iad_r1.rewards import files
 from iad_r1.rewards.case import read_solution
 from iad_r1.rewards.components.choice import letters
-from iad_r1.settings import rewards as rewards_config
+from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.types import Solution
 
@@ -80,14 +81,14 @@ def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_set_can_be_given_as_a_name_a_mapping_or_a_checked_config() -> None:
-    file = rewards_config.folder() / "sc_grpo.yaml"
+    file = files.folder() / "sc_grpo.yaml"
     mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
     for given_set in ("sc_grpo", mapping, RewardsConfig.model_validate(mapping)):
         assert rewards.load(given_set).score(DEFECT, YES).total == 4.0
 
 
 def test_the_sets_are_the_files_hydra_composes_from(repository: Path) -> None:
-    assert rewards_config.folder() == repository / "conf" / "rewards"
+    assert files.folder() == repository / "conf" / "rewards"
 
 
 def test_hydra_composes_every_set_to_what_load_reads(repository: Path) -> None:
@@ -98,7 +99,7 @@ def test_hydra_composes_every_set_to_what_load_reads(repository: Path) -> None:
         for name in rewards.names():
             composed = hydra.compose(overrides=[f"+rewards={name}"])
             plain = OmegaConf.to_container(composed.rewards, resolve=True)
-            assert rewards_config.check(plain, name) == rewards_config.read(name)
+            assert files.check(RewardsConfig, plain, name) == files.read(name)
 
 
 def test_an_installed_package_finds_its_sets_beside_itself(
@@ -107,9 +108,9 @@ def test_an_installed_package_finds_its_sets_beside_itself(
     inside = tmp_path / "iad_r1" / "conf"
     (inside / "rewards").mkdir(parents=True)
     (inside / "rewards" / "only.yaml").touch()
-    monkeypatch.setattr(rewards_config, "_CONF", (inside, tmp_path / "conf"))
+    monkeypatch.setattr(files, "_CONF", (inside, tmp_path / "conf"))
     assert rewards.names() == ["only"]
-    monkeypatch.setattr(rewards_config, "_CONF", (tmp_path / "no", tmp_path / "conf"))
+    monkeypatch.setattr(files, "_CONF", (tmp_path / "no", tmp_path / "conf"))
     with pytest.raises(ConfigError, match="no folder of reward sets"):
         rewards.names()
 
@@ -119,7 +120,7 @@ def test_a_mistake_in_a_set_that_is_loaded_by_name_is_found_in_its_file(
 ) -> None:
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "mine.yaml").write_text("name: mine\nvocabulary: null\n", "utf-8")
-    monkeypatch.setattr(rewards_config, "_CONF", (tmp_path,))
+    monkeypatch.setattr(files, "_CONF", (tmp_path,))
     with pytest.raises(ConfigError, match=r"^conf/rewards/mine\.yaml: components: Field required"):
         rewards.load("mine")
 
@@ -167,7 +168,7 @@ def test_a_set_without_components_or_with_more_than_a_set_is_refused() -> None:
     with pytest.raises(ConfigError, match="extra"):
         rewards.load(mapping() | {"extra": 1})
     with pytest.raises(ConfigError, match=r"^conf/rewards/x\.yaml: the whole file: Input"):
-        rewards_config.check(None, "conf/rewards/x.yaml")
+        files.check(RewardsConfig, None, "conf/rewards/x.yaml")
 
 
 def test_every_mistake_is_on_a_line_of_its_own() -> None:
@@ -472,7 +473,7 @@ def test_a_reward_is_added_with_one_file_and_one_line(
     import iad_r1.rewards.components as components
 
     monkeypatch.setattr(components, "__path__", [*components.__path__, str(tmp_path)])
-    file = (rewards_config.folder() / "sc_grpo.yaml").read_text(encoding="utf-8")
+    file = (files.folder() / "sc_grpo.yaml").read_text(encoding="utf-8")
     line = "  brevity: {function: brevity, weight: 0.5, gate: answer, settings: {limit: 200}}\n"
     chosen = rewards.load(yaml.safe_load(file + line))
     assert chosen.names == ("consistency", "answer", "location", "type", "brevity")

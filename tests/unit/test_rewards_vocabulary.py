@@ -100,7 +100,7 @@ def test_where_a_label_stands() -> None:
 @pytest.mark.parametrize("label", WORLD)
 def test_the_default_places_the_types_of_the_synthetic_world(label: str) -> None:
     place = DEFAULT.find(label)
-    assert place is not None and place.family is not None
+    assert place is not None and place.type_class is not None
     assert rewards.type_score(label, label) == 1.0
 
 

@@ -8,7 +8,7 @@ Each `<name>.json` beside this file holds what the hub's own files say of one ba
                     billions as printed, in quotes) and the language model it was built from
     config          config.json
     generation      generation_config.json
-    processor       preprocessor_config.json, with the class of processor it belongs to (`kind`)
+    processor       preprocessor_config.json, with what else the processor is told
     tokenizer       special tokens and their ids, end of answer, padding
 
 Reading them needs the standard library alone: `stage=plan` computes from `config` before anything

@@ -11,40 +11,23 @@ twice as many tokens long as with the true tokenizer; an image is exactly as lon
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.processors import TemplateProcessing
+from tokenizers import AddedToken, models
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
     GenerationConfig,
-    GotOcr2ImageProcessorPil,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    LlavaNextImageProcessorPil,
-    LlavaNextProcessor,
-    LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers import initialization as init
 
-from iad_r1.backbones import published
+from iad_r1.backbones import processors, published
+from iad_r1.backbones.tokenizer import finish, train_pieces
 from iad_r1.backbones.twins import BACKBONES, CORPUS
 
 PIECES = 512  # of the byte-level BPE
@@ -67,19 +50,12 @@ def build_random(
     with device, init.no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     if device.type != "meta":
-        with _seeded(seed, device):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
             model.initialize_weights()
     model.tie_weights()
     model.generation_config = GenerationConfig(**published.read(name)["generation"])
     return model.eval()
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, random numbers start from `seed`; outside, they go on as if nothing had happened."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def model_config(name: str) -> PretrainedConfig:
@@ -91,19 +67,8 @@ def model_config(name: str) -> PretrainedConfig:
 def build_processor(name: str) -> ProcessorMixin:
     """The processor of a published backbone: true image arithmetic, a small tokenizer."""
     about = published.read(name)
-    values = dict(about["processor"])
-    build = PROCESSORS[values.pop("kind")]
-    return build(about, values, build_tokenizer(name))
-
-
-def save_random(name: str, path: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write the random backbone with its processor to a folder in Hugging Face layout."""
-    build_random(name, dtype).save_pretrained(path)
-    build_processor(name).save_pretrained(path)
-    return path
-
-
-# --------------------------------------------------------------------------- tokenizer
+    tokenizer = build_tokenizer(name)
+    return processors.build_processor(about["config"]["model_type"], about["processor"], tokenizer)
 
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -111,44 +76,15 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     about = published.read(name)
     spec, config = about["tokenizer"], about["config"]
     size = config.get("text_config", config)["vocab_size"]
-    vocabulary, merges = _pieces()
-    tokenizer = Tokenizer(models.BPE(vocab=_places(vocabulary, spec["special"], size),
-                                     merges=merges))  # fmt: skip
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = train_pieces(CORPUS, PIECES)
+    state = json.loads(tokenizer.to_str())["model"]
+    pieces = sorted(state["vocab"], key=state["vocab"].__getitem__)
+    merges = [(first, second) for first, second in state["merges"]]
+    tokenizer.model = models.BPE(vocab=_places(pieces, spec["special"], size), merges=merges)
     # in the vocabulary already, so they keep their ids
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in spec["special"]])
-    dialect = BACKBONES[name].dialect
-    if dialect.begin is not None:
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{dialect.begin} $A",
-            special_tokens=[(dialect.begin, spec["special"][dialect.begin])],
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=spec["eos"],
-        pad_token=spec["pad"],
-        padding_side="left",
-        chat_template=dialect.template,
-        extra_special_tokens=spec.get("named", {}),
-        **({"bos_token": dialect.begin} if dialect.begin else {}),
-    )
-
-
-def _pieces() -> tuple[list[str], list[tuple[str, str]]]:
-    """Pieces and merges of a BPE trained on sentences about defects; any text can be written."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=PIECES,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    state = json.loads(tokenizer.to_str())["model"]
-    return sorted(state["vocab"], key=state["vocab"].__getitem__), [
-        (first, second) for first, second in state["merges"]
-    ]
+    dialect, named = BACKBONES[name].dialect, spec.get("named", {})
+    return finish(tokenizer, dialect, spec["eos"], spec["pad"], named)
 
 
 def _places(pieces: list[str], special: Mapping[str, int], size: int) -> dict[str, int]:
@@ -159,73 +95,3 @@ def _places(pieces: list[str], special: Mapping[str, int], size: int) -> dict[st
         if index not in words:
             words[index] = next(waiting, f"<|unused_{index}|>")
     return {word: index for index, word in words.items()}
-
-
-# --------------------------------------------------------------------------- processors
-
-About = Mapping[str, Any]
-
-
-def _qwen(about: About, values: dict, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    kind = Qwen2VLProcessor if about["config"]["model_type"] == "qwen2_vl" else Qwen2_5_VLProcessor
-    size = {
-        "shortest_edge": values.pop("min_pixels"),
-        "longest_edge": values.pop("max_pixels"),
-    }
-    return kind(
-        image_processor=Qwen2VLImageProcessorPil(size=size, **values),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(patch_size=values["patch_size"]),
-        chat_template=tokenizer.chat_template,
-    )
-
-
-def _clip(kind: Any, pictures: Any) -> Callable[..., ProcessorMixin]:
-    def build(about: About, values: dict, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-        counting = {
-            key: values.pop(key)
-            for key in ("patch_size", "vision_feature_select_strategy",
-                        "num_additional_image_tokens")
-        }  # fmt: skip
-        return kind(
-            image_processor=pictures(**values),
-            tokenizer=tokenizer,
-            chat_template=tokenizer.chat_template,
-            **counting,
-        )
-
-    return build
-
-
-def _onevision(about: About, values: dict, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    counting = {
-        key: values.pop(key)
-        for key in ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio")
-    }
-    return LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil(**values),
-        tokenizer=tokenizer,
-        video_processor=LlavaOnevisionVideoProcessor(size=values["size"]),
-        chat_template=tokenizer.chat_template,
-        **counting,
-    )
-
-
-def _internvl(about: About, values: dict, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    per_tile = values.pop("image_seq_length")
-    return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessorPil(**values),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size=values["size"]),
-        image_seq_length=per_tile,
-        chat_template=tokenizer.chat_template,
-    )
-
-
-PROCESSORS: Mapping[str, Callable[[About, dict, PreTrainedTokenizerFast], ProcessorMixin]] = {
-    "qwen": _qwen,
-    "llava": _clip(LlavaProcessor, CLIPImageProcessorPil),
-    "llava_next": _clip(LlavaNextProcessor, LlavaNextImageProcessorPil),
-    "llava_onevision": _onevision,
-    "internvl": _internvl,
-}

@@ -1,4 +1,4 @@
-"""The colocated vLLM engine: one in each training process, fed with the trainer's own weights.
+"""The colocated vLLM sampler: one in each training process, fed with the trainer's own weights.
 
 It starts without weights, from nothing but the model's configuration and processor, and takes them
 from the trainer with `sync`, adapters folded in. A prompt is given as text with unexpanded image
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import hashlib
 import importlib.util
 import os
 import random
@@ -34,7 +33,7 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
-from iad_r1.rollouts.sampling import Sampling, Seed, in_order
+from iad_r1.rollouts.sampling import Sampler, Sampling, Seed, seed_number
 from iad_r1.settings.config import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
 
@@ -46,17 +45,17 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of two ranks would share a core
 }
 GRACE = 30.0  # seconds for Python to answer an alarm; native code that hangs never does
-STUCK = 1  # exit code of a process that an engine hangs in
+STUCK = 1  # exit code of a process that vLLM hangs in
 NEVER = -100.0  # added to the logit of a token that must not be sampled; the least vLLM allows
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 IN_FLIGHT = 4  # prompts handed to the scheduler, in multiples of what it decodes at once
 
 
-class VllmEngine:
+class VllmSampler(Sampler):
     """vLLM inside this process.
 
     Args:
-        backbone: whose configuration, processor and weights the engine takes.
+        backbone: whose configuration, processor and weights it takes.
         settings: of `rollout=vllm`.
         gather: makes the parameters of one module whole on every rank; None: they are, or they
             are ZeRO-3's.
@@ -76,16 +75,10 @@ class VllmEngine:
         self._guest = dist.is_torchelastic_launched()  # of the trainer's process group, which stays
         self._requests = 0
         self._folder = tempfile.TemporaryDirectory(prefix="iad_r1-engine-")
-        describe(backbone, Path(self._folder.name))
-        with no_side_effects(), engine_errors("did not start"):
+        write_description(backbone, Path(self._folder.name))
+        with no_side_effects(), vllm_errors("did not start"):
             self.llm = start(Path(self._folder.name), backbone, settings)
         self._sleep()
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
-    ) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts (see `Engine`)."""
-        return in_order(self.stream(zip(prompts, seeds, strict=True), sampling))
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
@@ -130,7 +123,7 @@ class VllmEngine:
         weights = hub_weights(self.backbone.model, self.gather)
         if change is not None:
             weights = ((name, change(name, tensor)) for name, tensor in weights)
-        with engine_errors("could not take the weights"):
+        with vllm_errors("could not take the weights"):
             intake = self.llm.collective_rpc("iad_load", kwargs={"weights": weights})[0]
         check_intake(intake.unknown, intake.missing)
         self.sums = intake.sums
@@ -138,7 +131,7 @@ class VllmEngine:
             forget()
 
     def weight_sums(self) -> dict[str, float]:
-        """Sum of the elements of each of the engine's parameters, by vLLM's name for it."""
+        """Sum of the elements of each of its parameters, by vLLM's name for it."""
         self._wake("weights")
         return self.llm.collective_rpc("iad_sums")[0]
 
@@ -162,17 +155,17 @@ class VllmEngine:
         """Forget keys and values of prompts."""
         if not self.llm.llm_engine.reset_prefix_cache():
             raise TrainingError(
-                "the rollout engine would not forget the prompts of the old weights: some requests "
+                "the sampler would not forget the prompts of the old weights: some requests "
                 "still run. This is a fault of ours; please report it."
             )
 
     def close(self) -> None:
-        """Give the GPU back to the trainer. The engine is kept for whoever opens it next: starting
+        """Give the GPU back to the trainer. It is kept for whoever opens it next: starting
         one takes up to a minute."""
         self._sleep()
 
     def stop(self) -> None:
-        """End the engine. The trainer's process group stays, if there is one."""
+        """End vLLM. The trainer's process group stays, if there is one."""
         if not hasattr(self, "llm"):
             return
         from vllm.distributed.parallel_state import destroy_model_parallel
@@ -195,8 +188,8 @@ class VllmEngine:
     def _check_synced(self) -> None:
         if self.sums is None:
             raise MismatchError(
-                "the rollout engine was asked before it was given weights: it starts with random "
-                "ones. Call engine.sync() first; this is a fault of ours."
+                "the sampler was asked before it was given weights: it starts with random "
+                "ones. Call sampler.sync() first; this is a fault of ours."
             )
 
     def _submit(self, prompt: Prompt, sampling: Sampling, seed: Seed) -> str:
@@ -217,12 +210,12 @@ class VllmEngine:
         if prompt.images:
             asked["multi_modal_data"] = {"image": list(prompt.images)}
         parsed = parse_model_prompt(engine.model_config, asked)
-        with engine_errors(f"could not read the prompt {prompt.name or prompt.text!r}"):
+        with vllm_errors(f"could not read the prompt {prompt.name or prompt.text!r}"):
             return engine.renderer.render_cmpl([parsed], engine.renderer.default_cmpl_tok_params)[0]
 
     def parameters(self, sampling: Sampling, seed: Seed) -> Any:
-        """vLLM's own form of the sampling settings. Sample `i` of a group draws with the number
-        `seed_number(seed) + i`."""
+        """vLLM's own form of the sampling settings. Sample `i` of a group draws with the seed's
+        number plus `i`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -233,7 +226,7 @@ class VllmEngine:
 
     def _step(self) -> list[Any]:
         patience = self.settings.patience
-        with alarm(patience), engine_errors("failed while sampling"):
+        with alarm(patience), vllm_errors("failed while sampling"):
             return [output for output in self.llm.llm_engine.step() if output.finished]
 
     def _completions(self, prompt: Prompt, output: Any) -> list[Completion]:
@@ -267,16 +260,16 @@ class VllmEngine:
                 self._asleep.discard(part)
 
 
-_kept: list[VllmEngine] = []  # at most one: vLLM keeps state that its engines would share
+_kept: list[VllmSampler] = []  # at most one: vLLM keeps state that its instances would share
 
 
-def kept(backbone: Backbone, settings: VllmRollout) -> VllmEngine:
-    """The engine of this process for `backbone`, started if it is not there yet. Its weights are
+def kept(backbone: Backbone, settings: VllmRollout) -> VllmSampler:
+    """The sampler of this process for `backbone`, started if it is not there yet. Its weights are
     those of the last `sync`."""
     if _kept and (_kept[0].backbone is not backbone or _kept[0].settings != settings):
         _kept.pop().stop()
     if not _kept:
-        _kept.append(VllmEngine(backbone, settings))
+        _kept.append(VllmSampler(backbone, settings))
         atexit.register(_kept[0].stop)
     return _kept[0]
 
@@ -284,7 +277,7 @@ def kept(backbone: Backbone, settings: VllmRollout) -> VllmEngine:
 # --- starting ----------------------------------------------------------------------------------
 
 
-def describe(backbone: Backbone, folder: Path) -> None:
+def write_description(backbone: Backbone, folder: Path) -> None:
     """Write what vLLM needs to build the model without its weights: configuration and processor,
     as the trainer uses them, picture sizes included."""
     model = unwrap(backbone.model)
@@ -309,12 +302,12 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     return LLM(
         model=str(folder),
         enable_sleep_mode=settings.sleep and on_gpu,
-        **engine_options(settings, unwrap(backbone.model).dtype, on_gpu),
+        **vllm_options(settings, unwrap(backbone.model).dtype, on_gpu),
         **(several if dist.is_torchelastic_launched() else {}),
     )
 
 
-def engine_options(settings: AnyVllmRollout, dtype: torch.dtype, on_gpu: bool) -> dict[str, Any]:
+def vllm_options(settings: AnyVllmRollout, dtype: torch.dtype, on_gpu: bool) -> dict[str, Any]:
     """How vLLM is started wherever it runs, under the names of its engine's arguments."""
     kv_gib = settings.kv_cache_gib
     return {
@@ -362,7 +355,7 @@ def no_side_effects() -> Iterator[None]:
 
 
 @contextmanager
-def engine_errors(what: str) -> Iterator[None]:
+def vllm_errors(what: str) -> Iterator[None]:
     """Pass on what vLLM says when it fails, as one message that ends the run."""
     try:
         yield
@@ -370,7 +363,7 @@ def engine_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever vLLM raises; its message is passed on
         raise TrainingError(
-            f"the rollout engine {what}: {type(error).__name__}: {error}. Checkpoints are intact; "
+            f"the sampler {what}: {type(error).__name__}: {error}. Checkpoints are intact; "
             "if memory ran out, lower rollout.memory, rollout.max_num_seqs or "
             "rollout.max_model_len, then go on with the same command and resume=auto."
         ) from error
@@ -381,7 +374,7 @@ def alarm(seconds: float) -> Iterator[None]:
     """TrainingError if the inside takes longer, or where native code hangs and no error can be
     raised, the end of the process. Of use on the main thread only."""
     said = (
-        f"the rollout engine did not answer for {seconds:g} s. Checkpoints are intact. If it is "
+        f"the sampler did not answer for {seconds:g} s. Checkpoints are intact. If it is "
         "only slow, raise rollout.patience."
     )
 
@@ -419,7 +412,7 @@ def check_intake(unknown: Sequence[str], missing: Sequence[str]) -> None:
     if missing:
         parts.append(f"nothing was sent for vLLM's {_some(missing)}")
     raise MismatchError(
-        f"weight synchronisation is incomplete: {'; '.join(parts)}. The engine would sample from "
+        f"weight synchronisation is incomplete: {'; '.join(parts)}. The sampler would sample from "
         "other weights than those that are trained. Use rollout=hf, and report this with the "
         "versions in manifest.json."
     )
@@ -435,7 +428,7 @@ def sampling_options(backbone: Backbone, sampling: Sampling, seed: Seed) -> dict
     return {
         "n": sampling.group_size,
         "temperature": sampling.temperature,
-        "seed": seed_number(seed) if sampling.temperature > 0 else None,
+        "seed": seed_number(seed, bits=62) if sampling.temperature > 0 else None,
         "max_tokens": sampling.max_tokens,
         "stop_token_ids": list(backbone.ends),
         "logit_bias": dict.fromkeys(backbone.placeholders, NEVER),
@@ -454,10 +447,10 @@ def as_completion(
     finished: str,
     reason: object,
 ) -> Completion:
-    """One sampled answer. TrainingError if the engine gave it up."""
+    """One sampled answer. TrainingError if vLLM gave it up."""
     if finished not in ("stop", "length"):
         raise TrainingError(
-            f"{prompt.name or 'a prompt'}: the rollout engine gave up after {len(tokens)} "
+            f"{prompt.name or 'a prompt'}: the sampler gave up after {len(tokens)} "
             f"tokens ({finished}: {reason})."
         )
     stop = StopReason.STOP if finished == "stop" else StopReason.LENGTH
@@ -488,8 +481,3 @@ def check_ids(prompt: Prompt, theirs: Sequence[int]) -> None:
         f"{len(theirs)}, {where}. Likely causes: another limit on picture sizes on one side, image "
         "tokens that were expanded already, or another chat template."
     )
-
-
-def seed_number(seed: Seed) -> int:
-    """A 62-bit number for a prompt's seed; a group's samples draw with this one and those after."""
-    return int.from_bytes(hashlib.sha256(repr(tuple(seed)).encode()).digest()[:8], "big") >> 2

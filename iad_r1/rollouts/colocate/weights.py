@@ -82,7 +82,7 @@ def merged(layer: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     """Weight and bias of an adapted layer, with what its active adapters add."""
     if not isinstance(layer, LoraLinear) or any(layer.use_dora.values()):
         raise MismatchError(
-            f"{path}: the rollout engine cannot be given the weights of a {type(layer).__name__} "
+            f"{path}: the sampler cannot be given the weights of a {type(layer).__name__} "
             "adapter; only plain LoRA on linear layers is understood. Use tuning=lora or "
             "tuning=full, or rollout=hf."
         )

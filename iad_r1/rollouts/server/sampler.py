@@ -1,4 +1,4 @@
-"""The vLLM server engine: servers on GPUs or hosts of their own, asked over HTTP.
+"""The server sampler: vLLM servers on GPUs or hosts of their own, asked over HTTP.
 
 A prompt is given as unexpanded token ids with the very pictures the trainer encodes, as PNG, which
 loses nothing; what a server makes of it comes back with each answer and is compared. Weights are
@@ -36,7 +36,7 @@ from iad_r1.rollouts.colocate.sampler import (
     sampling_options,
 )
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
-from iad_r1.rollouts.sampling import Sampling, Seed, in_order
+from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.rollouts.server.client import Gone, Server, Stopped
 from iad_r1.rollouts.server.push import push, reset, rpc
 from iad_r1.settings.config import Config, VllmServerRollout
@@ -65,7 +65,7 @@ def served(config: Config) -> Served:
     )
 
 
-class VllmServerEngine:
+class ServerSampler(Sampler):
     """vLLM servers that several ranks share.
 
     Args:
@@ -94,12 +94,6 @@ class VllmServerEngine:
         self._run, self._syncs = secrets.token_hex(8), 0
         self._restoring = threading.Lock()
 
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Seed]
-    ) -> list[list[Completion]]:
-        """G completions for each prompt, in the order of the prompts (see `Engine`)."""
-        return in_order(self.stream(zip(prompts, seeds, strict=True), sampling))
-
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
     ) -> Iterator[tuple[int, list[Completion]]]:
@@ -111,7 +105,7 @@ class VllmServerEngine:
         if self.sums is None:
             raise MismatchError(
                 "the rollout servers were asked before they were given weights. Call "
-                "engine.sync() first; this is a fault of ours."
+                "sampler.sync() first; this is a fault of ours."
             )
         waiting: dict[int, Prompt] = {}
         desk = _Desk(self.servers, self._room(sampling.group_size), self._answer)

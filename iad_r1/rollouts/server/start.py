@@ -18,7 +18,7 @@ import torch
 
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import unwrap
-from iad_r1.rollouts.colocate.sampler import describe, engine_options
+from iad_r1.rollouts.colocate.sampler import vllm_options, write_description
 from iad_r1.settings.rollout import VllmServerRollout
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -36,7 +36,7 @@ def become_server(
 ) -> NoReturn:
     """Describe the model in the folder `model` and serve it as `name`, in place of this process, so
     that signals reach the server as they would reach `vllm serve`."""
-    describe(backbone, model)
+    write_description(backbone, model)
     on_gpu = backbone.model.device.type == "cuda"
     typed = command(model, settings, unwrap(backbone.model).dtype, on_gpu, name)
     print(f"{name}\n\n  {shlex.join(typed)}\n", flush=True)
@@ -55,7 +55,7 @@ def command(
 ) -> list[str]:
     """vLLM's own server on a description of a model, as it is typed."""
     options = {
-        **engine_options(settings, dtype, on_gpu),
+        **vllm_options(settings, dtype, on_gpu),
         "served_model_name": name,
         "host": settings.host,
         "port": settings.port,

@@ -1,4 +1,4 @@
-"""The transformers rollout engine: what it says of a completion is what the trainer computes."""
+"""The transformers sampler: what it says of a completion is what the trainer computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import completion_logprobs
-from iad_r1.rollouts.hf import HfEngine
+from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation, StopReason
 
@@ -55,8 +55,8 @@ def seeds(asked: list, seed: int) -> list[tuple[int, int]]:
 def test_sampler_and_trainer_agree_on_every_token(backbones, family, temperature):
     backbone = backbones(family)
     asked = prompts(backbone)
-    engine = HfEngine(backbone, batch_size=64)
-    groups = engine.generate(asked, Sampling(4, 12, temperature), seeds(asked, 3))
+    sampler = HfSampler(backbone, batch_size=64)
+    groups = sampler.generate(asked, Sampling(4, 12, temperature), seeds(asked, 3))
     with torch.no_grad():
         trainer = completion_logprobs(
             backbone.model,
@@ -74,7 +74,9 @@ def test_sampler_and_trainer_agree_on_every_token(backbones, family, temperature
 def test_greedy_is_what_transformers_generate_says(backbones):
     backbone = backbones("qwen2_5_vl")
     asked = prompts(backbone)
-    drawn = HfEngine(backbone, batch_size=64).generate(asked, Sampling(1, 10, 0.0), seeds(asked, 0))
+    drawn = HfSampler(backbone, batch_size=64).generate(
+        asked, Sampling(1, 10, 0.0), seeds(asked, 0)
+    )
     for prompt, group in zip(asked, drawn, strict=True):
         expected = backbone.model.generate(
             **prompt.inputs,
@@ -87,30 +89,30 @@ def test_greedy_is_what_transformers_generate_says(backbones):
 
 def test_the_same_seed_draws_the_same_completions_and_another_seed_others(backbones):
     backbone = backbones("qwen2_5_vl")
-    engine, asked = HfEngine(backbone, batch_size=64), prompts(backbone)
-    first = engine.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 5))
-    assert engine.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 5)) == first
-    assert engine.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 6)) != first
+    sampler, asked = HfSampler(backbone, batch_size=64), prompts(backbone)
+    first = sampler.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 5))
+    assert sampler.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 5)) == first
+    assert sampler.generate(asked, Sampling(4, 8, 1.0), seeds(asked, 6)) != first
 
 
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_other_prompts(backbones):
     backbone = backbones("qwen2_5_vl")
-    engine, asked = HfEngine(backbone, batch_size=64), prompts(backbone)
+    sampler, asked = HfSampler(backbone, batch_size=64), prompts(backbone)
     sampling, numbers = Sampling(4, 8, 1.0), seeds(asked, 5)
-    together = engine.generate(asked, sampling, numbers)
-    alone = [engine.generate([p], sampling, [n])[0] for p, n in zip(asked, numbers, strict=True)]
+    together = sampler.generate(asked, sampling, numbers)
+    alone = [sampler.generate([p], sampling, [n])[0] for p, n in zip(asked, numbers, strict=True)]
     texts = [[[c.tokens for c in group] for group in run] for run in (together, alone)]
     assert texts[0] == texts[1]
 
 
 def test_tokens_are_drawn_as_often_as_the_model_says(backbones):
     backbone = backbones("qwen2_5_vl")
-    engine = HfEngine(backbone, batch_size=4096)
+    sampler = HfSampler(backbone, batch_size=4096)
     bias = torch.full((backbone.model.lm_head.out_features,), -torch.inf)
     bias[10:14] = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     hook = backbone.model.lm_head.register_forward_hook(lambda _m, _i, logits: 0 * logits + bias)
     try:
-        group = engine.generate(prompts(backbone)[:1], Sampling(4000, 1, 1.0), [(1,)])[0]
+        group = sampler.generate(prompts(backbone)[:1], Sampling(4000, 1, 1.0), [(1,)])[0]
     finally:
         hook.remove()
     counts = [sum(c.tokens == (token,) for c in group) for token in range(10, 14)]
@@ -129,7 +131,7 @@ def test_an_image_placeholder_is_never_drawn(backbones, family):
     hook = head.register_forward_hook(lambda _module, _inputs, logits: logits + bias)
     try:
         asked = prompts(backbone)
-        groups = HfEngine(backbone, 64).generate(asked, Sampling(4, 10, 1.0), seeds(asked, 0))
+        groups = HfSampler(backbone, 64).generate(asked, Sampling(4, 10, 1.0), seeds(asked, 0))
     finally:
         hook.remove()
     drawn = {token for group in groups for completion in group for token in completion.tokens}
@@ -143,7 +145,7 @@ def test_a_completion_ends_with_its_end_of_turn_or_at_the_limit(backbones):
     hook = backbone.model.lm_head.register_forward_hook(lambda _m, _i, logits: logits + bias)
     try:
         asked = prompts(backbone)
-        groups = HfEngine(backbone, 64).generate(asked, Sampling(8, 6, 1.0), seeds(asked, 0))
+        groups = HfSampler(backbone, 64).generate(asked, Sampling(8, 6, 1.0), seeds(asked, 0))
     finally:
         hook.remove()
     flat = [completion for group in groups for completion in group]
@@ -181,7 +183,7 @@ def test_cut_off_sampling_says_the_log_probs_of_what_it_draws_from(backbones, to
     hook = backbone.model.lm_head.register_forward_hook(lambda _m, _i, logits: 0 * logits + bias)
     try:
         sampling = Sampling(200, 1, 1.0, top_p=top_p, top_k=top_k)
-        group = HfEngine(backbone, 512).generate(prompts(backbone)[:1], sampling, [(1,)])[0]
+        group = HfSampler(backbone, 512).generate(prompts(backbone)[:1], sampling, [(1,)])[0]
     finally:
         hook.remove()
     assert {completion.tokens[0] for completion in group} == set(kept)
