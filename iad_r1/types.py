@@ -74,6 +74,7 @@ class Sample:
     mask: Path | Image | None = None  # non-zero where defective; None when there is none
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
     question: Question = Question()
+    where: str = ""  # the row or file that describes it, for an error message
 
     def __post_init__(self) -> None:
         if self.solution.answer not in self.question.answers:

@@ -28,7 +28,7 @@ from iad_r1.settings.config import Config, load
 ComposeError = (HydraException, OmegaConfBaseException)
 # Settings that hold a path, made absolute where the command was typed. NAME_OR_PATH may also be a
 # name (a hub id, a packaged vocabulary): it is a path if spelled as one, or if it is there.
-PATHS = ("init", "data.root")  # and those of the stage
+PATHS = ("init", "data.root")  # and those of the stage and of every benchmark
 NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
 
@@ -51,7 +51,8 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
     stage = stages.find(plain["stage"]["name"])
     for key in stage.shortcuts:
         plain.pop(key)
-    paths = (*PATHS, *stage.paths)
+    roots = (f"benchmark.{name}.root" for name in plain["benchmark"])
+    paths = (*PATHS, *roots, *stage.paths)
     for key in (*paths, *NAME_OR_PATH):
         _make_absolute(plain, key, directory, always=key in paths)
     try:

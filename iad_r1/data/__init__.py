@@ -1,14 +1,13 @@
 """Data sets as `types.Dataset`, and the pictures of their samples.
 
-`iad_r1.settings.data` is imported before anything heavy may load, so this file imports numpy and
-PIL only inside its functions.
+`iad_r1.settings.data` imports this package before anything heavy may load, so this file imports
+numpy and PIL only inside its functions.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from iad_r1.settings.data import SyntheticConfig
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,22 +15,63 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from iad_r1.grid import Grid, Rule
-    from iad_r1.settings.data import DataConfig
+    from iad_r1.settings.config import Config
+    from iad_r1.settings.data import ReaderSettings
     from iad_r1.types import Dataset, Sample
 
+Part = Literal["train", "validation", "test"]
+EVERY: frozenset[Part] = frozenset(("train", "validation", "test"))
 
-def load(config: DataConfig, grid: Grid, location_rule: Rule, seed: int) -> Dataset:
-    """The data set a run reads, split. Places are words of `grid`, found by `location_rule`.
 
-    Raises DataError when it is missing or disagrees with itself.
-    """
-    if isinstance(config, SyntheticConfig):
-        from iad_r1.data.readers import synthetic
+def benchmarks(config: Config) -> Mapping[str, ReaderSettings]:
+    """The benchmarks that a run tests on."""
+    tests = "evaluate" in config.tasks() and "test" in config.evaluate.splits
+    return config.benchmark if tests else {}
 
-        return synthetic.load(config, grid, location_rule, seed)
-    from iad_r1.data.readers import photos
 
-    return photos.load(config, grid, location_rule, seed)
+def parts(config: Config) -> frozenset[Part]:
+    """What of `data` a run reads; where benchmarks test, that is no test part."""
+    tasks = config.tasks()
+    found: set[Part] = set(config.evaluate.splits) if "evaluate" in tasks else set()
+    grows_words = config.backbone.source == "built" and config.init is None  # of SFT targets
+    if grows_words or {"sft", "grpo", "parity"} & set(tasks):
+        found.add("train")
+    return frozenset(found - {"test"} if benchmarks(config) else found)
+
+
+def sources(config: Config) -> dict[str, ReaderSettings]:
+    """What a run reads, by the section of its settings."""
+    tests = {f"benchmark.{name}": found for name, found in benchmarks(config).items()}
+    return {"data": config.data, **tests} if parts(config) or not tests else tests
+
+
+def for_run(config: Config) -> Dataset:
+    """All that a run reads. Raises DataError."""
+    from iad_r1.data import mix
+    from iad_r1.grid import as_grid
+
+    return mix.load(
+        config.data,
+        as_grid(config.grid),
+        config.grid.mask_rule,
+        config.seed,
+        parts(config),
+        benchmarks(config),
+        config.evaluate.limit,
+    )
+
+
+def load(
+    settings: ReaderSettings,
+    grid: Grid,
+    location_rule: Rule,
+    seed: int,
+    required: frozenset[Part] = EVERY,
+) -> Dataset:
+    """What `settings` name, split: see `iad_r1.data.mix`."""
+    from iad_r1.data import mix
+
+    return mix.load(settings, grid, location_rule, seed, required, {})
 
 
 def open_image(sample: Sample) -> Image:

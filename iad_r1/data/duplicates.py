@@ -26,11 +26,17 @@ def perceptual_hash(picture: Image.Image) -> NDArray[np.bool_]:
     return lowest > np.median(lowest)
 
 
-def near(bits: NDArray[np.bool_], limit: int) -> sparse.csr_array:
-    """[n, n] True where hashes [n, 256] differ in at most `limit` bits; symmetric, diagonal set."""
-    signs = np.where(bits, 1, -1).astype(np.float32)
+def near(
+    bits: NDArray[np.bool_], limit: int, others: NDArray[np.bool_] | None = None
+) -> sparse.csr_array:
+    """[n, m] True where hashes [n, 256] and `others` [m, 256] differ in at most `limit` bits; among
+    themselves where there are no others."""
+    signs, against = (
+        np.where(hashes, 1, -1).astype(np.float32)
+        for hashes in (bits, bits if others is None else others)
+    )
     blocks = [
-        sparse.csr_array(signs[at : at + _BLOCK] @ signs.T >= BITS - 2 * limit)
+        sparse.csr_array(signs[at : at + _BLOCK] @ against.T >= BITS - 2 * limit)
         for at in range(0, len(signs), _BLOCK)
     ]
     # the dot product of two sign vectors is 256 - 2 * (bits that differ): exact in float32

@@ -91,7 +91,7 @@ def result(
     found = summarise(answered, context.config.seed)
     return {
         "stage": context.stage,
-        "dataset": context.dataset.name,
+        "dataset": answered[0].dataset,
         "split": split,
         "shots": shots,
         **{name: found[name] for name in ("n", *HEADLINE, "ci95")},

@@ -43,7 +43,7 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
     """The data set of a run, checked and noted in its manifest."""
     if distributed.is_main():
         print("reading or drawing the pictures ...", flush=True)
-    dataset = load_data(config)
+    dataset = data.for_run(config)
     if distributed.is_main():
         check_same_data(folder, dataset)
         folder.update_manifest(
@@ -62,11 +62,6 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
             )
     check_references(config, dataset)
     return dataset
-
-
-def load_data(config: Config) -> Dataset:
-    """The data set that the settings name."""
-    return data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
 
 
 def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
@@ -149,5 +144,5 @@ def corpus(config: Config, dataset: Dataset | None = None) -> Iterator[str]:
     for name in {config.sft.prompt, config.grpo.prompt, config.evaluate.prompt}:
         for shots in (0, 1):
             yield prompts.conversation(name, shots=shots).text
-    for sample in (dataset or load_data(config)).sft:
+    for sample in (dataset or data.for_run(config)).sft:
         yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid)).text

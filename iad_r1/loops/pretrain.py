@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from iad_r1.backbones import tiny
 from iad_r1.data.drawn.defects import DEFECT_TYPES
-from iad_r1.data.readers.synthetic import pretraining_batch
+from iad_r1.data.drawn.world import pretraining_batch
 from iad_r1.learn import optim
 from iad_r1.learn.learner import open_learner
 from iad_r1.learn.saving import Saver

@@ -20,7 +20,7 @@ from iad_r1.errors import ConfigError
 from iad_r1.settings import rules
 from iad_r1.settings.backbone import Backbone, Tuning, WeightsKind
 from iad_r1.settings.base import Count0, Section
-from iad_r1.settings.data import DataConfig
+from iad_r1.settings.data import Reader
 from iad_r1.settings.engine import Checkpoint, Engine
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
@@ -29,11 +29,6 @@ from iad_r1.settings.rollout import RolloutEngine
 from iad_r1.settings.stage import StageSettings, Task
 from iad_r1.settings.tracking import TrackingConfig
 from iad_r1.settings.training import Grpo, Pretrain, Sft
-
-HINTS = {
-    "data.root": "data=photos reads a folder: data.root=<folder that holds meta.csv, or "
-    "<product>/train/good/ and <product>/test/<defect>/>.",
-}
 
 
 class Config(Section):
@@ -47,7 +42,8 @@ class Config(Section):
     stage: SerializeAsAny[StageSettings]
     backbone: Backbone
     weights: WeightsKind
-    data: DataConfig
+    data: Reader
+    benchmark: dict[str, Reader]
     rewards: RewardsConfig
     grid: GridConfig
     tuning: Tuning
@@ -119,7 +115,8 @@ def _explain(error: ValidationError, values: Any) -> Iterator[str]:
             name = str(tag.get("discriminator")).strip("'")
             yield f"{key}.{name}={tag.get('tag')}: must be one of {tag.get('expected_tags')}."
         elif item["input"] is None:
-            yield f"{key} has no value. {HINTS.get(key, f'Set it: {key}=<value>.')}"
+            what = item["msg"] if item["type"] == "no_value" else "value"
+            yield f"{key} has no value. Set it: {key}=<{what}>."
         else:
             shown = json.dumps(item["input"]) if not isinstance(item["input"], dict) else "{...}"
             yield f"{key}={shown}: {_lower(item['msg'])}."

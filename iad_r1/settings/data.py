@@ -1,43 +1,36 @@
-"""What `data=...` may say. Types and limits only: the values are in conf/data/*.yaml.
+"""What every reader of `data=...` and `benchmark=...` may be told; each adds its own `Settings`.
 
-Standard library and pydantic only, so that a configuration is checked before anything heavy loads.
+A reader is one module in `iad_r1/data/readers/`, found by the `name` in its YAML file. Types and
+limits only: the values are in conf/data/*.yaml and conf/benchmark/*.yaml. Standard library and
+pydantic only, so that a configuration is checked before anything heavy loads.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Annotated, Any, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from iad_r1.settings.base import Section
+from iad_r1.types import Sample
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class SyntheticSizes(_Settings):
-    """How many images each part holds. `validation` and `test` count each of `seen` and `new`."""
-
-    sft: PositiveInt
-    rl: PositiveInt
-    validation: PositiveInt
-    test: PositiveInt
+READERS = "iad_r1.data.readers"
 
 
-class SyntheticConfig(_Settings):
-    """Products and defects drawn in memory (`iad_r1.data.readers.synthetic`)."""
+class ReaderSettings(Section):
+    """What a reader is told."""
 
-    name: Literal["synthetic"]
-    image_size: Annotated[int, Field(ge=32, le=1024)]  # pixels, square
-    sizes: SyntheticSizes
-    # share of the RL pool drawn from the four products that PA-SFT never sees
-    rl_new_share: Annotated[float, Field(ge=0, le=1)]
+    name: str  # of its module
 
 
-class PhotosConfig(_Settings):
-    """A folder of photographs (`iad_r1.data.readers.photos`)."""
+class TrainingSplit(ReaderSettings):
+    """For readers that know `train` and `test` alone: how `mix` makes the parts of a run."""
 
-    name: Literal["photos"]
-    root: str  # holds meta.csv, or <product>/{train,test}/{good,<defect>}/
+    # of the training pictures, kept apart
     validation_share: Annotated[float, Field(gt=0, lt=1)]
     # two pictures are near-duplicates when at most this many of 256 hash bits differ
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
@@ -45,4 +38,51 @@ class PhotosConfig(_Settings):
     drop_leaks: bool
 
 
-DataConfig = Annotated[SyntheticConfig | PhotosConfig, Field(discriminator="name")]
+class ReaderModule(Protocol):
+    """A module in `iad_r1/data/readers/`. Importing it is cheap."""
+
+    Settings: type[ReaderSettings]
+
+    def read(self, settings: Any, seed: int) -> Iterator[Sample]:
+        """Every sample there is, in an order that is the same everywhere; `split` is train or
+        test, or says more (see `mix`). Files are named, not opened. Raises DataError."""
+        ...
+
+    def announce(self, settings: Any) -> str:
+        """What is read, for the plan that is printed before a run."""
+        ...
+
+
+def reader(name: str) -> ReaderModule:
+    """The reader of that name."""
+    return cast(ReaderModule, import_module(f"{READERS}.{name}"))
+
+
+def names() -> list[str]:
+    """Every reader there is."""
+    return sorted(module.name for module in iter_modules(import_module(READERS).__path__))
+
+
+def needed(what: str) -> BeforeValidator:
+    """Of a setting that is null until the user says `what` it is."""
+
+    def given(value: Any) -> Any:
+        if value is None:
+            raise PydanticCustomError("no_value", "{what}", {"what": what})
+        return value
+
+    return BeforeValidator(given)
+
+
+def _typed(value: Any) -> Any:
+    """A section of the configuration as the settings of the reader that it names."""
+    if not isinstance(value, dict) or "name" not in value:
+        return value
+    if value["name"] not in names():
+        known = ", ".join(map(repr, names()))
+        facts = {"discriminator": "'name'", "tag": str(value["name"]), "expected_tags": known}
+        raise PydanticKnownError("union_tag_invalid", facts)
+    return reader(value["name"]).Settings.model_validate(value)
+
+
+Reader = Annotated[SerializeAsAny[ReaderSettings], BeforeValidator(_typed)]

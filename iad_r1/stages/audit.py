@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iad_r1 import rewards, stages
-from iad_r1.data import folders
+from iad_r1.data.readers import photos
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.rewards.audit import Audit, AuditLimits, Flag, Record, audit
 from iad_r1.schema import Evaluator
@@ -164,7 +164,8 @@ def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
 
 def read_types(file: Path) -> Counter[str]:
     """How often each defect type occurs in the data set of a `meta.csv`, as training names it."""
-    return Counter(row.type for row in folders.read(file.parent) if row.type is not None)
+    types = (sample.solution.type for sample in photos.samples(file.parent))
+    return Counter(kind for kind in types if kind is not None)
 
 
 def _look_up(file: Path, types: str, console: Console) -> None:

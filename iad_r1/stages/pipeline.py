@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from iad_r1 import stages
+from iad_r1 import data, stages
 from iad_r1.backbones import hub
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.config import Config
+from iad_r1.settings.data import reader
 from iad_r1.settings.stage import StageSettings
 from iad_r1.settings.training import Length
 from iad_r1.stages import row
@@ -55,11 +56,15 @@ class Stage(stages.Stage):
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         tasks = config.tasks()
-        yield f"{config.stage.name} on {config.backbone.name}, data {config.data.name}"
+        sources = data.sources(config)
+        names = {"data": f"data {config.data.name}"}
+        about = [names.get(key, key.replace(".", " ")) for key in sources]
+        yield f"{config.stage.name} on {config.backbone.name}, {', '.join(about)}"
         if tasks:
             yield row("tasks", " -> ".join(tasks))
         yield row("weights", _weights(config))
-        yield row("data", _data(config))
+        for key, found in sources.items():
+            yield row(key.partition(".")[0], reader(found.name).announce(found))
         if "sft" in tasks:
             yield row("PA-SFT", _sft(config))
         if "grpo" in tasks:
@@ -81,10 +86,11 @@ class Stage(stages.Stage):
 
 
 def check_data(config: Config) -> None:
-    """DataError if the folder of the data is not there."""
-    root = getattr(config.data, "root", None)
-    if root is not None and not Path(root).is_dir():
-        raise DataError(f"data.root={root}: there is no such folder.")
+    """DataError if a folder of the data is not there."""
+    for key, found in data.sources(config).items():
+        root = getattr(found, "root", None)
+        if root is not None and not Path(root).is_dir():
+            raise DataError(f"{key}.root={root}: there is no such folder.")
 
 
 def begin(config: Config) -> Start | None:
@@ -145,17 +151,6 @@ def _weights(config: Config) -> str:
     if isinstance(backbone, HubBackbone):
         return f"{backbone.path}, not fine-tuned"
     return f"built here, seed {config.seed}"
-
-
-def _data(config: Config) -> str:
-    data = config.data
-    if data.name == "photos":
-        return f"photographs in {data.root}"
-    sizes = data.sizes
-    return (
-        f"drawn, {data.image_size} px: {sizes.sft:,} for PA-SFT, {sizes.rl:,} for SC-GRPO, "
-        f"2 x {sizes.validation:,} validation, 2 x {sizes.test:,} test"
-    )
 
 
 def _length(length: Length) -> str:

@@ -175,7 +175,7 @@ def test_a_rehearsal_is_one_word_more_wherever_it_stands(order):
     assert made.weights.name == "tiny" and made.grpo.from_base
     assert (made.grpo.steps, made.sft.phases[0].steps, made.evaluate.limit) == (2, 2, 4)
     assert made.rollout.max_tokens <= 32 and made.engine.precision == "float32"
-    assert made.data.name == "synthetic" and made.data.sizes.test == 4
+    assert made.data.model_dump()["sizes"]["test"] == 4
     # what the user sets still wins, and what makes the recipe stays
     own = compose.compose([*typed[::order], "grpo.steps=7", "evaluate.limit=1"])
     assert (own.grpo.steps, own.evaluate.limit, own.rewards.name) == (7, 1, "sc_grpo_released")
@@ -211,7 +211,7 @@ def test_paths_are_relative_to_where_the_command_was_typed_and_hub_ids_are_left_
     (tmp_path / "weights").mkdir()
     given = ["backbone=qwen25vl_3b", "data=photos", "data.root=photos", "init=outputs/a/b"]
     made = compose.compose(given, tmp_path)
-    assert made.data.name == "photos" and made.data.root == str(tmp_path / "photos")
+    assert made.data.model_dump()["root"] == str(tmp_path / "photos")
     assert made.init == str(tmp_path / "outputs/a/b")
     assert made.backbone.source == "hub"
     assert made.backbone.path == "Qwen/Qwen2.5-VL-3B-Instruct"

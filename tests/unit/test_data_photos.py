@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iad_r1 import data
-from iad_r1.data import duplicates
+from iad_r1.data import duplicates, mix
 from iad_r1.data.folders import UNTYPED
 from iad_r1.data.readers import photos
 from iad_r1.data.targets import chain_of_thought
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells
-from iad_r1.settings.data import PhotosConfig
 from iad_r1.types import Dataset, Sample
 
 GRID = Grid(3, 3)
@@ -34,7 +33,7 @@ Rows = list[dict[str, str]]
 
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
     values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False}
-    config = PhotosConfig(name="photos", root=str(root), **{**values, **changes})
+    config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return data.load(config, GRID, "centroid_largest", seed)
 
 
@@ -521,7 +520,7 @@ members = st.lists(
 def test_validation_takes_whole_groups_and_never_more_than_its_share(rows, share, seed):
     groups = [group for group, _, _ in rows]
     strata = [(product, label) for _, product, label in rows]
-    chosen = photos.carve(groups, strata, share, seed)
+    chosen = mix.carve(groups, strata, share, seed)
     apart = {g for g, c in zip(groups, chosen, strict=True) if c}
     assert not apart & {g for g, c in zip(groups, chosen, strict=True) if not c}
     for stratum, n in Counter(strata).items():

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from iad_r1 import data
+from iad_r1.data.drawn import world as drawn_world
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.drawn.surfaces import PAINTERS
+from iad_r1.data.drawn.world import NEW_PRODUCTS, SEEN_PRODUCTS, draw, pretraining_batch
 from iad_r1.data.readers import synthetic
-from iad_r1.data.readers.synthetic import NEW_PRODUCTS, SEEN_PRODUCTS, draw, pretraining_batch
 from iad_r1.grid import Grid, cells_from_mask, describe
-from iad_r1.settings.data import SyntheticConfig, SyntheticSizes
 from iad_r1.types import Dataset, Sample
 
 GRID = Grid(3, 3)
@@ -43,8 +43,8 @@ defects = st.sampled_from(DEFECT_TYPES)
 
 def world(seed: int = 0, size: int = 96, new: float = 0.5, **sizes: int) -> Dataset:
     counts = {"sft": 16, "rl": 16, "validation": 8, "test": 8} | sizes
-    config = SyntheticConfig(
-        name="synthetic", image_size=size, sizes=SyntheticSizes(**counts), rl_new_share=new
+    config = synthetic.Settings(
+        name="synthetic", image_size=size, sizes=synthetic.Sizes(**counts), rl_new_share=new
     )
     return data.load(config, GRID, "centroid_largest", seed)
 
@@ -81,8 +81,8 @@ def test_the_mask_is_exactly_where_the_sound_picture_was_changed(seed, product, 
     sound = draw(np.random.default_rng(seed), product, None, size)
     change = np.abs(damaged.image.astype(int) - sound.image).max(axis=2)
     assert np.array_equal(change > 0, damaged.mask)
-    assert change[damaged.mask].min() >= synthetic.SMALLEST_CHANGE
-    assert damaged.mask.sum() >= synthetic.SMALLEST_MASK * (size / 96) ** 2
+    assert change[damaged.mask].min() >= drawn_world.SMALLEST_CHANGE
+    assert damaged.mask.sum() >= drawn_world.SMALLEST_MASK * (size / 96) ** 2
     assert damaged.mask.mean() < 0.15
     assert not sound.mask.any()
 
@@ -130,8 +130,8 @@ def test_the_drawings_are_those_of_this_world_version():
     ]
     found = [(p.image.mean(), p.image[p.mask].mean(), p.mask.sum()) for p in drawn]
     same = np.allclose(found, DRAWINGS, rtol=0, atol=(0.03, 0.3, 1.5))
-    assert synthetic.WORLD_VERSION == 2 and same, (
-        "the same seed draws other pictures than before: raise WORLD_VERSION and record "
+    assert synthetic.VERSION == 2 and same, (
+        "the same seed draws other pictures than before: raise VERSION and record "
         f"{[tuple(round(float(v), 2) for v in row) for row in found]}"
     )
 
@@ -258,12 +258,12 @@ def test_a_pretraining_class_is_the_place_of_its_type_in_the_list():
 
 def test_pretraining_draws_seen_products_only(monkeypatch):
     drawn = []
-    real = synthetic.draw
+    real = drawn_world.draw
 
     def spy(rng, product, defect, size):
         drawn.append(product)
         return real(rng, product, defect, size)
 
-    monkeypatch.setattr(synthetic, "draw", spy)
+    monkeypatch.setattr(drawn_world, "draw", spy)
     pretraining_batch(np.random.default_rng(0), 100, image_size=32)
     assert set(drawn) == set(SEEN_PRODUCTS)

@@ -11,10 +11,10 @@ from PIL import Image
 
 from iad_r1 import data, schema
 from iad_r1.data.drawn.defects import DEFECT_TYPES
+from iad_r1.data.readers import synthetic
 from iad_r1.data.targets import UNNAMED, Target, chain_of_thought, direct_answer
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells, words
-from iad_r1.settings.data import SyntheticConfig, SyntheticSizes
 from iad_r1.types import Question, Sample, Solution
 
 GRID = Grid(3, 3)
@@ -166,10 +166,10 @@ def test_a_direct_answer_is_the_verdict_alone(answer):
 
 
 def test_targets_of_drawn_pictures_agree_with_their_masks_and_types():
-    config = SyntheticConfig(
+    config = synthetic.Settings(
         name="synthetic",
         image_size=48,
-        sizes=SyntheticSizes(sft=60, rl=1, validation=1, test=1),
+        sizes=synthetic.Sizes(sft=60, rl=1, validation=1, test=1),
         rl_new_share=0.5,
     )
     for drawn in data.load(config, GRID, "centroid_largest", 0).sft:

@@ -1,289 +1,104 @@
-"""A world of drawn products: 8 seen and 4 new products, 7 defect types, exact masks.
+"""The drawn world (`iad_r1.data.drawn.world`): 8 seen and 4 new products with exact masks.
 
-Every picture is a function of (seed, stream, index) alone: each split is its own stream, so the
-size of one split never changes another, and a longer split starts with the shorter one.
-The label, the product and the defect type follow from the index (any prefix is balanced); the
-picture is drawn the same way for both labels and only then damaged, so nothing outside the mask
-tells a defective picture from a normal one.
+PA-SFT sees the seen products, SC-GRPO both kinds; `seen` and `new` are validated and tested apart.
+References come from a pool of normal pictures of their own, which no split contains.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from pydantic import Field, PositiveInt
 
-from iad_r1.data.drawn.defects import DEFECT_TYPES, DEFECTS, Wound
-from iad_r1.data.drawn.surfaces import (
-    NEW,
-    PAINTERS,
-    SEEN,
-    UNIT,
-    Canvas,
-    Field,
-    Surface,
-    pixel_centres,
-)
-from iad_r1.grid import Grid, Rule, cells_from_mask, describe
-from iad_r1.settings.data import SyntheticConfig
-from iad_r1.types import Dataset, Sample, Solution
+from iad_r1.settings.base import Section
+from iad_r1.settings.data import ReaderSettings
+from iad_r1.types import Sample, Solution
 
-WORLD_VERSION = 2  # raise it whenever the same seed draws a different picture
-SEEN_PRODUCTS: tuple[str, ...] = tuple(SEEN)
-NEW_PRODUCTS: tuple[str, ...] = tuple(NEW)
-RADIUS = (7.0, 12.0)  # units of 1/96 of the side, times U(0.8, 1.2)
-CONTRAST = (0.4, 1.0)
-MARGIN = 9.0  # nearest that a defect's centre comes to the border
-SMALLEST_CHANGE = (
-    6  # grey levels of 255; weaker traces of a defect are left out of picture and mask
-)
-SMALLEST_MASK = 24.0  # square units; a fainter defect is drawn again
+VERSION = 2  # raise it whenever the same seed draws a different picture
 REFERENCES_PER_PRODUCT = 12
 REFERENCES_PER_SAMPLE = 4
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One drawn picture: `image` [H, W, 3] uint8 and `mask` [H, W] bool, True where damaged."""
+class Sizes(Section):
+    """How many images each part holds. `validation` and `test` count each of `seen` and `new`."""
 
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Item:
-    """What one index of a stream shows; `defect` is None for a normal picture."""
-
-    product: str
-    defect: str | None
+    sft: PositiveInt
+    rl: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
 
 
-def draw(rng: np.random.Generator, product: str, defect: str | None, size: int) -> Picture:
-    """Draw `product` at `size` x `size` pixels, damaged by `defect` unless that is None.
+class Settings(ReaderSettings):
+    """Products and defects drawn in memory."""
 
-    The same `rng` state gives the same picture outside the mask for every `defect`.
-    """
-    background, damage = rng.spawn(2)
-    x, y = pixel_centres(size)
-    surface = PAINTERS[product](Canvas(background, x, y))
-    light, noise = _lighting(background, x, y), _sensor_noise(background, size)
-    clean = _expose(surface.colour, light, noise)
-    if defect is None:
-        return Picture(clean, np.zeros((size, size), np.bool_))
-    while True:  # a low-contrast defect on a matching surface can be invisible: draw it again
-        window, damaged = _damage(damage, surface, defect, x, y)
-        exposed = _expose(damaged, light[:, *window], noise[window])
-        changed = np.abs(exposed.astype(np.int16) - clean[window]).max(axis=2) >= SMALLEST_CHANGE
-        if changed.sum() * (UNIT / size) ** 2 >= SMALLEST_MASK:
-            break
-    image, mask = clean, np.zeros((size, size), np.bool_)
-    image[window][changed] = exposed[changed]
-    mask[window] = changed
-    return Picture(image, mask)
+    name: Literal["synthetic"]
+    image_size: Annotated[int, Field(ge=32, le=1024)]  # pixels, square
+    sizes: Sizes
+    # share of the RL pool drawn from the four products that PA-SFT never sees
+    rl_new_share: Annotated[float, Field(ge=0, le=1)]
 
 
-def _lighting(rng: np.random.Generator, x: Field, y: Field) -> Field:
-    """[3, H, W] gain: exposure, a linear gradient and a slight colour cast."""
-    gain = rng.uniform(0.86, 1.1) * rng.uniform(0.97, 1.03, 3)
-    slope_x, slope_y = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
-    plane = 1 + slope_x * (x / 48 - 1) + slope_y * (y / 48 - 1)
-    return plane * gain.astype(np.float32)[:, None, None]
-
-
-def _sensor_noise(rng: np.random.Generator, size: int) -> Field:
-    """[H, W] Gaussian noise of 1.5 to 3.5 grey levels."""
-    return rng.standard_normal((size, size), dtype=np.float32) * np.float32(rng.uniform(1.5, 3.5))
-
-
-def _expose(colour: Field, light: Field, noise: Field) -> NDArray[np.uint8]:
-    """What the camera stores of a lit surface, [H, W, 3]."""
-    levels = colour * light
-    levels += noise
-    np.clip(levels, 0, 255, out=levels)
-    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
-
-
-def _damage(
-    rng: np.random.Generator, surface: Surface, defect: str, x: Field, y: Field
-) -> tuple[tuple[slice, slice], Field]:
-    """A damaged [3, h, w] window of the surface and where it belongs in the picture."""
-    size = x.shape[0]
-    cx, cy = _centre(rng, surface.material, size)
-    radius = rng.uniform(*RADIUS) * rng.uniform(0.8, 1.2)
-    contrast = np.float32(rng.uniform(*CONTRAST))
-    window = _window(cx, cy, 1.9 * radius + 6, size)
-    dx, dy = x[window] - np.float32(cx), y[window] - np.float32(cy)
-    turn = rng.uniform(0, 2 * np.pi)
-    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    wound = Wound(rng, dx, dy, cos, sin, radius, surface.substrate)
-    before = surface.colour[:, *window]
-    amount = np.full(dx.shape, contrast)
-    if surface.material is not None and defect != "foreign object":
-        amount = amount * surface.material[window]  # only a foreign object reaches past the part
-    return window, before + (DEFECTS[defect](wound, before) - before) * amount
-
-
-def _centre(rng: np.random.Generator, material: Field | None, size: int) -> tuple[float, float]:
-    """A point on the product: first one cell of 3 x 3, evenly, then anywhere in that cell."""
-    edges = np.array([MARGIN, UNIT / 3, 2 * UNIT / 3, UNIT - MARGIN])
-    while True:
-        cell = rng.integers(3, size=2)
-        for _ in range(12):
-            cx, cy = rng.uniform(edges[cell], edges[cell + 1])
-            pixel = int(cy * size / UNIT), int(cx * size / UNIT)
-            if material is None or material[pixel] > 0.99:
-                return float(cx), float(cy)
-
-
-def _window(cx: float, cy: float, reach: float, size: int) -> tuple[slice, slice]:
-    """The rows and columns within `reach` units of a point."""
-    scale = size / UNIT
-    rows = slice(max(0, int((cy - reach) * scale)), min(size, int((cy + reach) * scale) + 1))
-    columns = slice(max(0, int((cx - reach) * scale)), min(size, int((cx + reach) * scale) + 1))
-    return rows, columns
-
-
-def item(index: int, products: Sequence[str]) -> Item:
-    """Label, product and type of one index: they alternate, so every prefix is balanced."""
-    pair = index // 2
-    position, turn = pair % len(products), pair // len(products)
-    defect = DEFECT_TYPES[(turn + position) % len(DEFECT_TYPES)] if index % 2 else None
-    return Item(products[position], defect)
-
-
-def pool_products(new_share: float) -> tuple[str, ...]:
-    """The RL pool's cycle of products, in which `new_share` of the entries are new products."""
-    cycle, seen, new, turns = [], 0, 0, 80
-    for turn in range(turns):
-        if int((turn + 1) * new_share + 1e-9) > int(turn * new_share + 1e-9):
-            cycle.append(NEW_PRODUCTS[new % len(NEW_PRODUCTS)])
-            new += 1
-        else:
-            cycle.append(SEEN_PRODUCTS[seen % len(SEEN_PRODUCTS)])
-            seen += 1
-    return tuple(cycle)
-
-
-def stream(seed: int, name: str, index: int) -> np.random.Generator:
-    """The random stream of picture `index` in the stream called `name`."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode()), index])
-
-
-def pretraining_batch(
-    rng: np.random.Generator,
-    n: int,
-    image_size: int,
-    products: Sequence[str] = SEEN_PRODUCTS,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Fresh pictures for the supervised pre-training of a vision tower, without end.
-
-    Returns images [n, H, W, 3] uint8 and class maps [n, H, W] uint8: 0 is sound, k is
-    `DEFECT_TYPES[k - 1]`. About half of the pictures are sound. New products stay new as long as
-    `products` names none of them.
-    """
-    images = np.empty((n, image_size, image_size, 3), np.uint8)
-    classes = np.zeros((n, image_size, image_size), np.uint8)
-    for k in range(n):
-        product = products[int(rng.integers(len(products)))]
-        kind = int(rng.integers(2 * len(DEFECT_TYPES)))
-        defect = DEFECT_TYPES[kind] if kind < len(DEFECT_TYPES) else None
-        picture = draw(rng, product, defect, image_size)
-        images[k], classes[k] = picture.image, picture.mask * np.uint8(kind + 1)
-    return images, classes
-
-
-@dataclass(frozen=True)
-class _World:
-    """What every sample of one load shares."""
-
-    seed: int
-    size: int
-    grid: Grid
-    rule: Rule
-    references: Mapping[str, tuple[Sample, ...]]
-
-    def sample(self, split: str, index: int, products: Sequence[str]) -> Sample:
-        """Draw one sample; a mask is kept only where there is a defect."""
-        shown = item(index, products)
-        rng = stream(self.seed, split, index)
-        picture = draw(rng, shown.product, shown.defect, self.size)
-        solution, mask = Solution("No"), None
-        if shown.defect is not None:
-            cells = cells_from_mask(picture.mask, self.grid, self.rule)
-            solution = Solution("Yes", describe(cells, self.grid), shown.defect)
-            mask = Image.fromarray(picture.mask.astype(np.uint8) * 255)
-        shots = self.references.get(shown.product, ())
-        chosen = rng.permutation(len(shots))[:REFERENCES_PER_SAMPLE]
-        return Sample(
-            id=f"synthetic/{split}/{index:05d}",
-            dataset="synthetic",
-            split=split,
-            product=shown.product,
-            image=Image.fromarray(picture.image),
-            solution=solution,
-            mask=mask,
-            references=tuple(shots[k] for k in chosen),
-        )
-
-    def split(self, name: str, size: int, products: Sequence[str]) -> tuple[Sample, ...]:
-        """The first `size` samples of one stream."""
-        return tuple(self.sample(name, index, products) for index in range(size))
-
-
-def _references(seed: int, size: int, grid: Grid, rule: Rule) -> dict[str, tuple[Sample, ...]]:
-    """Normal pictures of every product that belong to no split."""
-    bare = _World(seed, size, grid, rule, {})
-    return {
-        product: tuple(
-            bare.sample(f"reference.{product.replace(' ', '_')}", 2 * k, [product])
-            for k in range(REFERENCES_PER_PRODUCT)
-        )
-        for product in PAINTERS
-    }
-
-
-def load(config: SyntheticConfig, grid: Grid, location_rule: Rule, seed: int) -> Dataset:
-    """Draw the whole world: PA-SFT on seen products, RL on both kinds, `seen` and `new` elsewhere.
-
-    References come from a pool of normal pictures of their own, which no split contains.
-    """
-    sizes, edge = config.sizes, config.image_size
-    world = _World(seed, edge, grid, location_rule, _references(seed, edge, grid, location_rule))
-    kinds = {"seen": SEEN_PRODUCTS, "new": NEW_PRODUCTS}
-    sft = world.split("sft", sizes.sft, SEEN_PRODUCTS)
-    rl = world.split("rl", sizes.rl, pool_products(config.rl_new_share))
-    held_out = {
-        part: {kind: world.split(f"{part}.{kind}", size, kinds[kind]) for kind in kinds}
-        for part, size in (("validation", sizes.validation), ("test", sizes.test))
-    }
-    named = {f"{part}.{kind}": s for part, of in held_out.items() for kind, s in of.items()}
-    return Dataset(
-        name="synthetic",
-        fingerprint=fingerprint(config, seed),
-        sft=sft,
-        rl=rl,
-        validation=held_out["validation"],
-        test=held_out["test"],
-        counts=_counts({"sft": sft, "rl": rl, **named}),
+def announce(settings: Settings) -> str:
+    """The size of every part."""
+    sizes = settings.sizes
+    return (
+        f"drawn, {settings.image_size} px: {sizes.sft:,} for PA-SFT, {sizes.rl:,} for SC-GRPO, "
+        f"2 x {sizes.validation:,} validation, 2 x {sizes.test:,} test"
     )
 
 
-def _counts(parts: Mapping[str, Sequence[Sample]]) -> dict[str, int]:
-    """Pictures of every part, and how many of them are defective."""
-    counts: dict[str, int] = {}
-    for name, samples in parts.items():
-        counts[name] = len(samples)
-        counts[f"{name}.defective"] = sum(s.solution.answer == "Yes" for s in samples)
-    return counts
+def read(settings: Settings, seed: int) -> Iterator[Sample]:
+    """Draw the whole world, split by split."""
+    from iad_r1.data.drawn import world
+
+    sizes, edge = settings.sizes, settings.image_size
+    references = {
+        product: tuple(
+            draw(f"reference.{product.replace(' ', '_')}", 2 * k, [product], edge, seed)
+            for k in range(REFERENCES_PER_PRODUCT)
+        )
+        for product in world.PAINTERS
+    }
+    splits = {
+        "sft": (sizes.sft, world.SEEN_PRODUCTS),
+        "rl": (sizes.rl, world.pool_products(settings.rl_new_share)),
+        "validation.seen": (sizes.validation, world.SEEN_PRODUCTS),
+        "validation.new": (sizes.validation, world.NEW_PRODUCTS),
+        "test.seen": (sizes.test, world.SEEN_PRODUCTS),
+        "test.new": (sizes.test, world.NEW_PRODUCTS),
+    }
+    for split, (size, products) in splits.items():
+        for index in range(size):
+            yield draw(split, index, products, edge, seed, references)
 
 
-def fingerprint(config: SyntheticConfig, seed: int) -> str:
-    """A hash that is equal exactly when the drawn pictures are meant to be equal."""
-    facts = {"world": WORLD_VERSION, "seed": seed, **config.model_dump(mode="json")}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def draw(
+    split: str,
+    index: int,
+    products: Sequence[str],
+    edge: int,
+    seed: int,
+    references: Mapping[str, Sequence[Sample]] | None = None,
+) -> Sample:
+    """Draw one sample; a mask is kept only where there is a defect."""
+    import numpy as np
+    from PIL import Image
+
+    from iad_r1.data.drawn import world
+
+    shown, rng = world.item(index, products), world.stream(seed, split, index)
+    picture = world.draw(rng, shown.product, shown.defect, edge)
+    defective = shown.defect is not None
+    shots = (references or {}).get(shown.product, ())
+    chosen = rng.permutation(len(shots))[:REFERENCES_PER_SAMPLE]
+    return Sample(
+        id=f"synthetic/{split}/{index:05d}",
+        dataset="synthetic",
+        split=split,
+        product=shown.product,
+        image=Image.fromarray(picture.image),
+        solution=Solution("Yes", None, shown.defect) if defective else Solution("No"),
+        mask=Image.fromarray(picture.mask.astype(np.uint8) * 255) if defective else None,
+        references=tuple(shots[k] for k in chosen),
+    )

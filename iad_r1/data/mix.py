@@ -1,0 +1,426 @@
+"""From the samples of readers to what a run reads: `data` trains, every benchmark tests.
+
+The `split` of a reader's sample says where it may go:
+
+    train             PA-SFT and SC-GRPO alike, less a share that is kept apart for validation
+                      (`TrainingSplit`)
+    sft, rl           one of them
+    validation, test  kept apart; `test.new` is the part of it that is called "new"
+
+A reader may give a sample its references; one that has none gets good training pictures of its
+product. Places are the words for the cells that its mask covers. Nothing is opened that the run
+does not use, and no picture is trained on and validated with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from iad_r1.data import Part, duplicates, images
+from iad_r1.errors import DataError
+from iad_r1.grid import Grid, Rule, cells_from_mask, describe
+from iad_r1.settings.data import ReaderSettings, TrainingSplit, reader
+from iad_r1.types import Dataset, Sample
+
+REFERENCES_PER_SAMPLE = 4
+SPLIT_NAME = "seen"  # of a plain `validation` or `test`: its products are trained on
+
+PLAIN: tuple[Part, ...] = ("train", "validation", "test")
+DROPPED = "dropped"
+
+Stratum = tuple[str, bool]  # product, defective
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A sample whose files were opened and found sound, its place filled in."""
+
+    sample: Sample
+    bits: NDArray[np.bool_] | None  # perceptual hash, where near-duplicates matter
+    image_digest: str | None  # None of a picture in memory, as of its mask
+    mask_digest: str | None
+
+
+def load(
+    settings: ReaderSettings,
+    grid: Grid,
+    rule: Rule,
+    seed: int,
+    required: frozenset[Part],
+    benchmarks: Mapping[str, ReaderSettings],
+    limit: int | None = None,
+) -> Dataset:
+    """The `required` parts of `settings`, and the test part of every benchmark, of each the first
+    `limit` pictures. Where benchmarks are all that is read, `settings` is left alone.
+
+    Raises DataError naming the row or file that is wrong, or the part that would lack good or
+    defective pictures.
+    """
+    splits = isinstance(settings, TrainingSplit)
+    tests: list[Photo] = []
+    prints: list[str] = []
+    for name, found in benchmarks.items():
+        chosen = _tested(name, found, seed, limit)
+        photos = [inspect(s, grid, rule, splits and "train" in required) for s in chosen]
+        prints.append(_fingerprint(found, seed, photos))
+        tests += photos
+    own = Dataset("+".join(benchmarks), "", (), (), {}, {})
+    if required or not benchmarks:
+        photos = [inspect(sample, grid, rule, splits) for sample in _samples(settings, seed)]
+        own = _own(settings, seed, required, photos, tests)
+    if not benchmarks:
+        return own
+    shown = [photo.sample for photo in tests]
+    return replace(
+        own,
+        fingerprint=_hash([own.fingerprint, *prints]),
+        test=_by_name(shown, "test"),
+        counts={**own.counts, **_sizes(shown)},
+    )
+
+
+def _tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -> Iterator[Sample]:
+    """The test part of a benchmark, with references of its own good training pictures."""
+    samples = _samples(settings, seed)
+    tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
+    _check_part(tests, "test", of=f"benchmark {name}")
+    pools = _pools(samples)
+    for sample in tests[:limit]:
+        split = "_".join([f"test.{name}", *sample.split.split(".")[1:]])
+        yield replace(_referred(sample, pools, {}, seed), split=split)
+
+
+def _own(
+    settings: ReaderSettings,
+    seed: int,
+    required: frozenset[Part],
+    photos: Sequence[Photo],
+    tests: Sequence[Photo],
+) -> Dataset:
+    """What `data` holds. `tests` are pictures from elsewhere that are not to be trained on."""
+    samples = [photo.sample for photo in photos]
+    _check_identical(photos)
+    for part in PLAIN:
+        if part in required and part != "validation":
+            _check_part(samples, part)
+    groups: dict[str, int] = {}
+    counts = _sizes(samples)
+    if isinstance(settings, TrainingSplit):
+        alike = duplicates.near(_bits(photos), settings.near_duplicate_bits)
+        ids = [sample.id for sample in samples]
+        groups = dict(zip(ids, duplicates.groups(alike).tolist(), strict=True))
+        leaks = _leaks(photos, alike, tests, settings.near_duplicate_bits)
+        samples = _carved(samples, groups, leaks, settings, seed)
+        counts = _counts(samples, groups, leaks)
+        if "train" in required:
+            _check_part(samples, "train")
+            _check_part(samples, "validation")
+    if "validation" in required:
+        _check_part(samples, "validation")
+    pools = _pools(samples)
+    used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
+    ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
+    return Dataset(
+        name=samples[0].dataset,
+        fingerprint=_fingerprint(settings, seed, photos),
+        sft=_of(ready, "train", "sft"),
+        rl=_of(ready, "train", "rl"),
+        validation=_by_name(ready, "validation"),
+        test=_by_name(ready, "test"),
+        counts=counts,
+    )
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
+    """All that a reader knows of. No picture twice, and no mask for two pictures."""
+    found = list(reader(settings.name).read(settings, seed))
+    if not found:
+        raise DataError(f"{reader(settings.name).announce(settings)}: there are no pictures.")
+    pictures: dict[Path, Sample] = {}
+    masks: dict[Path, Sample] = {}
+    for sample in found:
+        if sample.question.options is not None:  # several of these ask about one picture
+            continue
+        if isinstance(sample.image, Path):
+            first = pictures.setdefault(sample.image.resolve(), sample)
+            if first is not sample:
+                raise DataError(
+                    f"{sample.where}: {sample.image.name} is listed already in {first.where}."
+                )
+        if isinstance(sample.mask, Path):
+            first = masks.setdefault(sample.mask.resolve(), sample)
+            if first is not sample:
+                raise DataError(
+                    f"{sample.where}: its mask {sample.mask.name} belongs to {first.where} "
+                    "already. Give every defective picture a mask of its own, and pictures "
+                    "different names."
+                )
+    return found
+
+
+def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
+    """Open the files of a sample. Raises DataError if one is missing, broken or contradictory."""
+    try:
+        bits = None
+        if hashed:
+            bits = duplicates.perceptual_hash(images.open_image(sample))
+        elif isinstance(sample.image, Path):
+            images.open_image(sample)
+        placed = _placed(sample, grid, rule)
+    except DataError as error:
+        raise DataError(f"{sample.where or sample.id}: {error}") from error
+    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask))
+
+
+def _placed(sample: Sample, grid: Grid, rule: Rule) -> Sample:
+    """With the place that its mask shows; a good picture needs no mask."""
+    mask, values = sample.mask, images.open_mask(sample)
+    if values is None or sample.question.options is not None:
+        return sample
+    defective = _is_defective(sample)
+    if defective and not values.any():
+        raise DataError(
+            f"{mask}: this mask is empty, but its picture is labelled defective. Leave the mask "
+            "out if the place is not known."
+        )
+    if not defective and values.any():
+        raise DataError(f"{mask}: this mask marks a defect, but its picture is labelled good.")
+    if not defective:
+        return replace(sample, mask=None)
+    place = describe(cells_from_mask(values, grid, rule), grid) or None
+    return replace(sample, solution=replace(sample.solution, location=place))
+
+
+def _digest(file: object) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if isinstance(file, Path) else None
+
+
+# --- splitting ---------------------------------------------------------------------------------
+
+
+def _leaks(
+    photos: Sequence[Photo], alike: sparse.csr_array, tests: Sequence[Photo], limit: int
+) -> set[str]:
+    """Training pictures that are near-duplicates of a test picture, here or in `tests`."""
+    train = np.flatnonzero([photo.sample.split == "train" for photo in photos])
+    test = np.flatnonzero([photo.sample.split == "test" for photo in photos])
+    close = np.asarray(alike[train][:, test].sum(axis=1)).ravel()
+    mine, others = _bits([photos[i] for i in train]), _bits(tests)
+    close += np.asarray(duplicates.near(mine, limit, others).sum(axis=1)).ravel()
+    return {photos[i].sample.id for i in train[close > 0]}
+
+
+def _bits(photos: Sequence[Photo]) -> NDArray[np.bool_]:
+    """[n, 256] the hashes of photos that have one."""
+    bits = [photo.bits for photo in photos if photo.bits is not None]
+    return np.array(bits, np.bool_).reshape(len(bits), duplicates.BITS)
+
+
+def _carved(
+    samples: Sequence[Sample],
+    groups: Mapping[str, int],
+    leaks: set[str],
+    settings: TrainingSplit,
+    seed: int,
+) -> list[Sample]:
+    """Every sample with its part as its split: train, validation, test or dropped."""
+    moved = dict.fromkeys(leaks, DROPPED) if settings.drop_leaks else {}
+    rest = [s for s in samples if s.split == "train" and s.id not in moved]
+    apart = carve(
+        [groups[sample.id] for sample in rest],
+        [(sample.product, _is_defective(sample)) for sample in rest],
+        settings.validation_share,
+        seed,
+    )
+    moved |= {s.id: "validation" for s, kept in zip(rest, apart, strict=True) if kept}
+    return [replace(s, split=moved.get(s.id, s.split)) for s in samples]
+
+
+def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: int) -> list[bool]:
+    """Which pictures go to validation: about `share` of every stratum, and whole groups only.
+
+    Groups come in an order drawn from `seed`; one that would overfill a stratum stays. A stratum
+    of at least two pictures asks for at least one; one whose groups are all too large gets none.
+    """
+    sizes = Counter(strata)
+    wanted = {s: max(1, round(share * n)) if n > 1 else 0 for s, n in sizes.items()}
+    members: dict[int, Counter[Stratum]] = {}
+    for group, stratum in zip(groups, strata, strict=True):
+        members.setdefault(group, Counter())[stratum] += 1
+    order = sorted(members)
+    random.Random(f"validation/{seed}").shuffle(order)
+    taken: Counter[Stratum] = Counter()
+    chosen: set[int] = set()
+    for group in order:
+        if all(taken[s] + n <= wanted[s] for s, n in members[group].items()):
+            taken += members[group]
+            chosen.add(group)
+    return [group in chosen for group in groups]
+
+
+# --- samples -----------------------------------------------------------------------------------
+
+
+def _head(sample: Sample) -> str:
+    return sample.split.partition(".")[0]
+
+
+def _is_defective(sample: Sample) -> bool:
+    return sample.solution.answer == "Yes"
+
+
+def _order(sample: Sample) -> str:
+    """Splits that a reader names itself keep its order; the others are mixed: any prefix holds
+    what the whole holds, roughly."""
+    return hashlib.sha256(sample.id.encode()).hexdigest() if sample.split in PLAIN else ""
+
+
+def _of(samples: Iterable[Sample], *splits: str) -> tuple[Sample, ...]:
+    return tuple(sample for sample in samples if sample.split in splits)
+
+
+def _by_name(samples: Iterable[Sample], part: Part) -> dict[str, tuple[Sample, ...]]:
+    """The samples of a part by what follows it in the name of their split."""
+    found: dict[str, tuple[Sample, ...]] = {}
+    for sample in samples:
+        if _head(sample) == part:
+            name = sample.split.partition(".")[2] or SPLIT_NAME
+            found[name] = (*found.get(name, ()), replace(sample, split=f"{part}.{name}"))
+    return found
+
+
+def _pools(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """The good training pictures of every product."""
+    pools: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.split in ("train", "sft", "rl") and sample.solution.answer == "No":
+            pools.setdefault(sample.product, []).append(sample)
+    return pools
+
+
+def _referred(
+    sample: Sample,
+    pools: Mapping[str, Sequence[Sample]],
+    groups: Mapping[str, int],
+    seed: int,
+    needed: bool = False,
+) -> Sample:
+    """With references, unless its reader gave it some: never the picture itself, and none of its
+    near-duplicates as long as there are others."""
+    if sample.references:
+        return sample
+    others = [other for other in pools.get(sample.product, ()) if other.id != sample.id]
+    group = groups.get(sample.id)
+    fresh = [other for other in others if group is None or groups[other.id] != group] or others
+    if needed and not fresh:
+        raise DataError(
+            f"{sample.where or sample.id}: {sample.product!r} has no (other) good picture in its "
+            "training part, so there is nothing to compare this one with. Add good pictures "
+            "of it with split=train, or lower data.validation_share."
+        )
+    stream = random.Random(f"references/{seed}/{sample.id}")
+    shown = stream.sample(fresh, min(REFERENCES_PER_SAMPLE, len(fresh)))
+    return replace(sample, references=tuple(shown))
+
+
+# --- checks and counts -------------------------------------------------------------------------
+
+_TOO_FEW = {
+    "train": "Training needs both. Mark pictures with split=train (or put them into "
+    "<product>/train/<defect>/).",
+    "test": "The test needs both. Mark pictures with split=test (or put them into "
+    "<product>/test/<defect>/).",
+    "validation": "There are too few to keep some apart, or most are near-duplicates of one "
+    "another. Add pictures, raise data.validation_share or lower data.near_duplicate_bits.",
+}
+
+
+def _check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") -> None:
+    """A part holds good and defective pictures. Those that a reader has named itself are as it
+    wants them."""
+    splits = {sample.split for sample in samples}
+    if part == "train" and {"sft", "rl"} <= splits:
+        return
+    if any(split.startswith(f"{part}.") for split in splits):
+        return
+    if any(s.question.options is not None for s in samples if s.split == part):
+        return  # a letter says nothing of defects
+    found = {_is_defective(sample) for sample in samples if sample.split == part}
+    missing = [word for word, label in (("good", False), ("defective", True)) if label not in found]
+    if missing:
+        raise DataError(
+            f"The {part} part of {of} holds no {' and no '.join(missing)} pictures. "
+            f"{_TOO_FEW[part]}"
+        )
+
+
+def _check_identical(photos: Iterable[Photo]) -> None:
+    """The same picture cannot be good in one place and defective in another."""
+    first: dict[str, Sample] = {}
+    for photo in photos:
+        if photo.image_digest is None:
+            continue
+        twin = first.setdefault(photo.image_digest, photo.sample)
+        if _is_defective(twin) != _is_defective(photo.sample):
+            raise DataError(
+                f"{photo.sample.where}: the same picture as in {twin.where}, but with the other "
+                "label. Correct one of them."
+            )
+
+
+def _sizes(samples: Iterable[Sample]) -> dict[str, int]:
+    """Pictures of every split, and how many of them are defective."""
+    counts: dict[str, int] = {}
+    for sample in samples:
+        for name, one in ((sample.split, 1), (f"{sample.split}.defective", _is_defective(sample))):
+            counts[name] = counts.get(name, 0) + one
+    return counts
+
+
+def _counts(
+    samples: Sequence[Sample], groups: Mapping[str, int], leaks: set[str]
+) -> dict[str, int]:
+    """Pictures of every part and what is not annotated, and what recurs."""
+    counts = {"read": len(samples)}
+    for part in PLAIN:
+        found = _of(samples, part)
+        defective = [sample for sample in found if _is_defective(sample)]
+        counts[f"{part}_normal"] = len(found) - len(defective)
+        counts[f"{part}_anomalous"] = len(defective)
+        counts[f"{part}_without_mask"] = sum(s.solution.location is None for s in defective)
+        counts[f"{part}_untyped"] = sum(s.solution.type is None for s in defective)
+    return counts | {
+        "near_duplicates": sum(n for n in Counter(groups.values()).values() if n > 1),
+        "leaks": len(leaks),
+        "leaks_dropped": len(_of(samples, DROPPED)),
+    }
+
+
+def _fingerprint(settings: ReaderSettings, seed: int, photos: Iterable[Photo]) -> str:
+    """Equal exactly when pictures, annotations, settings and seed are; wherever the folder is.
+    What a reader draws is known by the settings and the reader's `VERSION`."""
+    rows = [
+        [p.image_digest, p.mask_digest, p.sample.product, p.sample.split,
+         _is_defective(p.sample), p.sample.solution.type]
+        for p in photos
+    ]  # fmt: skip
+    facts = [settings.model_dump(mode="json", exclude={"root"}), seed, rows]
+    version = getattr(reader(settings.name), "VERSION", None)
+    return _hash(facts if version is None else [*facts, version])
+
+
+def _hash(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
