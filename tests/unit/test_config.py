@@ -18,6 +18,7 @@ from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings import config
 from iad_r1.settings.config import Config
+from iad_r1.settings.data import names, reader
 
 RECIPES = ("released", "paper")
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
@@ -29,6 +30,8 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
     """What an option asks for besides its own name."""
     return {
         ("data", "photos"): [f"data.root={tmp_path}"],
+        ("benchmark", "photos"): [f"benchmark.photos.root={tmp_path}"],
+        ("benchmark", "mvtec"): [f"benchmark.mvtec.root={tmp_path}"],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
@@ -55,7 +58,9 @@ def test_every_option_composes_into_a_valid_configuration_that_knows_its_name(
     made = compose.compose(
         [f"{group}={option}", *needed(tmp_path).get((group, option), [])], tmp_path
     )
-    if group != "recipe":  # a recipe sets values of several sections and has none of its own
+    if group == "benchmark":
+        assert list(made.benchmark) == [option] * (option != "none")
+    elif group != "recipe":  # a recipe sets values of several sections and has none of its own
         assert getattr(made, group).name == option
 
 
@@ -263,10 +268,13 @@ def models(annotation: object) -> set[type[BaseModel]]:
     return found
 
 
+SECTIONS = models(Config).union(*(models(reader(name).Settings) for name in names()))
+
+
 def test_no_setting_has_a_default_outside_the_yaml_files():
     optional = {
         f"{model.__name__}.{name}"
-        for model in models(Config)
+        for model in SECTIONS
         for name, field in model.model_fields.items()
         if not field.is_required()
     }
@@ -277,7 +285,7 @@ def test_no_setting_has_a_default_outside_the_yaml_files():
 def test_every_setting_is_read_by_something(repository):
     code = [file.read_text(encoding="utf-8") for file in (repository / "iad_r1").rglob("*.py")]
     yaml_text = [file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")]
-    for model in models(Config):
+    for model in SECTIONS:
         for name in model.model_fields:
             read = any(re.search(rf"\.{name}\b", text) for text in code)
             taken = any(re.search(rf"\$\{{[\w.]*\.{name}\}}", text) for text in yaml_text)
@@ -285,7 +293,7 @@ def test_every_setting_is_read_by_something(repository):
 
 
 def test_every_section_refuses_what_it_does_not_know():
-    for model in models(Config):
+    for model in SECTIONS:
         assert model.model_config.get("extra") == "forbid", model.__name__
 
 
