@@ -155,7 +155,7 @@ def test_of_a_benchmark_only_what_is_asked_is_opened(root):
     chosen = ["benchmark=mvtec", f"benchmark.mvtec.root={root}", "evaluate.limit=2"]
     found = data.for_run(made(*chosen)).test["mvtec"]
     assert found == data.for_run(made(*chosen[:2])).test["mvtec"][:2]
-    asked = {sample.image for sample in found}
+    asked = [sample.image for sample in found]
     for path in root.rglob("test/*/0*"):
         if path not in asked and ".ipynb_checkpoints" not in path.parts:
             path.write_bytes(b"broken")
