@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -121,6 +121,21 @@ class Score:
 
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One picture with its G completions and what each of them earned. `attempt` counts how often
+    it was drawn anew, with another picture (0: not at all)."""
+
+    sample: Sample
+    completions: Sequence[Completion]
+    scores: Sequence[Score]
+    attempt: int = 0
+
+    def rewards(self) -> list[float]:
+        """[G] totals."""
+        return [score.total for score in self.scores]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
-from iad_r1.backbones.families import FAMILIES, Family, Sizing
-from iad_r1.errors import ConfigError, MismatchError, WeightsError
+from iad_r1.backbones.families import Sizing, family_of
+from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.store import checkpoints
 from iad_r1.types import Conversation
 
@@ -73,7 +73,7 @@ class Backbone:
         self.model: Any = model  # families differ in what hangs below it
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.family = _family(model.config.model_type)
+        self.family = family_of(model.config.model_type)
         self.ends = _ends(model, self.tokenizer)
         own = self.tokenizer.eos_token_id
         self.end_of_turn: int = own if own in self.ends else self.ends[0]
@@ -106,7 +106,7 @@ class Backbone:
             )
         if not trust_remote_code:  # with it, only the code knows what it builds
             described = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            _family(described.get("model_type"))
+            family_of(described.get("model_type"))
         model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
@@ -204,14 +204,6 @@ def _messages(conversation: Conversation) -> list[dict]:
     if not conversation.system:
         return user
     return [{"role": "system", "content": [{"type": "text", "text": conversation.system}]}, *user]
-
-
-def _family(model_type: str) -> Family:
-    if model_type not in FAMILIES:
-        raise ConfigError(
-            f"model type {model_type!r} is not supported here; supported are {', '.join(FAMILIES)}."
-        )
-    return FAMILIES[model_type]
 
 
 def _ends(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What differs between families of models, by the `model_type` of a checkpoint's `config.json`.
 
 A checkpoint's architecture is read from that field alone, never from the spelling of its path.
-Standard library only, so that a run that cannot work is refused before anything is loaded.
+No torch, so that a run that cannot work is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from iad_r1.errors import ConfigError
+
 Part = Literal["vision", "projector", "language"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "language")
 Sizing = Literal["area", "tilings", "tiles", "square"]
@@ -17,27 +19,42 @@ Sizing = Literal["area", "tilings", "tiles", "square"]
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's processor decides the size of a picture, and what `max_pixels` does there.
+    """What an architecture decides for pictures and positions.
 
     Attributes:
-        sizing: `area`: any size up to `max_pixels`, rounded to whole patches.
+        sizing: how its processor decides the size of a picture, and what `max_pixels` does there.
+            `area`: any size up to `max_pixels`, rounded to whole patches.
             `tilings`: fitted to one of a list of tilings (`image_grid_pinpoints`) and cut; those
             larger than `max_pixels` are taken off the list, the smallest one stays.
             `tiles`: cut into as many square tiles as `max_pixels` has room for, one at least.
             `square`: every picture becomes the same square; `max_pixels` changes nothing.
+        image_keys: what its processor returns for a picture, and its vision tower is given.
+        mrope: whether positions of image tokens have three dimensions.
     """
 
     sizing: Sizing
+    image_keys: tuple[str, ...]
+    mrope: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family("area"),
-    "qwen2_5_vl": Family("area"),
-    "llava": Family("square"),
-    "llava_next": Family("tilings"),
-    "llava_onevision": Family("tilings"),
-    "internvl": Family("tiles"),
+    "qwen2_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True),
+    "qwen2_5_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True),
+    "llava": Family("square", ("pixel_values",)),
+    "llava_next": Family("tilings", ("pixel_values", "image_sizes")),
+    "llava_onevision": Family("tilings", ("pixel_values", "image_sizes", "batch_num_images")),
+    "internvl": Family("tiles", ("pixel_values",)),
 }
+
+
+def family_of(model_type: str | None) -> Family:
+    """The row of an architecture. ConfigError if it is not known here."""
+    if model_type is None or model_type not in FAMILIES:
+        raise ConfigError(
+            f"model type {model_type!r} is not supported here; supported are {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[model_type]
+
 
 # Fragments of parameter names. The projector maps what the vision tower sees to the language
 # model's width; Qwen keeps it inside its tower and calls it the merger.

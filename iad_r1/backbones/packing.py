@@ -35,6 +35,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
+from iad_r1.backbones.families import family_of
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.objective.losses import Head, token_logprobs
 
@@ -48,24 +49,6 @@ Completions = Sequence[Sequence[Sequence[int]]]
 ATTENTION = "shared_prompt"
 LOGITS = 2**26  # float32 logits computed at once: 256 MiB, 441 tokens of Qwen's vocabulary
 ALIGNED = 8  # elements; SDPA's kernels on a GPU copy a mask whose rows begin elsewhere
-
-
-@dataclass(frozen=True)
-class Family:
-    """What differs between architectures here: the image encoder's inputs, and 3-D positions."""
-
-    image_keys: tuple[str, ...]
-    mrope: bool = False
-
-
-FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family(("pixel_values", "image_grid_thw"), mrope=True),
-    "qwen2_5_vl": Family(("pixel_values", "image_grid_thw"), mrope=True),
-    "llava": Family(("pixel_values",)),
-    "llava_next": Family(("pixel_values", "image_sizes")),
-    "llava_onevision": Family(("pixel_values", "image_sizes", "batch_num_images")),
-    "internvl": Family(("pixel_values",)),
-}
 
 
 @dataclass(frozen=True)
@@ -172,7 +155,7 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
     `torch.no_grad()` and hand the result to every pass over that batch.
     """
     bare = unwrap(model)
-    keys = _family(bare).image_keys
+    keys = family_of(bare.config.model_type).image_keys
     with_images = [i for i, p in enumerate(prompts) if p.get("pixel_values") is not None]
     features: list[Tensor | None] = [None] * len(prompts)
     if not with_images:
@@ -281,7 +264,7 @@ def _device(model: Any) -> torch.device:
 def _prompt_positions(model: Any, prompt: ModelInputs) -> Tensor:
     """Rotary positions of one prompt, [3, P] (time, height, width) or [1, P], from 0."""
     ids = prompt["input_ids"]
-    if not _family(model).mrope:
+    if not family_of(model.config.model_type).mrope:
         return torch.arange(ids.shape[-1])[None]
     # derived here: a prompt without them would silently get 1-D positions
     types = (ids == model.config.image_token_id).int()
@@ -306,15 +289,6 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
         values = [torch.cat([v, v.new_zeros(v.shape[0], most - v.shape[1], *v.shape[2:])], 1)
                   for v in values]  # fmt: skip
     return torch.cat(list(values))
-
-
-def _family(model: Any) -> Family:
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        raise ConfigError(
-            f"model type {kind!r} is not supported here; supported are {', '.join(FAMILIES)}."
-        )
-    return FAMILIES[kind]
 
 
 def _check(

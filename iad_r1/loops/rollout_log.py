@@ -8,49 +8,37 @@ from typing import Any
 
 from iad_r1 import schema
 from iad_r1.objective.advantages import is_degenerate
-from iad_r1.types import Completion, Sample, Score, StopReason
-
-Groups = Sequence[Sequence[Completion]]
-Scores = Sequence[Sequence[Score]]
+from iad_r1.types import Completion, Group, Score, StopReason
 
 
 def reward_statistics(
-    batch: Sequence[Sample],
-    groups: Groups,
-    scores: Scores,
-    judge: Callable[[str], str] = schema.read_answer,
+    groups: Sequence[Group], read_answer: Callable[[str], str] = schema.read_answer
 ) -> dict[str, float]:
     """Reward and its parts (all, normal and anomalous images; those there are), the share of
     degenerate groups, lengths in tokens, and how often "Yes" is said against how often it is true.
 
-    judge: what a completion answers, as evaluation reads it ("yes", "no" or "invalid").
+    read_answer: what a completion answers, as evaluation reads it ("yes", "no" or "invalid").
     """
-    found = _rewards("", [score for group in scores for score in group])
+    found = _rewards("", groups)
     for answer, suffix in (("No", "_normal"), ("Yes", "_anomalous")):
-        chosen = [
-            score
-            for sample, group in zip(batch, scores, strict=True)
-            if sample.solution.answer == answer
-            for score in group
-        ]
-        found |= _rewards(suffix, chosen)
-    flat = [completion for group in groups for completion in group]
+        found |= _rewards(suffix, [g for g in groups if g.sample.solution.answer == answer])
+    flat = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.tokens) for completion in flat]
-    said = [judge(completion.text) for completion in flat]
-    degenerate = [is_degenerate([score.total for score in group]) for group in scores]
+    said = [read_answer(completion.text) for completion in flat]
     return {
         **found,
-        "degenerate_groups": fmean(degenerate),
+        "degenerate_groups": fmean(is_degenerate(group.rewards()) for group in groups),
         "length_mean": fmean(lengths),
         "length_max": max(lengths),
         "truncated": fmean(completion.stop is StopReason.LENGTH for completion in flat),
         "yes_rate": fmean(answer == "yes" for answer in said),
         "invalid_rate": fmean(answer == "invalid" for answer in said),
-        "gold_yes_rate": fmean(sample.solution.answer == "Yes" for sample in batch),
+        "gold_yes_rate": fmean(group.sample.solution.answer == "Yes" for group in groups),
     }
 
 
-def _rewards(suffix: str, scores: Sequence[Score]) -> dict[str, float]:
+def _rewards(suffix: str, groups: Sequence[Group]) -> dict[str, float]:
+    scores = [score for group in groups for score in group.scores]
     if not scores:
         return {}
     totals = [score.total for score in scores]
@@ -64,45 +52,37 @@ def _rewards(suffix: str, scores: Sequence[Score]) -> dict[str, float]:
 
 
 def rollout_rows(
-    batch: Sequence[Sample],
-    groups: Groups,
-    scores: Scores,
-    advantage: Sequence[Sequence[float]],
-    attempts: Sequence[int],
+    groups: Sequence[Group], gains_PG: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
     """One row per completion that is learned from: who was asked (and in which attempt, 0 being
     the first draw), what was said, what it earned."""
     return [
-        {**_row(sample, completion, score), "advantage": advantaged, "attempt": attempt}
-        for sample, group, earned, gains, attempt in zip(
-            batch, groups, scores, advantage, attempts, strict=True
-        )
-        for completion, score, advantaged in zip(group, earned, gains, strict=True)
+        {**_row(group, completion, score), "advantage": gain, "attempt": group.attempt}
+        for group, gains in zip(groups, gains_PG, strict=True)
+        for completion, score, gain in zip(group.completions, group.scores, gains, strict=True)
     ]
 
 
-def failed_rows(
-    prompt: str, batch: Sequence[Sample], groups: Groups, scores: Scores
-) -> list[dict[str, Any]]:
+def failed_rows(prompt: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One row per completion of a step that could not be learned from, with all that is needed to
     look into it: the prompt's words, the tokens and the sampler's log-probs as well."""
     return [
         {
-            **_row(sample, completion, score),
+            **_row(group, completion, score),
             "prompt": prompt,
             "token_ids": list(completion.tokens),
             "sampler_logprobs": list(completion.logprobs),
         }
-        for sample, group, earned in zip(batch, groups, scores, strict=True)
-        for completion, score in zip(group, earned, strict=True)
+        for group in groups
+        for completion, score in zip(group.completions, group.scores, strict=True)
     ]
 
 
-def _row(sample: Sample, completion: Completion, score: Score) -> dict[str, Any]:
+def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
     return {
-        "id": sample.id,
-        "product": sample.product,
-        "solution": sample.solution.as_tags(),
+        "id": group.sample.id,
+        "product": group.sample.product,
+        "solution": group.sample.solution.as_tags(),
         "completion": completion.text,
         "stop": str(completion.stop),
         "tokens": len(completion.tokens),

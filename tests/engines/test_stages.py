@@ -152,15 +152,15 @@ def test_a_failing_engine_ends_the_run_in_its_own_words_and_the_run_goes_on_from
     trained: Context, again: tuple[Context, dict[str, torch.Tensor]], fail: Callable[..., None]
 ):
     """Going on, it samples what it would have sampled, and ends with the same weights."""
-    (context, expected), collect = again, Collector.collect
+    (context, expected), synchronise = again, Collector.synchronise
 
-    def failing(self: Any, samples: Any, step: int, clock: Any) -> Any:
+    def failing(self: Any, step: int, clock: Any) -> None:
         if step == 2:
             fail(self.sampler, patch)
-        return collect(self, samples, step, clock)
+        synchronise(self, step, clock)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Collector, "collect", failing)
+        patch.setattr(Collector, "synchronise", failing)
         with pytest.raises(TrainingError, match=FAILURES[fail]):
             grpo.train(context)
     assert checkpoints.unfinished(context.folder.path / "checkpoints", "grpo")[-1].step == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -16,8 +17,9 @@ from iad_r1.learn import lora
 from iad_r1.learn.metering import Clock
 from iad_r1.learn.saving import Saver
 from iad_r1.loops import grpo
-from iad_r1.loops.collect import Collector
+from iad_r1.loops.collect import Collected, Collector, degenerate
 from iad_r1.loops.context import Context
+from iad_r1.loops.policy import Batch, Policy
 from iad_r1.objective.advantages import advantages, is_degenerate
 from iad_r1.types import Score
 
@@ -32,11 +34,15 @@ def rewarded(monkeypatch):
     monkeypatch.setattr(Collector, "score", by_tokens)
 
 
-def kept(context: Context) -> tuple[grpo.Policy, grpo.Rollout]:
+def kept(context: Context) -> tuple[Policy, Batch]:
     """A policy and one batch that it could learn from."""
-    policy, collector = grpo.Policy(context, steps=1), Collector(context)
-    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
-    return policy, policy.keep(batch.prompts, batch.groups, advantages(batch.rewards()))
+    policy, collector = Policy(context, steps=1), Collector(context)
+    return policy, complete(policy, collector.collect(context.dataset.rl[:4], 0, Clock()))
+
+
+def complete(policy: Policy, drawn: Collected) -> Batch:
+    batch = policy.batch(drawn.prompts, drawn.groups, advantages(drawn.rewards_PG()))
+    return policy.with_old(policy.with_reference(batch))
 
 
 def logged(context: Context) -> list[dict[str, float]]:
@@ -59,8 +65,8 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def gradient_norm(context: Context) -> float:
-    policy, rollout = kept(context)
-    return policy.update(rollout, 0).norm
+    policy, batch = kept(context)
+    return policy.learn(batch, 0)["grad_norm"]
 
 
 def test_the_correction_weighs_the_policy_gradient(make_context, rewarded):
@@ -81,10 +87,11 @@ def test_the_correction_weighs_the_policy_gradient(make_context, rewarded):
 @pytest.mark.parametrize("cut", ["rollout.top_k=5", "rollout.top_p=0.5"])
 def test_cut_off_sampling_is_weighed_by_the_probability_that_was_kept(make_context, rewarded, cut):
     context = make_context(cut, "grpo.importance.level=token", "grpo.kl_coef=0")
-    policy, rollout = kept(context)
-    policy.update(rollout, 0)
-    raw = (rollout.trainer - rollout.sampler).exp()[rollout.counted]
-    found = rollout.mismatch
+    policy, batch = kept(context)
+    with torch.no_grad():
+        trainer = policy.all_logprobs(context.model, batch)
+    raw = (trainer - batch.sampler).exp()[batch.counted]
+    found = policy.learn(batch, 0)
     assert found["importance_mean"] == pytest.approx(float(raw.mean()), rel=1e-5)
     assert 0 < found["importance_min"] <= found["importance_max"] < 1 + 1e-4
     assert found["importance_mean"] < 0.9, "an untrained model spreads its probability"
@@ -93,15 +100,15 @@ def test_cut_off_sampling_is_weighed_by_the_probability_that_was_kept(make_conte
 
 def test_a_sampler_of_another_policy_is_found_out_behind_cut_off_sampling(make_context, rewarded):
     context = make_context("rollout.top_p=0.5", "grpo.importance.level=token")
-    policy, rollout = kept(context)
-    rollout.sampler -= 1.0  # less likely than the trainer says: no cut explains that
+    policy, batch = kept(context)
+    batch.sampler.sub_(1.0)  # less likely than the trainer says: no cut explains that
     with pytest.raises(MismatchError, match=r"disagree by up to [\d.]+ nats"):
-        policy.learn(rollout, 0)
+        policy.learn(batch, 0)
 
 
 def test_off_logs_the_raw_mismatch_too(make_context, rewarded):
-    policy, rollout = kept(make_context())
-    found = policy.learn(rollout, 0)
+    policy, batch = kept(make_context())
+    found = policy.learn(batch, 0)
     assert found["importance_mean"] == pytest.approx(1.0, abs=1e-4)
     assert 0 <= found["sampler_gap_mean"] <= found["sampler_gap_max"] == found["sampler_gap"]
 
@@ -130,13 +137,15 @@ def test_groups_without_a_signal_are_drawn_anew_with_other_pictures(make_context
     monkeypatch.setattr(Collector, "score", only_odd_pictures_teach(context))
     batch, asked = collected(context), list(context.dataset.rl[:4])
     assert batch.statistics["degenerate_groups"] == 0.5  # of the first draw: slots 0 and 2
-    assert batch.degenerate() == [] and batch.statistics["degenerate_left"] == 0.0
-    assert [batch.samples[n] for n in (1, 3)] == [asked[1], asked[3]]
-    assert batch.attempts[1] == batch.attempts[3] == 0 < min(batch.attempts[0], batch.attempts[2])
-    assert batch.statistics["resampled_groups"] == batch.attempts[0] + batch.attempts[2]
+    assert degenerate(dict(enumerate(batch.groups))) == []
+    assert batch.statistics["degenerate_left"] == 0.0
+    assert [batch.groups[n].sample for n in (1, 3)] == [asked[1], asked[3]]
+    attempts = [group.attempt for group in batch.groups]
+    assert attempts[1] == attempts[3] == 0 < min(attempts[0], attempts[2])
+    assert batch.statistics["resampled_groups"] == attempts[0] + attempts[2]
     for slot in (0, 2):
-        expected = Collector(context).other(3, slot, batch.attempts[slot])
-        assert batch.samples[slot] == expected != asked[slot]
+        expected = Collector(context).other(3, slot, attempts[slot])
+        assert batch.groups[slot].sample == expected != asked[slot]
         assert batch.prompts[slot].name == expected.id
 
 
@@ -150,12 +159,13 @@ def test_what_takes_a_slot_over_depends_on_seed_step_slot_and_attempt_alone(
     collector = Collector(context)
     collector.collect(context.dataset.rl[4:8], 2, Clock())  # an earlier step leaves no trace
     batch, fresh = collector.collect(context.dataset.rl[:4], 3, Clock()), collected(context)
-    assert batch.groups == fresh.groups and batch.samples == fresh.samples
+    assert batch.groups == fresh.groups
     monkeypatch.setattr(
         Collector, "score", lambda self, samples, groups: [[Score(1.0)] * len(g) for g in groups]
     )
     crowded = collected(context)  # more slots drawn anew: the others' draws stay what they were
-    assert crowded.samples[0] == Collector(context).other(3, 0, crowded.attempts[0])
+    first = crowded.groups[0]
+    assert first.sample == Collector(context).other(3, 0, first.attempt)
     others = [Collector(context).other(step, 0, 1).id for step in range(12)]
     assert len(set(others)) > 3
 
@@ -246,12 +256,14 @@ def test_a_refreshed_reference_survives_a_stop(make_context, rewarded, monkeypat
 def test_a_pass_in_minibatches_takes_an_optimiser_step_for_each(make_context, rewarded):
     context = make_context("grpo.minibatches=2", "grpo.updates_per_batch=3", "grpo.steps=1",
                            "grpo.learning_rate=3e-3", "grpo.degenerate_groups=keep")  # fmt: skip
-    policy, rollout = kept(context)
-    assert policy.minibatches(rollout) == [[0, 1], [2, 3]]
-    before = rollout.trainer.clone()
-    found = policy.learn(rollout, 0)
+    policy, batch = kept(context)
+    assert policy.minibatches(batch) == [[0, 1], [2, 3]]
+    with torch.no_grad():
+        before = policy.all_logprobs(context.model, batch)
+    assert batch.old is not None and torch.equal(batch.old, before)
+    found = policy.learn(batch, 0)
     assert policy.learner.schedule.last_epoch == 6
-    assert rollout.old is not None and torch.equal(rollout.old, before)
+    assert torch.equal(batch.old, before)
     assert found["ratio_min"] < 1 < found["ratio_max"]
 
 
@@ -259,34 +271,36 @@ def test_the_first_minibatch_of_the_first_pass_has_a_ratio_of_one_and_the_next_h
     make_context, rewarded
 ):
     context = make_context("grpo.minibatches=2", "grpo.learning_rate=3e-3")
-    policy, rollout = kept(context)
-    first, second = (
-        grpo.joined([policy.update(rollout, 0, part)]) for part in policy.minibatches(rollout)
-    )
-    assert first["ratio_max"] == pytest.approx(1.0, abs=1e-5)
-    assert second["ratio_max"] > 1.001
+    policy, batch = kept(context)
+    found = []
+    for part in policy.minibatches(batch):
+        stats = policy.gradient(batch, batch.old, part, "here").stats
+        assert stats is not None
+        found.append(float(stats.ratio_max))
+        policy.learner.update("here")
+    assert found[0] == pytest.approx(1.0, abs=1e-5)
+    assert found[1] > 1.001
 
 
 def test_a_minibatch_moves_the_weights_as_a_batch_of_its_groups_would(make_context, rewarded):
     parts = make_context("grpo.minibatches=2", "grpo.kl_coef=0", "grpo.degenerate_groups=keep")
-    policy, rollout = kept(parts)
-    policy.update(rollout, 0, [0, 1])
+    policy, batch = kept(parts)
+    policy.gradient(batch, batch.old, [0, 1], "here")
+    policy.learner.update("here")
     alone = make_context("grpo.kl_coef=0", "grpo.prompts_per_step=2", "grpo.degenerate_groups=keep")
-    other, collector = grpo.Policy(alone, steps=1), Collector(alone)
-    batch = collector.collect(alone.dataset.rl[:2], 0, Clock())
-    gains = advantages(batch.rewards())
-    other.update(other.keep(batch.prompts, batch.groups, gains), 0)
+    other, collector = Policy(alone, steps=1), Collector(alone)
+    other.learn(complete(other, collector.collect(alone.dataset.rl[:2], 0, Clock())), 0)
     for one, two in zip(weights(parts), weights(alone), strict=True):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
 def test_which_minibatch_a_group_is_in_depends_on_its_place_in_the_batch(make_context, rewarded):
     context = make_context("grpo.minibatches=2")
-    policy, rollout = kept(context)
-    rollout.slots = [1, 3]  # rank 1 of 2
-    assert policy.minibatches(rollout) == [[0], [1]]
-    rollout.slots = [2, 3]  # the others were degenerate
-    assert policy.minibatches(rollout) == [[], [0, 1]]
+    policy, batch = kept(context)
+    of_rank_1 = dataclasses.replace(batch, slots=[1, 3])
+    assert policy.minibatches(of_rank_1) == [[0], [1]]
+    the_others_were_degenerate = dataclasses.replace(batch, slots=[2, 3])
+    assert policy.minibatches(the_others_were_degenerate) == [[], [0, 1]]
 
 
 def test_a_step_whose_groups_all_lack_a_signal_leaves_the_weights_alone(make_context, monkeypatch):
@@ -306,29 +320,26 @@ def test_under_a_frozen_tower_the_passes_of_a_batch_share_its_features(
     make_context, rewarded, monkeypatch
 ):
     context = make_context("grpo.vision_lr_scale=0", "grpo.minibatches=2", "grpo.steps=1")
-    policy, collector = grpo.Policy(context, steps=1), Collector(context)
-    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
-    gains = advantages(batch.rewards())
-    alive = sum(not is_degenerate(group) for group in gains)
+    policy, collector = Policy(context, steps=1), Collector(context)
+    drawn = collector.collect(context.dataset.rl[:4], 0, Clock())
+    alive = sum(not is_degenerate(rewards) for rewards in drawn.rewards_PG())
     calls: list[int] = []
     assert policy.reference is not None
     models: list[Any] = [context.model, policy.reference.copy]
     for model in models:
         model.model.visual.register_forward_pre_hook(lambda *_: calls.append(1))
-    rollout = policy.keep(batch.prompts, batch.groups, gains)  # reference and old log-probs
-    policy.learn(rollout, 0)
+    policy.learn(complete(policy, drawn), 0)  # complete: with reference and old log-probs
     assert len(calls) == alive > 0  # each picture once for reference, old and every update
     moved = weights(context)
 
     live = make_context("grpo.vision_lr_scale=0", "grpo.minibatches=2", "grpo.steps=1")
-    policy, collector = grpo.Policy(live, steps=1), Collector(live)
+    policy, collector = Policy(live, steps=1), Collector(live)
     policy.frozen_tower = False  # encode anew in every pass
-    batch = collector.collect(live.dataset.rl[:4], 0, Clock())
-    policy.learn(policy.keep(batch.prompts, batch.groups, gains), 0)
+    policy.learn(complete(policy, collector.collect(live.dataset.rl[:4], 0, Clock())), 0)
     for one, other in zip(moved, weights(live), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_tower_that_learns_is_seen_anew_by_every_pass(make_context, rewarded):
-    policy, rollout = kept(make_context("grpo.vision_lr_scale=0.5"))
-    assert not policy.frozen_tower and rollout.vision is None
+    policy, batch = kept(make_context("grpo.vision_lr_scale=0.5"))
+    assert not policy.frozen_tower and batch.vision is None

@@ -14,7 +14,7 @@ import torch
 from iad_r1.errors import MismatchError, TrainingError
 from iad_r1.learn import guards
 from iad_r1.learn.learner import Learner
-from iad_r1.loops import grpo
+from iad_r1.loops import grpo, policy
 from iad_r1.loops.collect import Collector
 from iad_r1.settings.config import Collapse
 from iad_r1.store.tracking import Tracker
@@ -85,11 +85,11 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_keeps_the_
 ):
     context = make_context("grpo.kl_coef=0")
     before = [p.detach().clone() for p in context.model.parameters()]
-    honest = grpo.policy_loss
+    honest = policy.policy_loss
     monkeypatch.setattr(
-        grpo, "policy_loss", lambda *a, **k: (math.nan * honest(*a, **k)[0], honest(*a, **k)[1])
+        policy, "policy_loss", lambda *a, **k: (math.nan * honest(*a, **k)[0], honest(*a, **k)[1])
     )
-    monkeypatch.setattr(grpo, "is_degenerate", lambda gains: False)
+    monkeypatch.setattr(policy, "is_degenerate", lambda gains: False)
     with pytest.raises(TrainingError, match=r"grpo step 0: the loss is nan") as error:
         grpo.train(context)
     assert_whole(context, failed(context, error))

@@ -13,10 +13,11 @@ from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.errors import MismatchError
 from iad_r1.learn.metering import Clock
 from iad_r1.loops import grpo
-from iad_r1.loops.collect import Collector
+from iad_r1.loops.collect import Collected, Collector
+from iad_r1.loops.policy import Batch, Policy
 from iad_r1.objective.advantages import advantages
 from iad_r1.rollouts.prompting import Prompter
-from iad_r1.types import Completion, Score
+from iad_r1.types import Group, Score
 
 
 @pytest.fixture
@@ -35,20 +36,21 @@ def rewarded(monkeypatch):
 class Taken:
     """One batch, up to where it is learned from."""
 
-    policy: grpo.Policy
-    groups: list[list[Completion]]
-    gains: list[list[float]]
-    rollout: grpo.Rollout
+    policy: Policy
+    groups: list[Group]
+    batch: Batch
 
 
 def taken(context, count: int = 4, gains=None) -> Taken:
-    """The first pictures as a batch: sampled, scored and kept."""
-    policy, collector = grpo.Policy(context, steps=1), Collector(context)
-    samples = list(context.dataset.rl[:count])
-    batch = collector.collect(samples, 0, Clock())
-    if gains is None:
-        gains = advantages(batch.rewards())
-    return Taken(policy, batch.groups, gains, policy.keep(batch.prompts, batch.groups, gains))
+    """The first pictures as a batch: sampled, scored and complete."""
+    policy, collector = Policy(context, steps=1), Collector(context)
+    drawn = collector.collect(context.dataset.rl[:count], 0, Clock())
+    return Taken(policy, drawn.groups, complete(policy, drawn, gains))
+
+
+def complete(policy: Policy, drawn: Collected, gains=None) -> Batch:
+    batch = policy.batch(drawn.prompts, drawn.groups, gains or advantages(drawn.rewards_PG()))
+    return policy.with_old(policy.with_reference(batch))
 
 
 def trained(context) -> list[torch.Tensor]:
@@ -84,9 +86,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_conte
 
 
 def test_without_a_kl_term_no_reference_runs(make_context, rewarded):
-    policy = grpo.Policy(make_context("grpo.kl_coef=0"), steps=1)
+    policy = Policy(make_context("grpo.kl_coef=0"), steps=1)
     assert policy.reference is None and policy.saved() == {}
-    assert taken(make_context("grpo.kl_coef=0")).rollout.reference is None
+    assert taken(make_context("grpo.kl_coef=0")).batch.reference is None
 
 
 def test_equal_rewards_leave_the_weights_alone_without_a_kl_term(make_context, monkeypatch):
@@ -102,16 +104,15 @@ def test_equal_rewards_leave_the_weights_alone_without_a_kl_term(make_context, m
 def test_one_step_raises_what_paid_and_lowers_what_did_not(make_context):
     context = make_context("grpo.kl_coef=0", "grpo.learning_rate=1e-4")
     gains = advantages([[1.0, 0.0, 0.0, 0.0]] * 4)
-    batch = taken(context, gains=gains)
+    found = taken(context, gains=gains)
 
     def likelihood():
         with torch.no_grad():
-            found = batch.policy.logprobs(context.model, batch.rollout, range(4))
-        return found.logprob.sum(1)
+            return found.policy.all_logprobs(context.model, found.batch).sum(1)
 
     before = likelihood()
-    batch.policy.update(batch.rollout, step=0)
-    gain = (likelihood() - before) * batch.rollout.advantage
+    found.policy.learn(found.batch, step=0)
+    gain = (likelihood() - before) * found.batch.advantage
     assert gain.sum() > 0
 
 
@@ -119,12 +120,12 @@ def test_a_sampler_that_follows_another_policy_is_found_out(make_context, reward
     context = make_context()
     honest = Collector.sample
 
-    def stale(self, prompts, step, slots):
+    def stale(self, *args):
         weight = context.model.lm_head.weight
         kept = weight.detach().clone()
         with torch.no_grad():
             weight += 0.05 * torch.randn_like(weight)
-        groups = honest(self, prompts, step, slots)
+        groups = honest(self, *args)
         with torch.no_grad():
             weight.copy_(kept)
         return groups
@@ -136,19 +137,42 @@ def test_a_sampler_that_follows_another_policy_is_found_out(make_context, reward
 
 def test_two_updates_per_batch_clip_against_the_first(make_context, rewarded):
     context = make_context("grpo.updates_per_batch=2", "grpo.learning_rate=3e-3")
-    batch = taken(context)
-    first = grpo.joined([batch.policy.update(batch.rollout, 0)])
-    assert first["ratio_min"] == first["ratio_max"] == 1.0
-    assert batch.rollout.mismatch["sampler_gap"] < 1e-4
-    second = grpo.joined([batch.policy.update(batch.rollout, 0)])
-    assert second["ratio_max"] > 1.0 > second["ratio_min"]
+    found = taken(context)
+    policy, batch = found.policy, found.batch
+    assert batch.old is None
+    first = policy.gradient(batch, None, range(4), "first")
+    assert policy.check_sampler(batch, first.logprobs, "first")["sampler_gap"] < 1e-4
+    policy.learner.update("first")
+    second = policy.gradient(batch, first.logprobs, range(4), "second")
+    assert first.stats is not None and second.stats is not None
+    assert first.stats.ratio_min == first.stats.ratio_max == 1.0
+    assert second.stats.ratio_max > 1.0 > second.stats.ratio_min
+
+
+def test_a_batch_is_learned_from_as_it_is_and_all_its_passes_have_the_first_for_old(
+    make_context, rewarded, monkeypatch
+):
+    found = taken(make_context("grpo.updates_per_batch=3", "grpo.learning_rate=3e-3"))
+    policy, gradient, asked = found.policy, Policy.gradient, []
+
+    def watched(self, batch, old, groups, where):
+        result = gradient(self, batch, old, groups, where)
+        asked.append((batch, old, result.logprobs))
+        return result
+
+    monkeypatch.setattr(Policy, "gradient", watched)
+    policy.learn(found.batch, 0)
+    assert all(batch is found.batch for batch, *_ in asked)
+    own = asked[0][2]
+    assert [old is own for _, old, _ in asked] == [False, True, True] and asked[0][1] is None
+    assert not torch.equal(own, asked[1][2])
 
 
 def test_truncated_completions_are_masked_when_asked(make_context, rewarded):
     context = make_context("grpo.truncated=mask", "rollout.max_tokens=3")
-    batch = taken(context, gains=[[1.0, -1.0] * 2] * 4)
-    cut = [str(c.stop) == "length" for group in batch.groups for c in group]
-    assert any(cut) and batch.rollout.counted.any(1).tolist() == [not c for c in cut]
+    found = taken(context, gains=[[1.0, -1.0] * 2] * 4)
+    cut = [str(c.stop) == "length" for group in found.groups for c in group.completions]
+    assert any(cut) and found.batch.counted.any(1).tolist() == [not c for c in cut]
 
 
 def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewarded):
@@ -160,7 +184,7 @@ def test_lora_trains_the_adapter_and_keeps_its_own_reference(make_context, rewar
     with lora.adapter(context, "grpo"):
         prompt = Prompter(context.backbone, "iad_r1_test").encode(sample).inputs
         tokens = [[tuple(range(20, 28))]]
-        reference = grpo.Policy(context, steps=1).reference
+        reference = Policy(context, steps=1).reference
         assert reference is not None
 
         def asked():
@@ -202,14 +226,13 @@ def test_the_gradient_of_a_step_is_that_of_equation_11(make_context, monkeypatch
         "score",
         lambda self, samples, groups: [[Score(r) for r in next(rewards)] for _ in groups],
     )
-    policy, collector = grpo.Policy(context, steps=1), Collector(context)
+    policy, collector = Policy(context, steps=1), Collector(context)
     assert policy.reference is not None and policy.reference.copy is not None
     with torch.no_grad():  # a reference that is not the policy
         for weight in policy.reference.copy.parameters():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    batch = collector.collect(context.dataset.rl[:4], 0, Clock())
-    gains = advantages(batch.rewards())
-    rollout = policy.keep(batch.prompts, batch.groups, gains)
+    drawn = collector.collect(context.dataset.rl[:4], 0, Clock())
+    gains, batch = advantages(drawn.rewards_PG()), complete(policy, drawn)
     gradients = []
 
     def keep_gradient(where):
@@ -223,7 +246,7 @@ def test_the_gradient_of_a_step_is_that_of_equation_11(make_context, monkeypatch
         return {"grad_norm": 0.0, "learning_rate": 0.0}
 
     monkeypatch.setattr(policy.learner, "update", keep_gradient)
-    policy.learn(rollout, 0)
+    policy.learn(batch, 0)
 
     placeholders = torch.tensor(context.backbone.placeholders)
 
@@ -243,8 +266,8 @@ def test_the_gradient_of_a_step_is_that_of_equation_11(make_context, monkeypatch
         live = [group for group in part if group not in skipped]
         context.model.zero_grad(set_to_none=True)
         for group in live:
-            for completion, gain in zip(batch.groups[group], gains[group], strict=True):
-                prompt = batch.prompts[group]
+            for completion, gain in zip(drawn.groups[group].completions, gains[group], strict=True):
+                prompt = drawn.prompts[group]
                 mine = plain(context.model, prompt, completion.tokens)
                 with torch.no_grad():
                     theirs = plain(policy.reference.copy, prompt, completion.tokens)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iad_r1.backbones.packing import FAMILIES
+from iad_r1.backbones.families import FAMILIES
 from iad_r1.backbones.tokenizer import TAGS
 from iad_r1.backbones.twins import TWINS, build_twin
 from iad_r1.errors import ConfigError
@@ -26,7 +26,7 @@ HUB_NAMES = {
 }
 
 
-def test_there_is_a_twin_of_every_family_the_packed_forward_knows() -> None:
+def test_there_is_a_twin_of_every_family_that_is_known() -> None:
     assert set(TWINS) == set(FAMILIES)
     with pytest.raises(ConfigError, match=r"no tiny twin of 'gpt2'; there are .*llava_next"):
         build_twin("gpt2", Path("unused"))

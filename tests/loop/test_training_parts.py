@@ -19,7 +19,7 @@ from iad_r1.learn import optim
 from iad_r1.learn.learner import Learner
 from iad_r1.loops import pretrain, rollout_log
 from iad_r1.settings.config import Length, Optimiser
-from iad_r1.types import Completion, Sample, Score, Solution, StopReason
+from iad_r1.types import Completion, Group, Sample, Score, Solution, StopReason
 
 
 @given(st.integers(1, 20), st.integers(1, 7), st.integers(1, 12), st.integers(0, 5))
@@ -113,7 +113,7 @@ def test_a_whitened_embedding_gives_every_direction_the_same_weight():
     torch.testing.assert_close(out.T @ out / len(out), torch.eye(3), atol=1e-3, rtol=0)
 
 
-def group(*texts: str, stop: StopReason = StopReason.STOP) -> list[Completion]:
+def said(*texts: str, stop: StopReason = StopReason.STOP) -> list[Completion]:
     return [
         Completion(text, (1,) * (i + 1), (0.0,) * (i + 1), stop) for i, text in enumerate(texts)
     ]
@@ -124,25 +124,25 @@ def sample(answer) -> Sample:
 
 
 def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
-    batch = [sample("Yes"), sample("No")]
     yes, no = "<answer>Yes</answer>", "<answer>No</answer>"
-    groups = [group(yes, no), group(no, "nonsense", stop=StopReason.LENGTH)]
-    scores = [
-        [Score(3.0, {"answer": 1.0}), Score(1.0, {"answer": 0.0})],
-        [Score(2.0, {"answer": 1.0}), Score(2.0, {"answer": 1.0})],
+    right, wrong = {"answer": 1.0}, {"answer": 0.0}
+    cut = said(no, "nonsense", stop=StopReason.LENGTH)
+    groups = [
+        Group(sample("Yes"), said(yes, no), [Score(3.0, right), Score(1.0, wrong)]),
+        Group(sample("No"), cut, [Score(2.0, right), Score(2.0, right)], attempt=2),
     ]
-    found = rollout_log.reward_statistics(batch, groups, scores)
+    found = rollout_log.reward_statistics(groups)
     assert found["reward"] == 2.0 and found["reward_anomalous"] == 2.0
     assert found["reward_answer"] == 0.75 and found["reward_answer_normal"] == 1.0
     assert found["degenerate_groups"] == 0.5 and found["truncated"] == 0.5
     assert (found["length_mean"], found["length_max"]) == (1.5, 2)
     assert (found["yes_rate"], found["gold_yes_rate"]) == (0.25, 0.5)
     assert found["invalid_rate"] == 0.25
-    rows = rollout_log.rollout_rows(batch, groups, scores, [[1.0, -1.0], [0.0, 0.0]], [0, 2])
+    rows = rollout_log.rollout_rows(groups, [[1.0, -1.0], [0.0, 0.0]])
     assert len(rows) == 4 and Counter(row["advantage"] for row in rows)[0.0] == 2
     assert rows[0]["reward_answer"] == 1.0 and rows[3]["completion"] == "nonsense"
     assert [row["attempt"] for row in rows] == [0, 0, 2, 2]
-    whole = rollout_log.failed_rows("{image}Any defect?", batch, groups, scores)
+    whole = rollout_log.failed_rows("{image}Any defect?", groups)
     assert whole[1]["token_ids"] == [1, 1] and whole[1]["sampler_logprobs"] == [0.0, 0.0]
     assert {row["prompt"] for row in whole} == {"{image}Any defect?"} and whole[3]["reward"] == 2.0
 
@@ -150,12 +150,12 @@ def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
 def test_the_yes_rate_is_read_as_evaluation_reads_answers():
     loose = partial(schema.read_answer, evaluator="iadr1_compat")
     text = "<answer>Yes, it is</answer>"
-    groups, scores = [group(text)], [[Score(0.0, {"answer": 0.0})]]
-    said = {
-        judge: rollout_log.reward_statistics([sample("Yes")], groups, scores, judge)["yes_rate"]
-        for judge in (schema.read_answer, loose)
+    groups = [Group(sample("Yes"), said(text), [Score(0.0, {"answer": 0.0})])]
+    rates = {
+        reader: rollout_log.reward_statistics(groups, reader)["yes_rate"]
+        for reader in (schema.read_answer, loose)
     }
-    assert said == {schema.read_answer: 0.0, loose: 1.0}
+    assert rates == {schema.read_answer: 0.0, loose: 1.0}
 
 
 def test_updates_smaller_than_bfloat16_can_add_are_not_lost(tmp_path):

@@ -50,7 +50,7 @@ class Log:
     def flush(self) -> None: ...
 
 
-def uneven(self: Collector, samples: Any, groups: Any) -> list[list[Score]]:
+def uneven(self: Collector, samples: Any, completions_PG: Any) -> list[list[Score]]:
     """A reward that untrained models can win, and that leaves some ranks without a signal: in
     some batches, groups at even places, which are rank 0's, all earn the same."""
     poor = zlib.crc32(samples[0].id.encode()) % 2
@@ -59,7 +59,7 @@ def uneven(self: Collector, samples: Any, groups: Any) -> list[list[Score]]:
             Score(float(sum(c.tokens) % 5 + i) if n % 2 or not poor else 1.0, {"answer": 0.0})
             for i, c in enumerate(group)
         ]
-        for n, group in enumerate(groups)
+        for n, group in enumerate(completions_PG)
     ]
 
 
