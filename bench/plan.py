@@ -49,7 +49,7 @@ from iad_r1.learn.lora import linear_layers
 from iad_r1.planner import memory
 from iad_r1.planner.memory import Lora, Setup, Work
 from iad_r1.planner.widths import Architecture, picture, widths_of
-from iad_r1.settings.config import Optimiser
+from iad_r1.settings.training import Optimiser
 
 MIB = 2**20
 IMAGE_TOKEN = 5

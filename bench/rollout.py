@@ -33,7 +33,7 @@ from bench import record
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.rollouts.sampling import Sampling, Seed
-from iad_r1.settings.config import Parity, VllmRollout
+from iad_r1.settings.rollout import Parity, VllmRollout
 
 MEAN, SPREAD, SHORTEST, LONGEST = 120, 0.5, 40, 300  # tokens; SPREAD of their logarithm
 

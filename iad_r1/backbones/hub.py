@@ -7,7 +7,7 @@ from pathlib import Path
 
 from iad_r1.backbones.families import FAMILIES
 from iad_r1.errors import WeightsError
-from iad_r1.settings.config import HubBackbone
+from iad_r1.settings.backbone import HubBackbone
 from iad_r1.store.starts import find_start
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # safetensors only: no pickles

@@ -10,7 +10,7 @@ from typing import Any
 
 from iad_r1.errors import MismatchError, TrainingError
 from iad_r1.processes import distributed
-from iad_r1.settings.config import Collapse
+from iad_r1.settings.training import Collapse
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from iad_r1.learn import optim
 from iad_r1.processes import distributed
-from iad_r1.settings.config import Engine, Optimiser
+from iad_r1.settings.engine import Engine
+from iad_r1.settings.training import Optimiser
 
 STATE = "optimiser.pt"
 Part = Callable[[], Tensor]  # computes a loss

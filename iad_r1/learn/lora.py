@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from iad_r1.backbones.families import Part, part_of
-from iad_r1.loops.context import Context
+from iad_r1.learn.context import Context
 from iad_r1.processes import distributed
-from iad_r1.settings.config import LoraTuning
+from iad_r1.settings.backbone import LoraTuning
 from iad_r1.store import checkpoints
 
 

@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from iad_r1.backbones.families import PARTS, Part, part_of
 from iad_r1.errors import TrainingError
 from iad_r1.processes import distributed
-from iad_r1.settings.config import Length
+from iad_r1.settings.training import Length
 
 T = TypeVar("T")
 

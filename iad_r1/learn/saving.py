@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from iad_r1.errors import Terminated
+from iad_r1.learn.context import Context
 from iad_r1.learn.learner import Learner
-from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
 from iad_r1.store import checkpoints
 from iad_r1.store.checkpoints import Unfinished

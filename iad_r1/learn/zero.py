@@ -35,7 +35,8 @@ from iad_r1.errors import TrainingError
 from iad_r1.learn import optim
 from iad_r1.learn.learner import STATE, Learner, Part
 from iad_r1.processes import distributed
-from iad_r1.settings.config import Optimiser, ZeroEngine
+from iad_r1.settings.engine import ZeroEngine
+from iad_r1.settings.training import Optimiser
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # what is kept of every parameter, float32
 SHARD = 4 * 2**30  # bytes of states in one file, and the most that rank 0 collects in memory

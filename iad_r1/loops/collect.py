@@ -11,8 +11,8 @@ from typing import Any
 
 from iad_r1 import rewards, schema
 from iad_r1.backbones.backbone import Prompt
+from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
-from iad_r1.loops.context import Context
 from iad_r1.loops.rollout_log import failed_rows, reward_statistics
 from iad_r1.objective.advantages import is_degenerate
 from iad_r1.processes import distributed
@@ -21,7 +21,7 @@ from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.parity import Gate, OwnWeights
 from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampler, Sampling
-from iad_r1.settings.config import HfRollout
+from iad_r1.settings.rollout import HfRollout
 from iad_r1.types import Completion, Group, Sample, Score
 
 

@@ -20,14 +20,15 @@ from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
-from iad_r1.loops.context import Context
+from iad_r1.learn.context import Context
 from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
-from iad_r1.settings.config import Config, Evaluate
+from iad_r1.settings.config import Config
+from iad_r1.settings.evaluate import Evaluate
 from iad_r1.types import Completion, Prediction, Sample
 
 ANSWER = "<answer>"

@@ -12,10 +12,10 @@ from functools import partial
 from statistics import pstdev
 
 from iad_r1.learn import guards, optim
+from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock, peak_memory
 from iad_r1.learn.saving import Saver
 from iad_r1.loops.collect import Collector
-from iad_r1.loops.context import Context
 from iad_r1.loops.policy import Policy
 from iad_r1.loops.rollout_log import rollout_rows
 from iad_r1.objective.advantages import advantages

@@ -15,7 +15,7 @@ from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
-from iad_r1.loops.context import Context
+from iad_r1.learn.context import Context
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints

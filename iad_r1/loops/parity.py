@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from iad_r1.learn import lora
+from iad_r1.learn.context import Context
 from iad_r1.loops.collect import open_gate
-from iad_r1.loops.context import Context
 from iad_r1.loops.opening import open_run
 from iad_r1.processes import distributed
 from iad_r1.rollouts import open_sampler

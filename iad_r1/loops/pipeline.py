@@ -11,8 +11,8 @@ import torch
 from iad_r1 import report
 from iad_r1.errors import MismatchError
 from iad_r1.learn import lora, optim
+from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate, grpo, pretrain, sft
-from iad_r1.loops.context import Context
 from iad_r1.loops.opening import open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal

@@ -19,9 +19,9 @@ from iad_r1.backbones.backbone import Inputs, Prompt
 from iad_r1.backbones.packing import Logprobs, completion_logprobs, micro_batches, vision_features
 from iad_r1.errors import MismatchError
 from iad_r1.learn import optim
+from iad_r1.learn.context import Context
 from iad_r1.learn.learner import open_learner
 from iad_r1.learn.reference import Reference
-from iad_r1.loops.context import Context
 from iad_r1.objective.advantages import is_degenerate
 from iad_r1.objective.losses import ImportanceStats, LossStats, importance_weights, policy_loss
 from iad_r1.processes import distributed

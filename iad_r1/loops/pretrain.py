@@ -22,9 +22,9 @@ from iad_r1.backbones import tiny
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.drawn.world import pretraining_batch
 from iad_r1.learn import optim
+from iad_r1.learn.context import Context
 from iad_r1.learn.learner import open_learner
 from iad_r1.learn.saving import Saver
-from iad_r1.loops.context import Context
 from iad_r1.loops.sft import photometric
 from iad_r1.processes import distributed
 

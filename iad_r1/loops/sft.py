@@ -21,12 +21,12 @@ from iad_r1.backbones.packing import completion_logprobs, micro_batches, vision_
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.grid import as_grid
 from iad_r1.learn import guards, optim
+from iad_r1.learn.context import Context
 from iad_r1.learn.learner import Learner, Part, open_learner
 from iad_r1.learn.saving import Saver
-from iad_r1.loops.context import Context
 from iad_r1.processes import distributed
 from iad_r1.rollouts.prompting import Augment, Prompter, Room
-from iad_r1.settings.config import SftPhase
+from iad_r1.settings.training import SftPhase
 from iad_r1.types import Sample
 
 Weighted = tuple[EncodedTarget, list[float]]  # a target and the loss weight of each token

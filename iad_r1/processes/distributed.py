@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch import nn
 
 from iad_r1.errors import ConfigError
-from iad_r1.settings.config import Processes
+from iad_r1.settings.engine import Processes
 from iad_r1.store import checkpoints
 
 T = TypeVar("T")

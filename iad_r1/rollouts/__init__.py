@@ -6,7 +6,8 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampler
 from iad_r1.rollouts.server.sampler import ServerSampler, served
-from iad_r1.settings.config import Config, VllmRollout, VllmServerRollout
+from iad_r1.settings.config import Config
+from iad_r1.settings.rollout import VllmRollout, VllmServerRollout
 
 
 def open_sampler(config: Config, backbone: Backbone, batch_size: int) -> Sampler:

@@ -27,7 +27,7 @@ from iad_r1.processes import distributed
 from iad_r1.rollouts.colocate.sampler import VllmSampler, check_ids
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.rollouts.server.sampler import ServerSampler
-from iad_r1.settings.config import Parity
+from iad_r1.settings.rollout import Parity
 from iad_r1.types import Completion
 
 # nats, worst token. Rounding explains 2e-6 in float32; bfloat16 kernels of the two sides round in

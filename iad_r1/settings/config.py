@@ -1,20 +1,16 @@
 """What a run may be told, as one typed object: `config.json` in its run folder.
 
-A section whose options are modules (`stage`, `data`, `benchmark`) is typed by the module that was
-chosen: its `Settings`. So one module and one YAML file add an option.
+The options of `stage`, `data` and `benchmark` are modules: see `settings/modules.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, ValidationError, create_model
+from pydantic import Field, ValidationError
 
 from iad_r1.errors import ConfigError
 from iad_r1.settings import rules
@@ -26,7 +22,7 @@ from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine
-from iad_r1.settings.stage import StageSettings, Task
+from iad_r1.settings.stage import Stage, Task
 from iad_r1.settings.tracking import TrackingConfig
 from iad_r1.settings.training import Grpo, Pretrain, Sft
 
@@ -39,7 +35,7 @@ class Config(Section):
     init: str | None
     resume: str | None
     dry_run: bool
-    stage: SerializeAsAny[StageSettings]
+    stage: Stage
     backbone: Backbone
     weights: WeightsKind
     data: Reader
@@ -68,11 +64,10 @@ def load(text: str) -> Config:
 
     Raises ConfigError naming every setting that is wrong.
     """
-    values = json.loads(text)
     try:
-        config = _typed(values.get("stage", {}).get("name")).model_validate_json(text)
+        config = Config.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, values))) from None
+        raise ConfigError("\n".join(_explain(error, json.loads(text)))) from None
     problems = list(rules.contradictions(config))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -82,24 +77,6 @@ def load(text: str) -> Config:
 def read(path: Path) -> Config:
     """The configuration in a `config.json`."""
     return load(path.read_text(encoding="utf-8"))
-
-
-@cache
-def _typed(name: Any) -> type[Config]:
-    """`Config` with the section that the module of the stage `name` types."""
-    stage = option("iad_r1.stages", "stage", name)
-    return create_model("Config", __base__=Config, stage=(stage.Settings, ...))
-
-
-def option(package: str, group: str, name: Any) -> Any:
-    """The module of `package` that `<group>=<name>` stands for: one that has `Settings`.
-
-    ConfigError that lists them if there is none of that name.
-    """
-    known = sorted(module.name for module in iter_modules(import_module(package).__path__))
-    if name not in known:
-        raise ConfigError(f"{group}.name={name}: must be one of {', '.join(known)}.")
-    return import_module(f"{package}.{name}")
 
 
 def _explain(error: ValidationError, values: Any) -> Iterator[str]:
@@ -136,23 +113,3 @@ def _without_union_tags(where: list[str], values: Any) -> Iterator[str]:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-# until every user names the section's own module
-from iad_r1.settings.backbone import BuiltBackbone, FullTuning, HubBackbone, LoraTuning  # noqa: E402,F401
-from iad_r1.settings.engine import Processes, SingleEngine, ZeroEngine  # noqa: E402,F401
-from iad_r1.settings.rollout import (  # noqa: E402,F401
-    AnyVllmRollout,
-    HfRollout,
-    Parity,
-    Rollout,
-    VllmRollout,
-    VllmServerRollout,
-)  # fmt: skip
-from iad_r1.settings.training import (  # noqa: E402,F401
-    Collapse,
-    Importance,
-    Length,
-    Optimiser,
-    SftPhase,
-)  # fmt: skip

@@ -8,13 +8,12 @@ pydantic only, so that a configuration is checked before anything heavy loads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 
+from iad_r1.settings import modules
 from iad_r1.settings.base import Section
 from iad_r1.types import Sample
 
@@ -55,12 +54,7 @@ class ReaderModule(Protocol):
 
 def reader(name: str) -> ReaderModule:
     """The reader of that name."""
-    return cast(ReaderModule, import_module(f"{READERS}.{name}"))
-
-
-def names() -> list[str]:
-    """Every reader there is."""
-    return sorted(module.name for module in iter_modules(import_module(READERS).__path__))
+    return modules.find(READERS, name)
 
 
 def needed(what: str) -> BeforeValidator:
@@ -74,15 +68,4 @@ def needed(what: str) -> BeforeValidator:
     return BeforeValidator(given)
 
 
-def _typed(value: Any) -> Any:
-    """A section of the configuration as the settings of the reader that it names."""
-    if not isinstance(value, dict) or "name" not in value:
-        return value
-    if value["name"] not in names():
-        known = ", ".join(map(repr, names()))
-        facts = {"discriminator": "'name'", "tag": str(value["name"]), "expected_tags": known}
-        raise PydanticKnownError("union_tag_invalid", facts)
-    return reader(value["name"]).Settings.model_validate(value)
-
-
-Reader = Annotated[SerializeAsAny[ReaderSettings], BeforeValidator(_typed)]
+Reader = Annotated[SerializeAsAny[ReaderSettings], modules.typed_by(READERS)]

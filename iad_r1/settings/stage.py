@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import SerializeAsAny
+
+from iad_r1.settings import modules
 from iad_r1.settings.base import Section
 
 Task = Literal["pretrain", "sft", "grpo", "evaluate", "report"]
@@ -17,3 +20,6 @@ class StageSettings(Section):
 
     name: str
     tasks: list[Task]
+
+
+Stage = Annotated[SerializeAsAny[StageSettings], modules.typed_by("iad_r1.stages")]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from iad_r1.settings.config import Config, option
+from iad_r1.settings import modules
+from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import RunFolder
 
 
@@ -59,9 +60,14 @@ class Stage:
 
 
 def find(name: str) -> Stage:
-    """The stage of that name. ConfigError that lists them if there is none."""
-    stage: Stage = option(__name__, "stage", name).Stage()
+    """The stage of that name; a configuration has checked that there is one."""
+    stage: Stage = modules.find(__name__, name).Stage()
     return stage
+
+
+def names() -> list[str]:
+    """Every stage there is."""
+    return modules.names(__name__)
 
 
 def row(name: str, text: str) -> str:

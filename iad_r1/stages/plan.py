@@ -25,7 +25,8 @@ from iad_r1.planner import tables
 from iad_r1.planner.fits import Question, Tuning
 from iad_r1.planner.memory import GIB
 from iad_r1.planner.widths import Architecture, picture, widths_of
-from iad_r1.settings.config import BuiltBackbone, Config, HubBackbone
+from iad_r1.settings.backbone import BuiltBackbone, HubBackbone
+from iad_r1.settings.config import Config
 from iad_r1.settings.plan import PlanSettings
 from iad_r1.store.run_folder import REPOSITORY, RunFolder
 

@@ -15,7 +15,7 @@ from vllm_cases import SETTINGS
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.rollouts.colocate import sampler
-from iad_r1.settings.config import VllmRollout
+from iad_r1.settings.rollout import VllmRollout
 
 
 @pytest.fixture(autouse=True)

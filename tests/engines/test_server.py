@@ -29,7 +29,7 @@ from iad_r1.rollouts.server import push as weight_push
 from iad_r1.rollouts.server import sampler as vllm_server
 from iad_r1.rollouts.server.client import Server
 from iad_r1.rollouts.server.sampler import Served, ServerSampler, served
-from iad_r1.settings.config import VllmServerRollout
+from iad_r1.settings.rollout import VllmServerRollout
 from iad_r1.types import Conversation
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # servers start slowly on a busy CPU

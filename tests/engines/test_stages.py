@@ -19,9 +19,9 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
 from iad_r1.errors import TrainingError
 from iad_r1.grid import as_grid
+from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate, grpo
 from iad_r1.loops.collect import Collector
-from iad_r1.loops.context import Context
 from iad_r1.loops.opening import corpus
 from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.store import checkpoints

@@ -13,7 +13,7 @@ from PIL import Image
 
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
-from iad_r1.settings.config import Parity
+from iad_r1.settings.rollout import Parity
 from iad_r1.types import Completion, Conversation
 
 SETTINGS = {

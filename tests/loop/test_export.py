@@ -19,7 +19,7 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.twins import BACKBONES, build_twin
 from iad_r1.command import compose
 from iad_r1.learn import lora
-from iad_r1.loops.context import Context
+from iad_r1.learn.context import Context
 from iad_r1.store import cards
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Conversation, Dataset

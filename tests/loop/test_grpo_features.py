@@ -14,11 +14,11 @@ import torch
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import MismatchError
 from iad_r1.learn import lora
+from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
 from iad_r1.learn.saving import Saver
 from iad_r1.loops import grpo
 from iad_r1.loops.collect import Collected, Collector, degenerate
-from iad_r1.loops.context import Context
 from iad_r1.loops.policy import Batch, Policy
 from iad_r1.objective.advantages import advantages, is_degenerate
 from iad_r1.types import Score

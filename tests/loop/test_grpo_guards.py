@@ -16,7 +16,7 @@ from iad_r1.learn import guards
 from iad_r1.learn.learner import Learner
 from iad_r1.loops import grpo, policy
 from iad_r1.loops.collect import Collector
-from iad_r1.settings.config import Collapse
+from iad_r1.settings.training import Collapse
 from iad_r1.store.tracking import Tracker
 
 PARTS = ("consistency", "answer", "location", "type")

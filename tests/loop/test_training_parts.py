@@ -18,7 +18,7 @@ from iad_r1.errors import TrainingError
 from iad_r1.learn import optim
 from iad_r1.learn.learner import Learner
 from iad_r1.loops import pretrain, rollout_log
-from iad_r1.settings.config import Length, Optimiser
+from iad_r1.settings.training import Length, Optimiser
 from iad_r1.types import Completion, Group, Sample, Score, Solution, StopReason
 
 

@@ -23,9 +23,9 @@ from iad_r1.command import compose
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.grid import as_grid
 from iad_r1.learn import learner, lora, optim, saving
+from iad_r1.learn.context import Context
 from iad_r1.loops import pipeline
 from iad_r1.loops.collect import Collector
-from iad_r1.loops.context import Context
 from iad_r1.processes import distributed, ranks, stopping
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Score

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from iad_r1 import stages
+from iad_r1.command import compose
 from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
 
@@ -83,16 +84,17 @@ def test_an_added_stage_is_in_the_help_and_its_settings_are_checked(copy):
 
 
 def test_every_stage_of_the_command_line_is_a_module_with_its_settings():
-    for name in groups()["stage"]:
+    assert groups()["stage"] == stages.names()
+    for name in stages.names():
         assert isinstance(stages.find(name), stages.Stage)
-    with pytest.raises(ConfigError, match=r"stage\.name=nothing: must be one of audit, .*sft"):
-        stages.find("nothing")
+    with pytest.raises(ConfigError, match=r"stage\.name=nothing: must be one of 'audit', .*'sft'"):
+        compose.compose(["stage.name=nothing"])
 
 
 def test_no_stage_loads_torch_before_it_runs(repository):
     code = (
-        "import sys; from iad_r1 import stages; from iad_r1.command.options import groups\n"
-        "for name in groups()['stage']: stages.find(name)\n"
+        "import sys; from iad_r1 import stages\n"
+        "for name in stages.names(): stages.find(name)\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from iad_r1.backbones import hub
 from iad_r1.command import compose, launch, options
 from iad_r1.errors import WeightsError
-from iad_r1.settings.config import HubBackbone
+from iad_r1.settings.backbone import HubBackbone
 from iad_r1.store.run_folder import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,12 +13,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from iad_r1 import stages
 from iad_r1.command import compose, options
 from iad_r1.command.options import CONF, groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings import config
 from iad_r1.settings.config import Config
-from iad_r1.settings.data import names, reader
+from iad_r1.settings.data import READERS
+from iad_r1.settings.modules import find, names
 
 RECIPES = ("released", "paper")
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
@@ -268,7 +270,8 @@ def models(annotation: object) -> set[type[BaseModel]]:
     return found
 
 
-SECTIONS = models(Config).union(*(models(reader(name).Settings) for name in names()))
+MODULES = [find(p, name) for p in (READERS, stages.__name__) for name in names(p)]
+SECTIONS = models(Config).union(*(models(module.Settings) for module in MODULES))
 
 
 def test_no_setting_has_a_default_outside_the_yaml_files():

@@ -19,7 +19,8 @@ from iad_r1.data.readers import mvtec
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings import config
 from iad_r1.settings.config import Config
-from iad_r1.settings.data import names, reader
+from iad_r1.settings.data import READERS, reader
+from iad_r1.settings.modules import names
 
 EVALUATE = ["stage=evaluate", "backbone=qwen25vl_3b", "tracking=none"]
 
@@ -233,7 +234,7 @@ def test_settings_of_readers_survive_the_file_of_a_run(tmp_path):
 
 
 def test_every_reader_has_what_a_reader_needs():
-    for name in names():
+    for name in names(READERS):
         found = reader(name)
         assert found.Settings.model_fields["name"].annotation is not str, name
         assert callable(found.read) and callable(found.announce)

@@ -12,7 +12,7 @@ import pytest
 from iad_r1.backbones import hub
 from iad_r1.command import compose
 from iad_r1.errors import WeightsError
-from iad_r1.settings.config import HubBackbone
+from iad_r1.settings.backbone import HubBackbone
 
 
 def asked(path: Path | str, *overrides: str) -> HubBackbone:

@@ -34,7 +34,7 @@ from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
 from iad_r1.rollouts.colocate.weights import Gather, hub_weights
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed, seed_number
-from iad_r1.settings.config import AnyVllmRollout, VllmRollout
+from iad_r1.settings.rollout import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
 
 # vLLM reads these when it is imported. A user's own value wins.

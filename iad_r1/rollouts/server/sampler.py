@@ -39,7 +39,8 @@ from iad_r1.rollouts.colocate.weights import Gather, hub_weights
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.rollouts.server.client import Gone, Server, Stopped
 from iad_r1.rollouts.server.push import push, reset, rpc
-from iad_r1.settings.config import Config, VllmServerRollout
+from iad_r1.settings.config import Config
+from iad_r1.settings.rollout import VllmServerRollout
 from iad_r1.types import Completion
 
 T = TypeVar("T")
