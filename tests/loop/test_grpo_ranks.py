@@ -12,12 +12,12 @@ import pytest
 import torch
 from small_run import SMALL
 
+from iad_r1 import data
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
 from iad_r1.loops import grpo
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.context import Context
-from iad_r1.loops.opening import load_data
 from iad_r1.processes import distributed
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Score
@@ -52,7 +52,7 @@ def take_steps(rank: int, ranks: int, port: int, base: Path, options: list[str],
         os.environ.update(zip(names, map(str, values), strict=True))
     setattr(Collector, "score", by_tokens)  # noqa: B010
     config = compose.compose(options)
-    dataset = load_data(config)
+    dataset = data.for_run(config)
     lines: list[dict[str, float]] = []
     with distributed.joined(config.engine):
         context = Context(config, RunFolder(out), None, dataset, Backbone.load(base), "base")
