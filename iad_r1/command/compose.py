@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from iad_r1 import prompts, rewards, stages
-from iad_r1.command.options import CONF, groups
+from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
+from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, load
 
 ComposeError = (HydraException, OmegaConfBaseException)

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from iad_r1 import stages
 from iad_r1.command import compose
-from iad_r1.command.options import CONF
 from iad_r1.errors import IadError
 from iad_r1.processes import ranks, stopping
+from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
 from iad_r1.store.starts import find_resumable

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from iad_r1.store.run_folder import REPOSITORY
-
-CONF = REPOSITORY / "conf"
+from iad_r1.settings.base import CONF
 
 
 def groups() -> dict[str, list[str]]:

@@ -77,7 +77,7 @@ def take_tasks(context: Context) -> None:
             train(context, task)
         elif task == "evaluate" and context.stage not in evaluated:
             evaluated.append(context.stage)
-            judge(context, evaluated)
+            measure(context, evaluated)
 
 
 def taken(config: Config, folder: RunFolder) -> int:
@@ -118,7 +118,7 @@ def check_ranks(context: Context, task: str) -> None:
         )
 
 
-def judge(context: Context, evaluated: list[str]) -> None:
+def measure(context: Context, evaluated: list[str]) -> None:
     """Evaluate the weights as they are and add the rows to `summary.json`."""
     with context.timed("evaluate"):
         rows = evaluate.run(context)

@@ -1,6 +1,6 @@
 """PA-SFT: supervised fine-tuning on answers that perceive before they judge (IAD-R1 Eq. 1).
 
-SC-GRPO with one completion per prompt, the target, in place of the rollout engine.
+SC-GRPO with one completion per prompt, the target, in place of the sampler.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def best(
 
 
 def _sampled(option: Option) -> Option:
-    """With the rollout engine: vLLM beside the trainer if both fit, else transformers, which needs
+    """With the sampler: vLLM beside the trainer if both fit, else transformers, which needs
     no weights of its own but decodes slowly (and gathers them for every token under ZeRO-3)."""
     question = option.question
     rows = question.share(option.step) * question.group

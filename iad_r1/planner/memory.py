@@ -441,7 +441,7 @@ def kv_cache(text: Text, tokens: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Bytes of a rollout engine on each GPU: its own weights, keys and values, and the rest."""
+    """Bytes of a sampler on each GPU: its own weights, keys and values, and the rest."""
 
     weights: int
     cache: int

@@ -1,7 +1,7 @@
 """Reads reward sets and vocabularies from YAML.
 
 The sets are `conf/rewards/<name>.yaml`, the same files Hydra composes from, and the only place
-where they are written down. In an installed package they lie in `iad_r1/conf/rewards`.
+where they are written down.
 """
 
 from __future__ import annotations
@@ -12,31 +12,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from iad_r1.errors import ConfigError
+from iad_r1.settings.base import CONF
 from iad_r1.settings.rewards import RewardsConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
-_PACKAGE = Path(__file__).resolve().parents[1]
-_CONF = (_PACKAGE / "conf", _PACKAGE.parent / "conf")  # installed; a checkout
-
-
-def folder() -> Path:
-    """Where the reward sets are. Raises ConfigError when the configuration folder is gone."""
-    for conf in _CONF:
-        if (conf / "rewards").is_dir():
-            return conf / "rewards"
-    raise ConfigError(f"there is no folder of reward sets: looked for {_CONF[0]} and {_CONF[1]}.")
+FOLDER = CONF / "rewards"
 
 
 def names() -> list[str]:
     """The sets that can be loaded by name."""
-    return sorted(path.stem for path in folder().glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read(name: str) -> RewardsConfig:
     """The set of that name. Raises ConfigError listing the names if there is none."""
     if name not in names():
         raise ConfigError(f"rewards={name!r} is unknown. Use one of {', '.join(names())}.")
-    return check(RewardsConfig, read_yaml(folder() / f"{name}.yaml"), f"conf/rewards/{name}.yaml")
+    return check(RewardsConfig, read_yaml(FOLDER / f"{name}.yaml"), f"conf/rewards/{name}.yaml")
 
 
 def check(kind: type[Checked], values: object, where: str) -> Checked:

@@ -26,7 +26,7 @@ class HfRollout(Rollout):
 
 
 class Parity(Section):
-    """When and how the rollout engine is compared with the trainer (`rollouts/parity.py`)."""
+    """When and how the sampler is compared with the trainer (`rollouts/parity.py`)."""
 
     every: Count
     probes: Count

@@ -26,9 +26,10 @@ from iad_r1.planner.fits import Question, Tuning
 from iad_r1.planner.memory import GIB
 from iad_r1.planner.widths import Architecture, picture, widths_of
 from iad_r1.settings.backbone import BuiltBackbone, HubBackbone
+from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config
 from iad_r1.settings.plan import PlanSettings
-from iad_r1.store.run_folder import REPOSITORY, RunFolder
+from iad_r1.store.run_folder import RunFolder
 
 # English words in these models' vocabularies are some 4 characters a token; 3 is on the safe side.
 CHARACTERS_PER_TOKEN = 3
@@ -131,7 +132,7 @@ def _tuning(config: Config, name: Tuning) -> dict[str, Any]:
     """The settings of `tuning=<name>`: as typed if it was chosen, else as in `conf/tuning`."""
     if config.tuning.name == name:
         return config.tuning.model_dump()
-    file = REPOSITORY / "conf" / "tuning" / f"{name}.yaml"
+    file = CONF / "tuning" / f"{name}.yaml"
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 

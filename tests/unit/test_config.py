@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 from iad_r1 import stages
 from iad_r1.command import compose, options
-from iad_r1.command.options import CONF, groups
+from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings import config
+from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import READERS
 from iad_r1.settings.modules import find, names

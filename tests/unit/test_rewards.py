@@ -18,6 +18,7 @@ from iad_r1.grid import Grid
 from iad_r1.rewards import files
 from iad_r1.rewards.case import read_solution
 from iad_r1.rewards.components.choice import letters
+from iad_r1.settings.base import conf_of
 from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.types import Solution
@@ -81,14 +82,14 @@ def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_set_can_be_given_as_a_name_a_mapping_or_a_checked_config() -> None:
-    file = files.folder() / "sc_grpo.yaml"
+    file = files.FOLDER / "sc_grpo.yaml"
     mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
     for given_set in ("sc_grpo", mapping, RewardsConfig.model_validate(mapping)):
         assert rewards.load(given_set).score(DEFECT, YES).total == 4.0
 
 
 def test_the_sets_are_the_files_hydra_composes_from(repository: Path) -> None:
-    assert files.folder() == repository / "conf" / "rewards"
+    assert repository / "conf" / "rewards" == files.FOLDER
 
 
 def test_hydra_composes_every_set_to_what_load_reads(repository: Path) -> None:
@@ -102,25 +103,19 @@ def test_hydra_composes_every_set_to_what_load_reads(repository: Path) -> None:
             assert files.check(RewardsConfig, plain, name) == files.read(name)
 
 
-def test_an_installed_package_finds_its_sets_beside_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inside = tmp_path / "iad_r1" / "conf"
-    (inside / "rewards").mkdir(parents=True)
-    (inside / "rewards" / "only.yaml").touch()
-    monkeypatch.setattr(files, "_CONF", (inside, tmp_path / "conf"))
-    assert rewards.names() == ["only"]
-    monkeypatch.setattr(files, "_CONF", (tmp_path / "no", tmp_path / "conf"))
-    with pytest.raises(ConfigError, match="no folder of reward sets"):
-        rewards.names()
+def test_an_installed_package_finds_its_yaml_files_inside_itself(tmp_path: Path) -> None:
+    package = tmp_path / "iad_r1"
+    (tmp_path / "conf").mkdir()
+    assert conf_of(package) == tmp_path / "conf"
+    (package / "conf").mkdir(parents=True)
+    assert conf_of(package) == package / "conf"
 
 
 def test_a_mistake_in_a_set_that_is_loaded_by_name_is_found_in_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "rewards").mkdir()
-    (tmp_path / "rewards" / "mine.yaml").write_text("name: mine\nvocabulary: null\n", "utf-8")
-    monkeypatch.setattr(files, "_CONF", (tmp_path,))
+    (tmp_path / "mine.yaml").write_text("name: mine\nvocabulary: null\n", "utf-8")
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match=r"^conf/rewards/mine\.yaml: components: Field required"):
         rewards.load("mine")
 
@@ -473,7 +468,7 @@ def test_a_reward_is_added_with_one_file_and_one_line(
     import iad_r1.rewards.components as components
 
     monkeypatch.setattr(components, "__path__", [*components.__path__, str(tmp_path)])
-    file = (files.folder() / "sc_grpo.yaml").read_text(encoding="utf-8")
+    file = (files.FOLDER / "sc_grpo.yaml").read_text(encoding="utf-8")
     line = "  brevity: {function: brevity, weight: 0.5, gate: answer, settings: {limit: 200}}\n"
     chosen = rewards.load(yaml.safe_load(file + line))
     assert chosen.names == ("consistency", "answer", "location", "type", "brevity")
