@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,9 @@ def _context(run: RunData, keep: Keep) -> Row:
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """The line under the title: what was run, on what, when."""
     facts = [("run", run.folder.name)]
-    for section in ("stage", "backbone", "data", "rewards", "grid", "tuning"):
-        value = run.config.get(section)
-        if isinstance(value, Mapping) and value.get("name"):
-            facts.append((section, str(value["name"])))
+    for section in ("stage", "backbone", "data", "benchmark", "rewards", "grid", "tuning"):
+        if name := wording.chosen(run.config, section):
+            facts.append((section, name))
     if "seed" in run.config:
         facts.append(("seed", str(run.config["seed"])))
     if spent := sum((run.summary.get("seconds") or {}).values()):

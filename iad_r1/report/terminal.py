@@ -44,8 +44,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def _headline(summary: Mapping[str, Any], folder: Path) -> str:
     config = RunFolder(folder).read_json("config.json")
     parts = [str(config.get("name") or folder.parent.name)]
-    for section in ("backbone", "data", "rewards", "tuning"):
-        name = (config.get(section) or {}).get("name")
+    for section in ("backbone", "data", "benchmark", "rewards", "tuning"):
+        name = wording.chosen(config, section)
         parts += [f"{section}={name}"] if name else []
     parts += [f"seed={config['seed']}"] if "seed" in config else []
     spent = sum((summary.get("seconds") or {}).values())

@@ -103,3 +103,12 @@ def clear(comparison: Mapping[str, Any]) -> bool:
     """Whether the 95 % interval of a difference leaves out zero."""
     bounds = comparison.get("ci95")
     return bool(bounds) and (bounds[0] > 0 or bounds[1] < 0)
+
+
+def chosen(config: Mapping[str, Any], section: str) -> str:
+    """The option of a section that a run was given, such as "3x3" of `grid`; benchmarks may be
+    several."""
+    values = config.get(section)
+    if not isinstance(values, Mapping):
+        return ""
+    return "+".join(values) if section == "benchmark" else str(values.get("name") or "")

@@ -192,3 +192,10 @@ def test_the_terminal_module_needs_no_figures():
     code = "import sys, iad_r1.report.terminal; print('matplotlib' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_the_head_of_a_summary_names_the_benchmarks_there_are():
+    config = {"data": {"name": "synthetic"}, "benchmark": {"mvtec": {}, "photos": {}}}
+    assert wording.chosen(config, "benchmark") == "mvtec+photos"
+    assert wording.chosen({"benchmark": {}}, "benchmark") == ""
+    assert wording.chosen(config, "data") == "synthetic" and wording.chosen({}, "data") == ""
