@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ if mode == "absent" and os.environ["RANK"] == "1":
     raise SystemExit("rank 1 never came")
 if mode == "killed" and os.environ["RANK"] == "1":
     os.kill(os.getpid(), 9)
-with d.joined(compose.compose(["engine.ranks=3", "engine.device=cpu"]).engine):
+ranks = int(os.environ["WORLD_SIZE"])
+with d.joined(compose.compose([f"engine.ranks={ranks}", "engine.device=cpu"]).engine):
     if mode == "die" and d.rank() == 2:
         raise SystemExit("rank 2 gives up")
     items = list(range(7))
@@ -51,42 +54,51 @@ with d.joined(compose.compose(["engine.ranks=3", "engine.device=cpu"]).engine):
 """
 
 
-def program(tmp_path: Path, mode: str) -> subprocess.CompletedProcess[str]:
+def arguments(tmp_path: Path, mode: str, ranks: int) -> list[str]:
+    """What torchrun is told so that this many ranks run the program."""
     file = tmp_path / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
     (tmp_path / "config.json").write_text("{}")
+    return ["--standalone", f"--nproc-per-node={ranks}", str(file), mode, str(tmp_path)]
+
+
+def test_three_ranks_share_gather_and_sum(tmp_path):
     root = str(Path(distributed.__file__).resolve().parents[2])
-    start = [
-        sys.executable,
-        "-m",
-        "iad_r1.processes.torchrun",
-        "--standalone",
-        "--nproc-per-node=3",
-    ]
-    return subprocess.run(
-        [*start, str(file), mode, str(tmp_path)],
+    done = subprocess.run(
+        [sys.executable, "-m", "iad_r1.processes.torchrun", *arguments(tmp_path, "work", 3)],
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=240,
     )
-
-
-def test_three_ranks_share_gather_and_sum(tmp_path):
-    done = program(tmp_path, "work")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "done").read_text() == "ok"
+
+
+@pytest.fixture(scope="module")
+def ended_early(tmp_path_factory) -> dict[str, tuple[ForkServerProcess, Path]]:
+    """Runs in which a rank fails. They are started together: torchrun gives ranks that wait for one
+    that never comes half a minute."""
+    started = {}
+    for mode, ranks in (("die", 3), ("absent", 2), ("killed", 2)):
+        folder = tmp_path_factory.mktemp(mode)
+        told = arguments(folder, mode, ranks)
+        started[mode] = (forks.start_torchrun(told, folder, folder / "log.txt"), folder)
+    return started
 
 
 @pytest.mark.parametrize(
     ("mode", "said"),
     [("die", "rank 2 gives up"), ("absent", "rank 1 never came"), ("killed", "ended by SIGKILL")],
 )
-def test_a_rank_that_ends_early_ends_the_others_and_is_heard(mode, said, tmp_path):
-    done = program(tmp_path, mode)
-    assert done.returncode != 0 and said in done.stderr
-    assert "ChildFailedError" not in done.stderr, "torchrun's report would bury it"
-    assert not (tmp_path / "done").exists()
+def test_a_rank_that_ends_early_ends_the_others_and_is_heard(mode, said, ended_early):
+    process, folder = ended_early[mode]
+    process.join(timeout=240)
+    output = (folder / "log.txt").read_text(encoding="utf-8")
+    assert process.exitcode is not None and process.exitcode > 0, output
+    assert said in output
+    assert "ChildFailedError" not in output, "torchrun's report would bury it"
+    assert not (folder / "done").exists()
 
 
 def test_more_ranks_than_were_started_are_refused():

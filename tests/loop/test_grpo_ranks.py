@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from small_run import SMALL
@@ -74,17 +74,13 @@ def trained(folder: Path, base: Path, ranks: int) -> dict:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [*SMALL, *OPTIONS, f"engine.ranks={ranks}"]
-    # forks of a process that has imported the trainers once: a fresh one takes six seconds to
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
     processes = [
-        server.Process(target=take_steps, args=(rank, ranks, port, base, options, out))
-        for rank in range(ranks)
+        forks.start(take_steps, rank, ranks, port, base, options, out) for rank in range(ranks)
     ]
     for process in processes:
-        process.start()
-    for process in processes:
         process.join(timeout=250)
+        if process.exitcode is None:
+            process.kill()
     assert [process.exitcode for process in processes] == [0] * ranks
     return torch.load(out / "result.pt", weights_only=True)
 

@@ -129,6 +129,7 @@ def shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             config["vision_config"] |= {"depth": 2, "out_hidden_size": 128}
         else:
             config["vision_config"]["num_hidden_layers"] = 2
+        config["vision_config"] |= {"hidden_size": 128, "intermediate_size": 256}
         (tmp_path / f"{name}.json").write_text(json.dumps(about))
     monkeypatch.setattr(published, "FOLDER", tmp_path)
     return published.names()

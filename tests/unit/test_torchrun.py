@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from iad_r1.processes import torchrun
 from iad_r1.store.run_folder import RunFolder
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def failures(*codes: int) -> ChildFailedError:
@@ -77,18 +73,16 @@ def stopped_ranks(tmp_path: Path, *files: str, code: int = 0, status: str = "sto
     (tmp_path / "config.json").write_text("{}")
     for name in files:
         (tmp_path / name).touch()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iad_r1.processes.torchrun", "--standalone", "--nproc-per-node=2",
-         "-m", "ranks", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}, text=True,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    log = tmp_path / "log.txt"
+    told = ["--standalone", "--nproc-per-node=2", "-m", "ranks", str(tmp_path)]
+    process = forks.start_torchrun(told, tmp_path, log)
     while not all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == code, said
+    process.terminate()
+    process.join(timeout=300)
+    said = log.read_text(encoding="utf-8")
+    assert process.exitcode == code, said
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == status
     return said
 
