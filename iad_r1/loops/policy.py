@@ -264,7 +264,7 @@ class Policy:
 
         def part_of_loss(part: Sequence[int]) -> Tensor:
             loss, found, logprob = self.loss(batch, old, part, int(n_sequences), int(n_tokens))
-            stats.append(found)
+            stats.append(found.cpu())
             own[batch.rows_of(part), : logprob.shape[1]] = logprob
             return loss
 

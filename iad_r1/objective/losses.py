@@ -112,6 +112,11 @@ class _Joinable:
             }
         )
 
+    def cpu(self) -> Self:
+        """In main memory, so that ranks can tell each other."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in held.items()})
+
 
 @dataclass(frozen=True)
 class LossStats(_Joinable):

@@ -8,7 +8,9 @@ Without ranks every function here is the identity.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from iad_r1.errors import ConfigError
+from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.settings.engine import Processes
 from iad_r1.store import checkpoints
 
@@ -107,22 +109,30 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[rank() :: world()])
 
 
-def gather(items: Sequence[T]) -> list[T]:
-    """The inverse of `share`: every rank's items, in the order of the whole, on every rank."""
-    if world() == 1:
-        return list(items)
-    parts: list[list[T]] = [[] for _ in range(world())]
-    dist.all_gather_object(parts, list(items))
-    return [parts[i % world()][i // world()] for i in range(sum(map(len, parts)))]
-
-
 def everyone(item: T) -> list[T]:
-    """One item of each rank, on every rank."""
+    """One item of each rank, on every rank.
+
+    MismatchError if it holds a tensor on a device: another rank would get it on a device of its
+    own, or of this rank, and could not compute with it. One rank alone refuses it as well.
+    """
+    _Sendable(io.BytesIO()).dump(item)
     if world() == 1:
         return [item]
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, item)
     return found
+
+
+class _Sendable(pickle.Pickler):
+    """Goes through an object as if to send it, and stops at a tensor that is not in main memory."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
+            raise MismatchError(
+                f"a rank would send the others a tensor on {obj.device}. Only numbers, and tensors "
+                "on the CPU, may cross ranks: it is a fault of ours, please report it."
+            )
+        return NotImplemented
 
 
 def total(value: float) -> float:

@@ -24,6 +24,7 @@ def contradictions(config: Config) -> Iterator[str]:
     if "grpo" in config.tasks():
         yield from _grpo_rules(config)
     yield from _tuning_rules(config)
+    yield from _augmentation(config)
     yield from _weights_rules(config)
     yield from _vllm_rules(config)
 
@@ -96,6 +97,17 @@ def _tuning_rules(config: Config) -> Iterator[str]:
             f"tuning.train=[{parts}] with {frozen[0]}: nothing would learn. Add language to "
             "tuning.train, or let the vision side learn."
         )
+
+
+def _augmentation(config: Config) -> Iterator[str]:
+    """Under a frozen tower the features of a picture are computed once, however it is changed."""
+    for i, phase in enumerate(config.sft.phases if "sft" in config.tasks() else []):
+        if phase.freeze_vision and phase.augment:
+            yield (
+                f"sft.phases.{i}.augment=true with sft.phases.{i}.freeze_vision=true: under a "
+                "frozen vision tower the features of a picture are computed once, so its changes "
+                f"would not be seen. Use sft.phases.{i}.augment=false."
+            )
 
 
 def _vllm_rules(config: Config) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from iad_r1.command import compose, launch
-from iad_r1.errors import ConfigError
+from iad_r1.errors import ConfigError, MismatchError
+from iad_r1.objective.losses import LossStats
 from iad_r1.processes import distributed
 from iad_r1.store.run_folder import RunFolder
 
@@ -38,7 +40,6 @@ with d.joined(compose.compose([f"engine.ranks={ranks}", "engine.device=cpu"]).en
     items = list(range(7))
     mine = d.share(items)
     assert mine == items[d.rank()::3]
-    assert d.gather([i * i for i in mine]) == [i * i for i in items]
     assert d.everyone(d.rank()) == [0, 1, 2]
     assert d.total(d.rank() + 0.5) == 4.5
     model = nn.Linear(2, 1)
@@ -62,7 +63,7 @@ def arguments(tmp_path: Path, mode: str, ranks: int) -> list[str]:
     return ["--standalone", f"--nproc-per-node={ranks}", str(file), mode, str(tmp_path)]
 
 
-def test_three_ranks_share_gather_and_sum(tmp_path):
+def test_three_ranks_share_and_sum(tmp_path):
     root = str(Path(distributed.__file__).resolve().parents[2])
     done = subprocess.run(
         [sys.executable, "-m", "iad_r1.processes.torchrun", *arguments(tmp_path, "work", 3)],
@@ -126,9 +127,26 @@ def test_torchrun_is_used_where_there_is_something_for_it_to_start(tmp_path):
 
 @pytest.mark.parametrize("items", [[], [1], list(range(5))])
 def test_without_ranks_everything_is_the_identity(items):
-    assert distributed.share(items) == items == distributed.gather(items)
+    assert distributed.share(items) == items
     assert distributed.total(2.5) == 2.5 and distributed.is_main()
     model = nn.Linear(1, 1)
     model.weight.grad = torch.ones(1, 1)
     distributed.sum_gradients(model)
     assert model.weight.grad.item() == 1.0 and model.bias.grad is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_tensor_on_a_device_crosses_ranks(ranks, monkeypatch):
+    """Ranks have a GPU each: what one of them computed there is of no use to another."""
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
+    sent = []
+    monkeypatch.setattr(
+        distributed.dist, "all_gather_object", lambda found, item: sent.append(item)
+    )
+    far = torch.ones((), device="meta")
+    for item in (far, [{"loss": far}], LossStats(*[far] * len(fields(LossStats)))):
+        with pytest.raises(MismatchError, match="would send the others a tensor on meta"):
+            distributed.everyone(item)
+    assert not sent
+    near = LossStats(*[torch.ones(())] * len(fields(LossStats))).cpu()
+    distributed.everyone([near, "text", 1.0])

@@ -344,6 +344,7 @@ def test_a_missing_setting_is_named():
         (["grpo.prompts_per_step=1"], ["grpo.prompts_per_step=1 with 2 ranks"]),
         (["pretrain.batch_size=2", "engine.ranks=3"], ["pretrain.batch_size=3 or more"]),
         (["engine.hosts=32"], ["prompts_per_step=32 with 64 ranks", "prompts_per_step=64 or"]),
+        (["sft.phases.1.augment=true"], ["its changes would not be seen", "phases.1.augment=fal"]),
         (["engine.offload=cpu"], ["engine.offload", "no such setting"]),
         (["tuning.name=foo"], ["tuning.name=foo", "'full', 'lora'"]),
         (["recipe=paper"], ["backbone.sft_learning_rate", "another recipe"]),
