@@ -108,7 +108,7 @@ def train(context: Context, task: str) -> None:
 def check_ranks(context: Context, task: str) -> None:
     """MismatchError unless every rank holds the same weights, bit for bit."""
     with torch.no_grad():
-        mine = sum(p.double().abs().sum().item() for p in context.model.parameters())
+        mine = sum(p.abs().sum(dtype=torch.float64).item() for p in context.model.parameters())
     sums = distributed.everyone(mine)
     if len(set(sums)) > 1:
         raise MismatchError(

@@ -82,7 +82,8 @@ def kl_per_token(logp: Tensor, ref_logp: Tensor, kind: KlKind) -> Tensor:
     """Estimators of KL(policy || reference) per token (Schulman, "Approximating KL divergence").
 
     With d = ref_logp - logp: k1 = -d (unbiased, signed), k2 = d^2 / 2, k3 = exp(d) - d - 1
-    (unbiased, never negative; GRPO's and IAD-R1's choice).
+    (unbiased, never negative; GRPO's and IAD-R1's choice). As a loss, k1 has a gradient that is
+    zero in expectation, so it holds the policy to nothing.
     """
     d = ref_logp - logp
     if kind == "k1":

@@ -79,7 +79,7 @@ class WeightIntake:
         kernels keep in a packed form of their own are left out: they cannot be read."""
         model = self.model_runner.get_model()
         return {
-            name: parameter.double().sum().item()
+            name: parameter.sum(dtype=torch.float64).item()
             for name, parameter in model.named_parameters()
             if parameter.numel()
         }
@@ -186,7 +186,8 @@ class _Watch:
         def watched(parameter: Tensor, loaded: Tensor, *args: Any, **kwargs: Any) -> Any:
             self.taken.add(loaded.untyped_storage().data_ptr())
             self.filled[name] += loaded.numel()
-            self.intake.sums[name] = self.intake.sums.get(name, 0.0) + loaded.double().sum().item()
+            sums, found = self.intake.sums, loaded.sum(dtype=torch.float64).item()
+            sums[name] = sums.get(name, 0.0) + found
             return loader(parameter, loaded, *args, **kwargs)
 
         return watched
