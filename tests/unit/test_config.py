@@ -35,6 +35,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("data", "photos"): [f"data.root={tmp_path}"],
         ("benchmark", "photos"): [f"benchmark.photos.root={tmp_path}"],
         ("benchmark", "mvtec"): [f"benchmark.mvtec.root={tmp_path}"],
+        ("benchmark", "visa"): [f"benchmark.visa.root={tmp_path}"],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],

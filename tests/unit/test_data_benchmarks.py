@@ -214,7 +214,10 @@ def refused(*overrides: str) -> str:
     [
         (["benchmark=mvtec"], ["benchmark.mvtec.root has no value", "benchmark.mvtec.root=<"]),
         (["benchmark=mvtek"], ["benchmark=mvtek", "Did you mean mvtec?"]),
-        (["data.name=foto"], ["data.name=foto: must be one of 'mvtec', 'photos', 'synthetic'"]),
+        (
+            ["data.name=foto"],
+            ["data.name=foto: must be one of 'mvtec', 'photos', 'synthetic', 'visa'"],
+        ),
         (["+data.zoom=1"], ["data.zoom: there is no such setting"]),
         (["benchmark=mvtec", "+benchmark.mvtec.rot=a"], ["mvtec.rot: there is no such setting"]),
     ],

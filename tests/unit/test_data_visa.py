@@ -1,0 +1,111 @@
+"""VisA as published with its split table, and rearranged as MMAD and others have it."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iad_r1 import data
+from iad_r1.command import compose
+from iad_r1.errors import DataError
+from iad_r1.types import Sample
+
+TYPES = (
+    "chunk of wax missing",
+    "weird candle wick",
+    "foreign particals on candle,weird candle wick",
+)
+
+
+def picture(path: Path, mask: int | None = None) -> None:
+    """Noise of its own, or a mask of this index at the top left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(zlib.crc32(str(path.parts[-3:]).encode())).integers(
+        0, 255, (24, 30, 3), np.uint8
+    )
+    if mask is not None:
+        values = np.zeros((24, 30), np.uint8)
+        values[1:6, 2:7] = mask
+    Image.fromarray(values).save(path)
+
+
+def write(path: Path, rows: list[tuple[str, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """One product of the tar: upper-case pictures, masks that hold the index of the defect."""
+    root = tmp_path / "VisA"
+    split: list[tuple[str, ...]] = [("object", "split", "label", "image", "mask")]
+    notes: list[tuple[str, ...]] = [("image", "label", "mask")]
+    for i in range(6):
+        image = f"candle/Data/Images/Normal/{i:04}.JPG"
+        picture(root / image)
+        split.append(("candle", "train" if i < 4 else "test", "normal", image, ""))
+        notes.append((image, "normal", ""))
+    for i, kind in enumerate(TYPES):
+        image, mask = (
+            f"candle/Data/Images/Anomaly/{i:03}.JPG",
+            f"candle/Data/Masks/Anomaly/{i:03}.png",
+        )
+        picture(root / image)
+        picture(root / mask, mask=i + 1)
+        split.append(("candle", "test", "anomaly", image, mask))
+        notes.append((image, kind, mask))
+    write(root / "split_csv" / "1cls.csv", split)
+    write(root / "candle" / "image_anno.csv", notes)
+    return root
+
+
+def read(root: Path) -> dict[str, Sample]:
+    """The test pictures by file name."""
+    chosen = ["stage=evaluate", "backbone=qwen25vl_3b", "benchmark=visa", "tracking=none"]
+    config = compose.compose([*chosen, f"benchmark.visa.root={root}"])
+    return {sample.id.rpartition("/")[2]: sample for sample in data.for_run(config).test["visa"]}
+
+
+def test_the_published_layout_has_places_and_the_types_of_its_table(published):
+    found = read(published)
+    assert Counter(sample.solution.answer for sample in found.values()) == {"Yes": 3, "No": 2}
+    assert [found[f"{i:03}.JPG"].solution.type for i in range(3)] == [*TYPES[:2], None]
+    for sample in found.values():
+        defective = sample.solution.answer == "Yes"
+        assert sample.solution.location == ("top left" if defective else None)
+        assert {r.id for r in sample.references} == {
+            f"visa/candle/Data/Images/Normal/{i:04}.JPG" for i in range(4)
+        }
+
+
+@pytest.mark.parametrize("level", ["1cls", "."])
+def test_the_rearranged_layout_is_read_with_and_without_its_level(level, tmp_path):
+    base = tmp_path / "VisA_pytorch" / level / "candle"
+    for i in range(5):
+        picture(base / "train" / "good" / f"{i:04}.JPG")
+    picture(base / "test" / "good" / "0007.JPG")
+    picture(base / "test" / "bad" / "000.JPG")
+    picture(base / "ground_truth" / "bad" / "000.png", mask=255)
+    found = read(tmp_path / "VisA_pytorch")
+    assert found["0007.JPG"].solution.answer == "No"
+    bad = found["000.JPG"].solution
+    assert (bad.answer, bad.location, bad.type) == ("Yes", "top left", None)
+    assert found["000.JPG"].product == "candle" and len(found["000.JPG"].references) == 4
+
+
+def test_a_wrong_table_is_named(published):
+    table = published / "split_csv" / "1cls.csv"
+    rows = table.read_text(encoding="utf-8")
+    table.write_text(rows.replace(",anomaly,", ",odd,", 1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"1cls\.csv, line 8: .*label='odd'.*normal, anomaly"):
+        read(published)
+    table.write_text(rows.replace("label", "lable", 1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"1cls\.csv has no column label"):
+        read(published)
