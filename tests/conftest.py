@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here; it is not part of the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def project_with(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Mapping[str, str]], Path]:
+    """`project_with({"conf/stage/mine.yaml": "..."})`: a copy of the project with files more."""
+
+    def copy(added: Mapping[str, str]) -> Path:
+        root = tmp_path_factory.mktemp("project")
+        for name in ("iad_r1", "conf"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(repository / name, root / name, ignore=ignored)
+        shutil.copy(repository / "run.py", root)
+        for name, text in added.items():
+            (root / name).write_text(text, encoding="utf-8")
+        return root
+
+    return copy

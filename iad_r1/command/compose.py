@@ -49,8 +49,7 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
-    name = plain["stage"]["name"]
-    stage = stages.find(name) if name in stages.names() else stages.Stage()
+    stage = stages.find(plain["stage"]["name"])
     for key in stage.shortcuts:
         plain.pop(key)
     roots = (f"benchmark.{name}.root" for name in plain["benchmark"])

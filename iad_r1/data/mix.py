@@ -294,12 +294,12 @@ def _of(samples: Iterable[Sample], *splits: str) -> tuple[Sample, ...]:
 
 def _by_name(samples: Iterable[Sample], part: Part) -> dict[str, tuple[Sample, ...]]:
     """The samples of a part by what follows it in the name of their split."""
-    found: dict[str, tuple[Sample, ...]] = {}
+    found: dict[str, list[Sample]] = {}
     for sample in samples:
         if _head(sample) == part:
             name = sample.split.partition(".")[2] or SPLIT_NAME
-            found[name] = (*found.get(name, ()), replace(sample, split=f"{part}.{name}"))
-    return found
+            found.setdefault(name, []).append(replace(sample, split=f"{part}.{name}"))
+    return {name: tuple(of_name) for name, of_name in found.items()}
 
 
 def _pools(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

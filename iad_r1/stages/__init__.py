@@ -6,15 +6,17 @@ A stage is a module with two classes: `Settings`, the types of `conf/stage/<name
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+from iad_r1.errors import ConfigError
 from iad_r1.settings import modules
 from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import RunFolder
 
 
-class Stage:
+class Stage(ABC):
     """One `stage=`: what it checks, what it says before it starts, and what it does.
 
     Attributes:
@@ -37,10 +39,12 @@ class Stage:
         return iter(())
 
     def check_inputs(self, config: Config) -> None:
-        """Make sure that the folders which the settings name are there and fit.
+        """Make sure that the folders which the settings name are there and fit: here, `init`.
 
         Raises ConfigError, DataError or WeightsError.
         """
+        if config.init is not None:
+            RunFolder.open(config.init)
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
         """Make sure that there are weights to start from; whether all of them are on this machine.
@@ -54,13 +58,15 @@ class Stage:
         yield config.stage.name
         yield row("output", output)
 
+    @abstractmethod
     def run(self, config: Config, folder: RunFolder) -> None:
         """Do it."""
-        raise NotImplementedError
 
 
 def find(name: str) -> Stage:
-    """The stage of that name; a configuration has checked that there is one."""
+    """The stage of that name. ConfigError that lists them if there is none."""
+    if name not in names():
+        raise ConfigError(f"stage.name={name}: must be one of {', '.join(map(repr, names()))}.")
     stage: Stage = modules.find(__name__, name).Stage()
     return stage
 

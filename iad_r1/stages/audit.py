@@ -65,10 +65,6 @@ class Stage(stages.Stage):
         except ConfigError as error:
             yield str(error)
 
-    def check_inputs(self, config: Config) -> None:
-        if config.init is not None:
-            RunFolder.open(config.init)
-
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage = _settings(config)
         yield f"audit of {stage.completions or config.init}"

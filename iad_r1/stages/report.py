@@ -21,9 +21,6 @@ class Stage(stages.Stage):
         if config.init is None:
             yield "stage=report needs the run to report on: init=outputs/<name>/<timestamp>."
 
-    def check_inputs(self, config: Config) -> None:
-        RunFolder.open(str(config.init))
-
     def announce(self, config: Config, output: str) -> Iterator[str]:
         yield f"report on {config.init}"
 

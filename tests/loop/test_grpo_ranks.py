@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import forks
 import pytest
@@ -50,14 +51,14 @@ def take_steps(rank: int, ranks: int, port: int, base: Path, options: list[str],
     if ranks > 1:  # as torchrun says it to the processes it starts
         os.environ["TORCHELASTIC_RUN_ID"] = "test"
         os.environ.update(zip(names, map(str, values), strict=True))
-    setattr(Collector, "score", by_tokens)  # noqa: B010
     config = compose.compose(options)
     dataset = data.for_run(config)
     lines: list[dict[str, float]] = []
     with distributed.joined(config.engine):
         context = Context(config, RunFolder(out), None, dataset, Backbone.load(base), "base")
-        setattr(context, "log", lambda stage, step, values: lines.append(dict(values)))  # noqa: B010
-        grpo.train(context)
+        log = mock.patch.object(context, "log", lambda _, __, values: lines.append(dict(values)))
+        with log, mock.patch.object(Collector, "score", by_tokens):
+            grpo.train(context)
         if distributed.is_main():
             moved = torch.cat([p.detach().flatten() for p in context.model.parameters()])
             torch.save({"lines": lines, "weights": moved}, out / "result.pt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,18 +78,15 @@ json.dump({
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory, repository: Path) -> Path:
+def copy(project_with) -> Path:
     """The project with a reader more."""
-    root = tmp_path_factory.mktemp("project")
-    for name in ("iad_r1", "conf"):
-        shutil.copytree(
-            repository / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    shutil.copy(repository / "run.py", root)
-    (root / "iad_r1" / "data" / "readers" / "squares.py").write_text(SQUARES, encoding="utf-8")
-    (root / "conf" / "data" / "squares.yaml").write_text(SQUARES_YAML, encoding="utf-8")
-    (root / "conf" / "benchmark" / "squares.yaml").write_text(BENCHMARK_YAML, encoding="utf-8")
-    return root
+    return project_with(
+        {
+            "iad_r1/data/readers/squares.py": SQUARES,
+            "conf/data/squares.yaml": SQUARES_YAML,
+            "conf/benchmark/squares.yaml": BENCHMARK_YAML,
+        }
+    )
 
 
 def python(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

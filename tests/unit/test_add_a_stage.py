@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,17 +44,14 @@ HELLO_YAML = "# A greeting\nname: hello\ntasks: []\ntimes: 2\n"
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory, repository: Path) -> Path:
+def copy(project_with) -> Path:
     """The project with a stage more."""
-    root = tmp_path_factory.mktemp("project")
-    for name in ("iad_r1", "conf"):
-        shutil.copytree(
-            repository / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    shutil.copy(repository / "run.py", root)
-    (root / "iad_r1" / "stages" / "hello.py").write_text(HELLO, encoding="utf-8")
-    (root / "conf" / "stage" / "hello.yaml").write_text(HELLO_YAML, encoding="utf-8")
-    return root
+    return project_with(
+        {
+            "iad_r1/stages/hello.py": HELLO,
+            "conf/stage/hello.yaml": HELLO_YAML,
+        }
+    )
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
