@@ -110,7 +110,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch, module: Any, part: str) -> None:
     monkeypatch.setattr(
         module,
         "hub_weights",
-        lambda model, gather: (pair for pair in weights(model, gather) if part not in pair[0]),
+        lambda model: (pair for pair in weights(model) if part not in pair[0]),
     )
 
 

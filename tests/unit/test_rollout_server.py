@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -285,6 +286,17 @@ def choice(*versions: str, finished: str = "stop") -> dict[str, Any]:
 )
 def test_an_answer_counts_only_if_one_version_of_the_weights_drew_all_of_it(choices, whole):
     assert vllm_server.is_whole({"choices": choices}, "a/1") is whole
+
+
+def test_one_rank_alone_gives_weights_only_if_it_holds_them_whole():
+    model = torch.nn.Linear(2, 1)
+    vllm_server.check_whole(model.parameters())
+    bias: Any = model.bias
+    bias.ds_status = SimpleNamespace(name="AVAILABLE")
+    vllm_server.check_whole(model.parameters())
+    bias.ds_status = SimpleNamespace(name="NOT_AVAILABLE")  # as ZeRO-3 marks a part
+    with pytest.raises(TrainingError, match=r"only a part of the weights \(engine=zero3\)"):
+        vllm_server.check_whole(model.parameters())
 
 
 def test_pictures_lose_nothing_on_the_way():

@@ -32,7 +32,7 @@ from torch import distributed as dist
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
-from iad_r1.rollouts.colocate.weights import Gather, hub_weights
+from iad_r1.rollouts.colocate.weights import hub_weights
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed, seed_number
 from iad_r1.settings.rollout import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
@@ -57,16 +57,12 @@ class VllmSampler(Sampler):
     Args:
         backbone: whose configuration, processor and weights it takes.
         settings: of `rollout=vllm`.
-        gather: makes the parameters of one module whole on every rank; None: they are, or they
-            are ZeRO-3's.
     """
 
     shared = False  # with other ranks
 
-    def __init__(
-        self, backbone: Backbone, settings: VllmRollout, gather: Gather | None = None
-    ) -> None:
-        self.backbone, self.settings, self.gather = backbone, settings, gather
+    def __init__(self, backbone: Backbone, settings: VllmRollout) -> None:
+        self.backbone, self.settings = backbone, settings
         self.sums: dict[str, float] | None = None  # of the weights as they were last sent
         self.resets = (
             self.reset_encoder_cache, self.reset_processor_cache, self.reset_prefix_cache
@@ -120,7 +116,7 @@ class VllmSampler(Sampler):
         MismatchError names every weight that has no counterpart on the other side.
         """
         self._wake("weights")
-        weights = hub_weights(self.backbone.model, self.gather)
+        weights = hub_weights(self.backbone.model)
         if change is not None:
             weights = ((name, change(name, tensor)) for name, tensor in weights)
         with vllm_errors("could not take the weights"):

@@ -7,7 +7,7 @@ would drift in bfloat16, a little with every synchronisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,11 +20,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import MismatchError
 
-Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
-"""Inside the context the given parameters are whole on every rank."""
 
-
-def hub_weights(model: nn.Module, gather: Gather | None = None) -> Iterator[tuple[str, Tensor]]:
+def hub_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, under its name in the checkpoint on the hub.
 
     A weight that two layers share (a tied output layer) comes under its first name alone. Weights
@@ -33,7 +30,6 @@ def hub_weights(model: nn.Module, gather: Gather | None = None) -> Iterator[tupl
     """
     base = unwrap(model)
     names = hub_names(base)
-    whole = gather or gather_partitioned
     seen: set[int] = set()
     for path, module in modules(base):
         mine = list(module.parameters(recurse=adapted(module)))
@@ -41,7 +37,7 @@ def hub_weights(model: nn.Module, gather: Gather | None = None) -> Iterator[tupl
         seen.update(map(id, fresh))
         if not fresh:
             continue
-        with whole(fresh):
+        with gathered(fresh):
             with torch.no_grad():  # not around the yield: a reader that stops would leave it on
                 found = list(_weights(path, module, fresh))
             for name, tensor in found:
@@ -131,7 +127,7 @@ def unread(base: Any, name: str) -> bool:
     return "layers" in parts and int(parts[parts.index("layers") + 1]) >= read
 
 
-def gather_partitioned(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
     """Put the parts of ZeRO-3 parameters together on every rank; nothing to do for whole ones, as
     all are inside `Learner.whole`."""
     parted: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]

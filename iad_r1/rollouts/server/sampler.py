@@ -16,7 +16,6 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ from iad_r1.rollouts.colocate.sampler import (
     check_length,
     sampling_options,
 )
-from iad_r1.rollouts.colocate.weights import Gather, hub_weights
+from iad_r1.rollouts.colocate.weights import hub_weights
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.rollouts.server.client import Gone, Server, Stopped
 from iad_r1.rollouts.server.push import push, reset, rpc
@@ -73,20 +72,12 @@ class ServerSampler(Sampler):
         backbone: whose weights the servers are given and whose processor encodes prompts.
         settings: of `rollout=vllm_server`.
         wanted: which model the servers have to run.
-        gather: as of `hub_weights`.
     """
 
     shared = True  # by all ranks
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        settings: VllmServerRollout,
-        wanted: Served,
-        gather: Gather | None = None,
-    ) -> None:
+    def __init__(self, backbone: Backbone, settings: VllmServerRollout, wanted: Served) -> None:
         self.backbone, self.settings, self.wanted = backbone, settings, wanted
-        self.gather = gather
         self.servers = [Server(url, settings.patience, wanted.command) for url in settings.servers]
         self.sums: dict[str, float] | None = None  # of the weights as they were last sent
         self.version = ""  # of those weights, on every rank
@@ -250,8 +241,8 @@ class ServerSampler(Sampler):
 
     # --- weights -------------------------------------------------------------------------------
 
-    def _weights(self, gather: Gather | None) -> Iterator[tuple[str, Tensor]]:
-        for name, value in hub_weights(self.backbone.model, gather):
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in hub_weights(self.backbone.model):
             yield name, value if self._change is None else self._change(name, value)
 
     def _try_to_sync(self) -> tuple[IadError | str, dict[str, float]]:
@@ -261,7 +252,7 @@ class ServerSampler(Sampler):
         all ranks together.
         """
         failed, sums = "", {}
-        weights = self._weights(self.gather)
+        weights = self._weights()
         try:
             if distributed.is_main():
                 for server in self.servers:
@@ -285,7 +276,8 @@ class ServerSampler(Sampler):
             self._check(server)
             self._check_not_shared(server)
             _say(f"{server.url} has lost its weights: it is given them again before it answers.")
-            push([server], self._weights(_whole), self.version)
+            check_whole(self.backbone.model.parameters())
+            push([server], self._weights(), self.version)
 
     def _held(self, server: Server) -> str:
         """The version of a server's weights."""
@@ -421,8 +413,9 @@ def _same(one: tuple[list[int], list[Any]], other: tuple[list[int], list[Any]]) 
     return one[0] == other[0] and same_pictures
 
 
-def _whole(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Nothing to gather: one rank alone reads the weights. TrainingError if it cannot."""
+def check_whole(parameters: Iterable[nn.Parameter]) -> None:
+    """TrainingError unless this rank holds all of every weight: it alone will read them, and ZeRO-3
+    can put parts together on all ranks at once only."""
     for parameter in parameters:
         if getattr(getattr(parameter, "ds_status", None), "name", "AVAILABLE") != "AVAILABLE":
             raise TrainingError(
@@ -430,7 +423,6 @@ def _whole(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
                 "weights (engine=zero3), so it cannot be given them. Checkpoints are intact: go on "
                 "with the same command and resume=auto."
             )
-    return nullcontext()
 
 
 def _of(url: str, name: str) -> str:
