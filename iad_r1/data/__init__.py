@@ -1,7 +1,7 @@
-"""Data sets as `types.Dataset`, and the pictures of their samples.
+"""What of its data a run reads.
 
-`iad_r1.settings.data` imports this package before anything heavy may load, so this file imports
-numpy and PIL only inside its functions.
+Readers are imported to check a configuration, and with them this package: so nothing heavy is
+imported here but inside functions.
 """
 
 from __future__ import annotations
@@ -10,14 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
-    from iad_r1.grid import Grid, Rule
     from iad_r1.settings.config import Config
     from iad_r1.settings.data import ReaderSettings
-    from iad_r1.types import Dataset, Sample
+    from iad_r1.types import Dataset
 
 Part = Literal["train", "validation", "test"]
 EVERY: frozenset[Part] = frozenset(("train", "validation", "test"))
@@ -59,30 +54,3 @@ def for_run(config: Config) -> Dataset:
         benchmarks(config),
         config.evaluate.limit,
     )
-
-
-def load(
-    settings: ReaderSettings,
-    grid: Grid,
-    location_rule: Rule,
-    seed: int,
-    required: frozenset[Part] = EVERY,
-) -> Dataset:
-    """What `settings` name, split: see `iad_r1.data.mix`."""
-    from iad_r1.data import mix
-
-    return mix.load(settings, grid, location_rule, seed, required, {})
-
-
-def open_image(sample: Sample) -> Image:
-    """The picture of a sample upright and in RGB: see `iad_r1.data.images`."""
-    from iad_r1.data import images
-
-    return images.open_image(sample)
-
-
-def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
-    """The mask of a sample in the geometry of `open_image`: see `iad_r1.data.images`."""
-    from iad_r1.data import images
-
-    return images.open_mask(sample)

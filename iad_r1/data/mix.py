@@ -21,12 +21,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from iad_r1.data import Part, duplicates, images
+from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe
 from iad_r1.settings.data import ReaderSettings, TrainingSplit, reader
@@ -56,8 +57,8 @@ def load(
     grid: Grid,
     rule: Rule,
     seed: int,
-    required: frozenset[Part],
-    benchmarks: Mapping[str, ReaderSettings],
+    required: frozenset[Part] = EVERY,
+    benchmarks: Mapping[str, ReaderSettings] = MappingProxyType({}),
     limit: int | None = None,
 ) -> Dataset:
     """The `required` parts of `settings`, and the test part of every benchmark, of each the first
@@ -148,7 +149,7 @@ def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
     """All that a reader knows of. No picture twice, and no mask for two pictures."""
     found = list(reader(settings.name).read(settings, seed))
     if not found:
-        raise DataError(f"{reader(settings.name).announce(settings)}: there are no pictures.")
+        raise DataError(f"{settings.announce()}: there are no pictures.")
     pictures: dict[Path, Sample] = {}
     masks: dict[Path, Sample] = {}
     for sample in found:

@@ -9,7 +9,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from iad_r1 import data
+from iad_r1.data import images
 from iad_r1.errors import DataError
 from iad_r1.store.run_folder import write_text
 from iad_r1.types import Sample
@@ -90,9 +90,9 @@ def _store(folder: Path, sample: Sample) -> dict[str, Any]:
     """Write the picture and its mask under a name that does not tell the label."""
     name = _digest(sample)[:16]
     image = FOLDER / f"{name}.jpg"
-    picture = _shrunk(data.open_image(sample))
+    picture = _shrunk(images.open_image(sample))
     picture.save(folder / image, format="JPEG", quality=JPEG_QUALITY)
-    mask, defective = None, data.open_mask(sample)
+    mask, defective = None, images.open_mask(sample)
     if defective is not None:
         mask = FOLDER / f"{name}.mask.png"
         _mask(defective, picture.size).save(folder / mask)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from iad_r1 import data, prompts
+from iad_r1 import prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.data import images
 from iad_r1.errors import DataError
 from iad_r1.types import Conversation, Sample
 
@@ -68,7 +69,7 @@ class Prompter:
 
         DataError if it leaves no room for the answer.
         """
-        pictures = [self.backbone.fit(data.open_image(s)) for s in shown(sample, shots)]
+        pictures = [self.backbone.fit(images.open_image(s)) for s in shown(sample, shots)]
         if augment:
             pictures = [augment(picture) for picture in pictures]
         prompt = self.backbone.encode(self.conversation(sample, shots), pictures, sample.id)

@@ -25,6 +25,20 @@ class ReaderSettings(Section):
 
     name: str  # of its module
 
+    def announce(self) -> str:
+        """What is read, for the plan that is printed before a run."""
+        return self.name
+
+
+class Folder(ReaderSettings):
+    """For readers of a folder."""
+
+    root: str
+
+    def announce(self) -> str:
+        """Which folder."""
+        return f"{self.name} in {self.root}"
+
 
 class TrainingSplit(ReaderSettings):
     """For readers that know `train` and `test` alone: how `mix` makes the parts of a run."""
@@ -45,10 +59,6 @@ class ReaderModule(Protocol):
     def read(self, settings: Any, seed: int) -> Iterator[Sample]:
         """Every sample there is, in an order that is the same everywhere; `split` is train or
         test, or says more (see `mix`). Files are named, not opened. Raises DataError."""
-        ...
-
-    def announce(self, settings: Any) -> str:
-        """What is read, for the plan that is printed before a run."""
         ...
 
 

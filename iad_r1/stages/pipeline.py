@@ -13,7 +13,6 @@ from iad_r1.backbones import hub
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.config import Config
-from iad_r1.settings.data import reader
 from iad_r1.settings.stage import StageSettings
 from iad_r1.settings.training import Length
 from iad_r1.stages import row
@@ -64,7 +63,7 @@ class Stage(stages.Stage):
             yield row("tasks", " -> ".join(tasks))
         yield row("weights", _weights(config))
         for key, found in sources.items():
-            yield row(key.partition(".")[0], reader(found.name).announce(found))
+            yield row(key.partition(".")[0], found.announce())
         if "sft" in tasks:
             yield row("PA-SFT", _sft(config))
         if "grpo" in tasks:

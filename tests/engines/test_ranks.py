@@ -14,9 +14,9 @@ import pytest
 import torch
 import vllm_cases
 
-from iad_r1 import data
 from iad_r1.backbones import tiny
 from iad_r1.command import compose
+from iad_r1.data import mix
 from iad_r1.grid import as_grid
 from iad_r1.loops.opening import corpus
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with the weights that every case begins with."""
     path = tmp_path_factory.mktemp("ranks")
     config = compose.compose(SMALL)
-    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     tiny.build(path / "base", corpus(config, dataset), 400, 9216, seed=0)
     (path / "config.json").write_text("{}")
     return path

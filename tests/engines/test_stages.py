@@ -13,10 +13,10 @@ import pytest
 import torch
 import vllm_cases
 
-from iad_r1 import data
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
+from iad_r1.data import mix
 from iad_r1.errors import TrainingError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     """A run after three steps of SC-GRPO through vLLM."""
     config = compose.compose(SETTINGS)
     folder = RunFolder.create(tmp_path_factory.mktemp("run"), config.name)
-    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     path = tiny.build(folder.checkpoint("base"), corpus(config, dataset), 400, 9216, seed=0)
     with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
         context = Context(config, folder, tracker, dataset, Backbone.load(path), "base")

@@ -21,9 +21,9 @@ import pandas
 import pytest
 import torch
 
-from iad_r1 import data
 from iad_r1.backbones import tiny, twins
 from iad_r1.command import compose
+from iad_r1.data import mix
 from iad_r1.grid import as_grid
 from iad_r1.loops.opening import corpus
 
@@ -110,7 +110,7 @@ def folder(tmp_path_factory) -> Path:
     """A run folder with the weights that every case begins with."""
     path = tmp_path_factory.mktemp("zero")
     config = compose.compose(SMALL)
-    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     tiny.build(path / "base", corpus(config, dataset), 400, 9216, seed=0)
     for family in LLAVA:
         twins.build_twin(family, path / family)

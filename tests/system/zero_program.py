@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from iad_r1 import data
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
+from iad_r1.data import mix
 from iad_r1.errors import IadError, TrainingError
 from iad_r1.grid import as_grid
 from iad_r1.learn import learner, lora, optim, saving
@@ -184,7 +184,7 @@ def case(root: Path, name: str, overrides: list[str], stages: list[str], base: s
     if distributed.is_main():
         folder.path.mkdir(exist_ok=True)
     distributed.barrier()
-    dataset = data.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     backbone = Backbone.load(root / base, getattr(torch, config.engine.precision))
     context = Context(config, folder, log, dataset, backbone, "base")
     before = {k: v.float().clone() for k, v in context.model.state_dict().items()}

@@ -24,9 +24,8 @@ class Settings(TrainingSplit):
     name: Literal["squares"]
     edge: PositiveInt
 
-
-def announce(settings: Settings) -> str:
-    return f"squares of {settings.edge} px"
+    def announce(self) -> str:
+        return f"squares of {self.edge} px"
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

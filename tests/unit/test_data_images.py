@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iad_r1.data import images, open_image, open_mask
+from iad_r1.data import images
+from iad_r1.data.images import open_image, open_mask
 from iad_r1.errors import DataError
 from iad_r1.types import Sample, Solution
 

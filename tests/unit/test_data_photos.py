@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iad_r1 import data
-from iad_r1.data import duplicates, mix
+from iad_r1.data import duplicates, images, mix
 from iad_r1.data.folders import UNTYPED
 from iad_r1.data.readers import photos
 from iad_r1.data.targets import chain_of_thought
@@ -34,7 +33,7 @@ Rows = list[dict[str, str]]
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
     values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False}
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
-    return data.load(config, GRID, "centroid_largest", seed)
+    return mix.load(config, GRID, "centroid_largest", seed)
 
 
 def parts(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
@@ -138,7 +137,7 @@ def test_the_test_part_is_what_the_table_calls_test(folder):
 def test_places_are_the_words_of_the_mask(folder):
     for part in parts(load(folder)).values():
         for sample in part:
-            found = data.open_mask(sample)
+            found = images.open_mask(sample)
             if found is None:
                 assert sample.solution.location is None
             else:
@@ -566,9 +565,9 @@ def test_real_folders_have_few_leaks_and_a_balanced_validation_part(real):
 def test_real_masks_fit_their_pictures_and_targets_never_hold_a_file_name(real):
     _, dataset = real
     for sample in dataset.sft[:60]:
-        mask = data.open_mask(sample)
+        mask = images.open_mask(sample)
         if mask is not None:
-            assert mask.shape == data.open_image(sample).size[::-1]
+            assert mask.shape == images.open_image(sample).size[::-1]
             assert mask.any()
         text = chain_of_thought(sample, 0).text
         assert Path(sample.id).stem not in text and "_" not in text

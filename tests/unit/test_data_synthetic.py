@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from iad_r1 import data
+from iad_r1.data import images, mix
 from iad_r1.data.drawn import world as drawn_world
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.drawn.surfaces import PAINTERS
@@ -46,7 +46,7 @@ def world(seed: int = 0, size: int = 96, new: float = 0.5, **sizes: int) -> Data
     config = synthetic.Settings(
         name="synthetic", image_size=size, sizes=synthetic.Sizes(**counts), rl_new_share=new
     )
-    return data.load(config, GRID, "centroid_largest", seed)
+    return mix.load(config, GRID, "centroid_largest", seed)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def splits(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
 
 
 def pixels(sample: Sample) -> bytes:
-    return data.open_image(sample).tobytes()
+    return images.open_image(sample).tobytes()
 
 
 # --- one picture -------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_all_nine_cells_are_well_populated(dataset):
 
 def test_locations_are_those_of_the_masks(dataset):
     for sample in dataset.rl:
-        mask = data.open_mask(sample)
+        mask = images.open_mask(sample)
         if sample.solution.answer == "No":
             assert mask is None and sample.solution.location is None
         else:

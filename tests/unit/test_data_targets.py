@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iad_r1 import data, schema
+from iad_r1 import schema
+from iad_r1.data import images, mix
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.readers import synthetic
 from iad_r1.data.targets import UNNAMED, Target, chain_of_thought, direct_answer
@@ -172,9 +173,9 @@ def test_targets_of_drawn_pictures_agree_with_their_masks_and_types():
         sizes=synthetic.Sizes(sft=60, rl=1, validation=1, test=1),
         rl_new_share=0.5,
     )
-    for drawn in data.load(config, GRID, "centroid_largest", 0).sft:
+    for drawn in mix.load(config, GRID, "centroid_largest", 0).sft:
         target = chain_of_thought(drawn, 0)
-        parsed, mask = schema.parse(target.text), data.open_mask(drawn)
+        parsed, mask = schema.parse(target.text), images.open_mask(drawn)
         assert target.untrained == ()
         assert (parsed.verdict == "yes") == (mask is not None)
         if mask is not None:

@@ -13,20 +13,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from iad_r1.data import folders
-from iad_r1.settings.data import ReaderSettings, needed
+from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Sample
 
 
-class Settings(ReaderSettings):
+class Settings(Folder):
     """Where MVTec AD lies."""
 
     name: Literal["mvtec"]
     root: Annotated[str, needed("folder of MVTec AD, which holds bottle/test/good/ and so on")]
-
-
-def announce(settings: Settings) -> str:
-    """Which folder."""
-    return f"MVTec AD in {settings.root}"
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

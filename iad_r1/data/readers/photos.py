@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from iad_r1.data import folders
 from iad_r1.data.folders import GOOD, SPLITS
 from iad_r1.errors import DataError
-from iad_r1.settings.data import TrainingSplit, needed
+from iad_r1.settings.data import Folder, TrainingSplit, needed
 from iad_r1.types import Sample
 
 TABLE = "meta.csv"
@@ -26,7 +26,7 @@ LABELS = {
 }
 
 
-class Settings(TrainingSplit):
+class Settings(TrainingSplit, Folder):
     """A folder of photographs. Such sets are small: `train` serves PA-SFT and SC-GRPO alike."""
 
     name: Literal["photos"]
@@ -34,11 +34,6 @@ class Settings(TrainingSplit):
         str,
         needed("folder that holds meta.csv, or <product>/train/good/ and <product>/test/<defect>/"),
     ]
-
-
-def announce(settings: Settings) -> str:
-    """Which folder."""
-    return f"photographs in {settings.root}"
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

@@ -38,14 +38,13 @@ class Settings(ReaderSettings):
     # share of the RL pool drawn from the four products that PA-SFT never sees
     rl_new_share: Annotated[float, Field(ge=0, le=1)]
 
-
-def announce(settings: Settings) -> str:
-    """The size of every part."""
-    sizes = settings.sizes
-    return (
-        f"drawn, {settings.image_size} px: {sizes.sft:,} for PA-SFT, {sizes.rl:,} for SC-GRPO, "
-        f"2 x {sizes.validation:,} validation, 2 x {sizes.test:,} test"
-    )
+    def announce(self) -> str:
+        """The size of every part."""
+        sizes = self.sizes
+        return (
+            f"drawn, {self.image_size} px: {sizes.sft:,} for PA-SFT, {sizes.rl:,} for SC-GRPO, "
+            f"2 x {sizes.validation:,} validation, 2 x {sizes.test:,} test"
+        )
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

@@ -18,23 +18,18 @@ from typing import Annotated, Literal
 
 from iad_r1.data import folders
 from iad_r1.errors import DataError
-from iad_r1.settings.data import ReaderSettings, needed
+from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Sample
 
 TABLE = "split_csv/1cls.csv"
 LABELS = {"normal": False, "anomaly": True}
 
 
-class Settings(ReaderSettings):
+class Settings(Folder):
     """Where VisA lies."""
 
     name: Literal["visa"]
     root: Annotated[str, needed("folder of VisA, which holds split_csv/1cls.csv or candle/test/")]
-
-
-def announce(settings: Settings) -> str:
-    """Which folder."""
-    return f"VisA in {settings.root}"
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:
