@@ -249,7 +249,7 @@ def test_a_weight_that_the_model_has_no_room_for_is_told_in_the_servers_words(
     engine, backbone, asked, monkeypatch
 ):
     """And the server is as good as before."""
-    monkeypatch.setattr(engine, "_weights", lambda _: iter([("lm_head.bias", torch.zeros(3))]))
+    monkeypatch.setattr(engine, "_weights", lambda: iter([("lm_head.bias", torch.zeros(3))]))
     with pytest.raises((TrainingError, MismatchError), match=r"lm_head\.bias"):
         engine.sync()
     monkeypatch.undo()
@@ -260,7 +260,7 @@ def test_a_weight_that_the_model_has_no_room_for_is_told_in_the_servers_words(
 def test_a_trainer_that_dies_while_it_sends_leaves_a_server_that_can_go_on(
     engine, backbone, asked, monkeypatch
 ):
-    def dies(_: Any) -> Any:
+    def dies() -> Any:
         yield (
             "model.language_model.norm.weight",
             torch.zeros(backbone.model.config.text_config.hidden_size),
