@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +62,19 @@ class Solution:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Files that together mark where a picture is defective: non-zero, or zero if `inverted`.
+
+    `drawn_on` says whether a mask was drawn on a picture as it is `stored`, or as it is `shown`
+    once the turn of its camera is applied; None: as its size tells.
+    """
+
+    files: tuple[Path, ...]
+    inverted: bool = False
+    drawn_on: Literal["stored", "shown"] | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image to judge. `id` is unique in its data set and is never shown to a model."""
 
@@ -71,7 +84,7 @@ class Sample:
     product: str
     image: Path | Image  # a file, or a picture drawn in memory (synthetic data)
     solution: Solution
-    mask: Path | Image | None = None  # non-zero where defective; None when there is none
+    mask: Mask | Image | None = None  # non-zero where defective; None when there is none
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
     question: Question = Question()
     where: str = ""  # the row or file that describes it, for an error message

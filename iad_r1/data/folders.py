@@ -1,54 +1,150 @@
 """Pictures in folders by product, part and defect, as MVTec AD has them, before any is opened:
 
-    <root>/<product>/{train,test}/{good,<defect>}/<picture>
+    <root>/<product>/{train,validation,test}/{good,<defect>}/<picture>
     <root>/<product>/ground_truth/<defect>/<picture's name>[_mask].png
+    <root>/<product>/ground_truth/<defect>/<picture's name>/*.png    several masks, taken together
 
-Hidden files and folders are left alone.
+Hidden files and folders are left alone. Every other mask must belong to a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from iad_r1.errors import DataError
-from iad_r1.types import Sample, Solution
+from iad_r1.types import Mask, Sample, Solution
 
-SPLITS = ("train", "test")
-PICTURES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
-GOOD = frozenset(("good", "normal", "ok"))
-# words that say only that there is a defect, not which
-UNTYPED = frozenset(
-    ("", "unspecified", "unknown", "none", "bad", "ng", "defect", "defective", "anomaly",
-     "anomalous")
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
+PICTURES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
+     ".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".tga", ".avif")
 )  # fmt: skip
+UNOPENED = frozenset(
+    (".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".exr", ".svg")
+)
+GOOD = frozenset(("good", "normal", "ok", "okay", "pass", "passed", "io", "i.o."))
+# words that say only that there is a defect
+DEFECTIVE = frozenset(
+    ("abnormal", "anomalies", "anomalous", "anomaly", "bad", "def", "defect", "defective",
+     "defects", "fail", "failed", "faulty", "ko", "n.i.o.", "ng", "nio", "no good", "nok",
+     "not good", "not ok", "reject", "rejected")
+)  # fmt: skip
+# words that say nothing of a type
+UNTYPED = DEFECTIVE | {"", "-", "?", "n.a.", "n/a", "na", "nan", "none", "null", "unknown",
+                       "unspecified"}  # fmt: skip
+# what tools add to the name of a picture to name its mask
+SUFFIXES = ("", "_mask", "_gt", "_label", "_seg", "_segmentation", "_annotation", "_rgb_mask")
+NEGATIONS = frozenset(("not", "no", "non"))
+# before the name of a type or a view: "defect_scratch", "def_front"
+PREFIXES = frozenset(("def", "defect", "defects", "ko", "ng", "nio", "nok"))
 
 
-def layout(root: Path, dataset: str) -> Iterator[Sample]:
+def layout(root: Path, dataset: str, spare_masks: bool = True) -> Iterator[Sample]:
     """The samples below `root`, or in it where it is a single product, in the order of the names:
-    the same on every machine."""
-    is_product = any((root / split).is_dir() for split in SPLITS)
+    the same on every machine.
+
+    Raises DataError where a kind of defect has masks that belong to none of its pictures, or, if
+    not `spare_masks`, where one mask does.
+    """
+    is_product = any((root / split).is_dir() for split in SPLIT_NAMES)
     for product in [root.resolve()] if is_product else _folders(root):
-        for split in SPLITS:
-            for kind in _folders(product / split):
-                yield from _of_kind(root, dataset, product, split, kind)
+        masks = Masks(product / "ground_truth")
+        for name, split in SPLIT_NAMES.items():
+            kinds = _folders(product / name)
+            views = {view for kind in kinds if (view := _view(kind.name))}
+            for folder in kinds:
+                yield from _of_kind(root, dataset, product, split, folder, views, masks)
+        masks.check(spare_masks)
 
 
-def _of_kind(root: Path, dataset: str, product: Path, split: str, folder: Path) -> Iterator[Sample]:
-    defective = folder.name.lower() not in GOOD
-    masks = {path.stem: path for path in _pictures(product / "ground_truth" / folder.name)}
-    for image in _pictures(folder):
-        mask = masks.get(image.stem, masks.get(f"{image.stem}_mask")) if defective else None
+def _of_kind(
+    root: Path,
+    dataset: str,
+    product: Path,
+    split: str,
+    folder: Path,
+    views: set[str],
+    masks: Masks,
+) -> Iterator[Sample]:
+    defective = not is_good(folder.name)
+    kind = kind_of(folder.name, views) if defective else ""
+    for image in pictures(folder):
         yield Sample(
             id=f"{dataset}/{relative(image, root)}",
             dataset=dataset,
             split=split,
             product=words(product.name),
             image=image,
-            solution=solution(str(image), defective, folder.name if defective else ""),
-            mask=mask,
+            solution=solution(str(image), defective, kind),
+            mask=masks.of(folder.name, image),
             where=str(image),
         )
+
+
+class Masks:
+    """The masks of a product, in a folder per kind of defect; each belongs to one picture."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kinds = {
+            kind.name: {path.stem if path.is_file() else path.name: path for path in _masks(kind)}
+            for kind in _folders(folder)
+        }
+        self.used: set[Path] = set()
+
+    def of(self, kind: str, image: Path) -> Mask | None:
+        """The mask of a picture, by its name. Raises DataError where there are two."""
+        here = self.kinds.get(kind, {})
+        names = [f"{name}{suffix}" for name in (image.stem, image.name) for suffix in SUFFIXES]
+        found = [here[name] for name in names if name in here]
+        if len(found) > 1:
+            raise DataError(
+                f"{image} has two masks, {found[0]} and {found[1]}. Keep one, or put both into a "
+                f"folder {found[0].parent / image.stem} if they are to be taken together."
+            )
+        self.used.update(found)
+        if not found:
+            return None
+        return Mask(tuple(pictures(found[0])) if found[0].is_dir() else (found[0],))
+
+    def check(self, spare: bool) -> None:
+        """Raises DataError for a mask without a picture; where there may be `spare` ones, only if
+        a whole kind of defect has no other."""
+        for kind, names in self.kinds.items():
+            left = [path for path in names.values() if path not in self.used]
+            if left and not (spare and len(left) < len(names)):
+                others = f", as {len(left) - 1} others in {kind}/" if left[1:] else ""
+                raise DataError(
+                    f"{left[0]}: this mask belongs to no picture{others}. A mask is called like "
+                    f"its picture, with nothing or {', '.join(filter(None, SUFFIXES))} behind the "
+                    "name, or lies in a folder of that name. Rename the masks, or take them out."
+                )
+
+
+def is_good(name: str) -> bool:
+    """Whether a folder or label of this name holds sound parts: "good", "OK", "good_2", "ok_front",
+    but not "not_good"."""
+    tokens = words(name).lower().replace("-", " ").split()
+    return bool({*tokens[:1], *tokens[-1:]} & GOOD) and not NEGATIONS & set(tokens)
+
+
+def kind_of(name: str, views: Iterable[str] = ()) -> str:
+    """The type that the name of a folder of defects says, in words: "" where it says none. Behind
+    a word like "def" stands a type ("defect_scratch"), unless it is a number or one of `views`,
+    which good parts have too ("def_front" beside "ok_front")."""
+    kind = words(name)
+    first, _, rest = kind.replace("-", " ").partition(" ")
+    if first.lower() in UNTYPED and (rest.isdigit() or rest.lower() in views):
+        return ""
+    return rest if first.lower() in PREFIXES and rest else kind
+
+
+def _view(name: str) -> str:
+    """What a folder of good parts says beside "good"."""
+    tokens = words(name).lower().replace("-", " ").split()
+    return " ".join(token for token in tokens if token not in GOOD) if is_good(name) else ""
 
 
 def solution(where: str, defective: bool, name: str) -> Solution:
@@ -77,12 +173,23 @@ def relative(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name. Raises DataError for one of a format that is not read."""
+    found = _visible(folder)
+    for path in found:
+        if path.suffix.lower() in UNOPENED:
+            raise DataError(
+                f"{path}: pictures of this format are not read. Save them as PNG or JPEG."
+            )
+    return [path for path in found if path.suffix.lower() in PICTURES]
+
+
+def _masks(kind: Path) -> list[Path]:
+    return [*_folders(kind), *pictures(kind)]
+
+
 def _folders(parent: Path) -> list[Path]:
     return [path for path in _visible(parent) if path.is_dir()]
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in PICTURES]
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iad_r1.errors import DataError
-from iad_r1.types import Sample
+from iad_r1.types import Mask, Sample
 
 EXIF_ORIENTATION = 0x0112
 REMEMBERED_BYTES = 192 * 2**20  # 430 photographs of 448 x 336 pixels
@@ -39,40 +39,111 @@ def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
     if isinstance(sample.mask, Image.Image):
         return defective(sample.mask)
     if isinstance(sample.image, Image.Image):
-        return defective(read(sample.mask, "mask"))
+        found = [defective(read(file, "mask")) for file in sample.mask.files]
+        return np.logical_or.reduce(found)
     with opened(sample.image, "image") as image:
-        return defective(turned(read(sample.mask, "mask"), image, sample.mask))
+        found = [_on(image, file, sample.mask) for file in sample.mask.files]
+    return np.logical_or.reduce(found)
 
 
 def upright(path: Path) -> Image.Image:
     """The picture in a file, upright and RGB. Raises DataError."""
-    return ImageOps.exif_transpose(read(path, "image")).convert("RGB")
+    return ImageOps.exif_transpose(eight_bits(read(path, "image"), path)).convert("RGB")
+
+
+def eight_bits(picture: Image.Image, path: Path) -> Image.Image:
+    """A grey picture of more than 8 bits, scaled to 8: its values stand for 12 bits where none is
+    above 4,095, else for 16. Other pictures are handed back. Raises DataError for other values.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    low, high = values.min(), values.max()
+    if picture.mode == "F" or low < 0 or high > 65535:
+        raise DataError(
+            f"{path}: its values lie between {low:g} and {high:g}, and what is black and white is "
+            "not known. Save it with 8 or 16 bits per pixel."
+        )
+    grey = Image.fromarray((values >> (4 if high < 4096 else 8)).astype(np.uint8))
+    grey.getexif().update(picture.getexif())
+    return grey
 
 
 def defective(mask: Image.Image) -> NDArray[np.bool_]:
-    """[H, W]: True where any value of a mask is not zero, transparency left out. In an indexed
-    picture the index counts, not its colour: entry 0 is sound."""
+    """[H, W]: True where any value of a mask is not zero.
+
+    In an indexed picture the index counts, not its colour (entry 0 is sound), unless its colours
+    are black and white. Transparency counts where nothing else tells pixels apart.
+    """
     if mask.mode in ("RGBA", "LA", "PA"):
-        mask = mask.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[mask.mode])
+        colours = mask.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[mask.mode])
+        alpha = mask.getchannel("A")
+        shape_in_alpha = _is_plain(colours) and not _is_plain(alpha)
+        mask = alpha if shape_in_alpha else colours
+    if mask.mode == "P":
+        shown = np.asarray(mask.convert("RGB"))
+        if set(np.unique(shown)) == {0, 255} and (shown == shown[..., :1]).all():
+            mask = mask.convert("L")
     values = np.asarray(mask) != 0
     return values if values.ndim == 2 else np.logical_or.reduce(values, axis=2)
 
 
-def turned(mask: Image.Image, image: Image.Image, name: Path) -> Image.Image:
-    """A mask as it lies on the upright picture, whether it was drawn on the picture as stored or
-    as shown. Raises DataError unless it has the picture's size one way or the other."""
+def _is_plain(picture: Image.Image) -> bool:
+    values = np.asarray(picture)
+    return bool((values == values[:1, :1]).all())
+
+
+def _on(image: Image.Image, file: Path, mask: Mask) -> NDArray[np.bool_]:
+    """A mask as it lies on the upright picture. Raises DataError unless it has the picture's size
+    or a whole multiple or part of it, and where it cannot be known which way up it was drawn."""
+    values = defective(read(file, "mask")) != mask.inverted
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    shown = image.size[::-1] if orientation >= 5 else image.size
-    if mask.size == shown:
-        return mask
-    if mask.size == image.size:
-        copy = mask.copy()
-        copy.getexif()[EXIF_ORIENTATION] = orientation
-        return ImageOps.exif_transpose(copy)
-    raise DataError(
-        f"{name}: this mask is {mask.width}x{mask.height} pixels, but its image is "
-        f"{shown[0]}x{shown[1]}. A mask must have the size of its image."
-    )
+    width, height = image.size
+    shown = (height, width) if orientation >= 5 else (width, height)
+    found = {"shown": _scaled(values, shown)}
+    stored = _scaled(values, image.size)
+    found["stored"] = None if stored is None else _turned(stored, orientation)
+    fitting = {way: on for way, on in found.items() if on is not None}
+    if not fitting:
+        raise DataError(
+            f"{file}: this mask is {values.shape[1]}x{values.shape[0]} pixels, but its image is "
+            f"{shown[0]}x{shown[1]}. A mask must have the size of its image, or a whole multiple "
+            "or part of it."
+        )
+    one, other = next(iter(fitting.values())), list(fitting.values())[-1]
+    if np.array_equal(one, other):
+        return one
+    if mask.drawn_on is None:
+        raise DataError(
+            f"{file}: its picture is turned when it is shown (EXIF orientation {orientation}), and "
+            "the size of this mask does not tell which way up it was drawn. Set "
+            "data.masks_drawn_on=stored (by a program that ignores the turn, as most in Python "
+            "do) or data.masks_drawn_on=shown (by one that shows the picture)."
+        )
+    return fitting[mask.drawn_on]
+
+
+def _scaled(values: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """A mask [H, W] in this size (width, height): whole multiples are reduced so that no mark is
+    lost. None where neither size is a whole multiple of the other."""
+    (height, width), (wanted, high) = values.shape, size
+    if times := _times((width, height), size):
+        return values.repeat(times, 0).repeat(times, 1)
+    if times := _times(size, (width, height)):
+        return np.logical_or.reduce(values.reshape(high, times, wanted, times), axis=(1, 3))
+    return None
+
+
+def _times(small: tuple[int, int], large: tuple[int, int]) -> int:
+    """How many times as large in both directions; 0: not a whole multiple."""
+    times = large[0] // small[0]
+    return times if large == (small[0] * times, small[1] * times) else 0
+
+
+def _turned(values: NDArray[np.bool_], orientation: int) -> NDArray[np.bool_]:
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.getexif()[EXIF_ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture), np.bool_)
 
 
 def opened(path: Path, what: str) -> Image.Image:

@@ -25,13 +25,14 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from scipy import sparse
 
 from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe
-from iad_r1.settings.data import ReaderSettings, TrainingSplit, reader
-from iad_r1.types import Dataset, Sample
+from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, reader
+from iad_r1.types import Dataset, Mask, Sample
 
 REFERENCES_PER_SAMPLE = 4
 SPLIT_NAME = "seen"  # of a plain `validation` or `test`: its products are trained on
@@ -50,6 +51,7 @@ class Photo:
     bits: NDArray[np.bool_] | None  # perceptual hash, where near-duplicates matter
     image_digest: str | None  # None of a picture in memory, as of its mask
     mask_digest: str | None
+    marked: float | None = None  # the share of its pixels that the mask of a defect marks
 
 
 def load(
@@ -73,6 +75,7 @@ def load(
     for name, found in benchmarks.items():
         chosen = _tested(name, found, seed, limit)
         photos = [inspect(s, grid, rule, splits and "train" in required) for s in chosen]
+        _check_polarity(found, photos)
         prints.append(_fingerprint(found, seed, photos))
         tests += photos
     own = Dataset("+".join(benchmarks), "", (), (), {}, {})
@@ -111,6 +114,7 @@ def _own(
     """What `data` holds. `tests` are pictures from elsewhere that are not to be trained on."""
     samples = [photo.sample for photo in photos]
     _check_identical(photos)
+    _check_polarity(settings, photos)
     for part in PLAIN:
         if part in required and part != "validation":
             _check_part(samples, part)
@@ -161,11 +165,11 @@ def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
                 raise DataError(
                     f"{sample.where}: {sample.image.name} is listed already in {first.where}."
                 )
-        if isinstance(sample.mask, Path):
-            first = masks.setdefault(sample.mask.resolve(), sample)
+        for mask in _files(sample.mask):
+            first = masks.setdefault(mask.resolve(), sample)
             if first is not sample:
                 raise DataError(
-                    f"{sample.where}: its mask {sample.mask.name} belongs to {first.where} "
+                    f"{sample.where}: its mask {mask.name} belongs to {first.where} "
                     "already. Give every defective picture a mask of its own, and pictures "
                     "different names."
                 )
@@ -180,18 +184,19 @@ def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
             bits = duplicates.perceptual_hash(images.open_image(sample))
         elif isinstance(sample.image, Path):
             images.open_image(sample)
-        placed = _placed(sample, grid, rule)
+        placed, marked = _placed(sample, grid, rule)
     except DataError as error:
         raise DataError(f"{sample.where or sample.id}: {error}") from error
-    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask))
+    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask), marked)
 
 
-def _placed(sample: Sample, grid: Grid, rule: Rule) -> Sample:
-    """With the place that its mask shows; a good picture needs no mask."""
-    mask, values = sample.mask, images.open_mask(sample)
+def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | None]:
+    """With the place that its mask shows, and what share of the picture that marks; a good picture
+    needs no mask."""
+    values = images.open_mask(sample)
     if values is None or sample.question.options is not None:
-        return sample
-    defective = _is_defective(sample)
+        return sample, None
+    defective, mask = _is_defective(sample), ", ".join(map(str, _files(sample.mask)))
     if defective and not values.any():
         raise DataError(
             f"{mask}: this mask is empty, but its picture is labelled defective. Leave the mask "
@@ -200,13 +205,25 @@ def _placed(sample: Sample, grid: Grid, rule: Rule) -> Sample:
     if not defective and values.any():
         raise DataError(f"{mask}: this mask marks a defect, but its picture is labelled good.")
     if not defective:
-        return replace(sample, mask=None)
+        return replace(sample, mask=None), None
     place = describe(cells_from_mask(values, grid, rule), grid) or None
-    return replace(sample, solution=replace(sample.solution, location=place))
+    solution = replace(sample.solution, location=place)
+    return replace(sample, solution=solution), float(values.mean())
 
 
-def _digest(file: object) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if isinstance(file, Path) else None
+def _files(shown: Path | Mask | Image | None) -> tuple[Path, ...]:
+    """The files of a picture or mask; those in memory have none."""
+    return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
+
+
+def _digest(shown: Path | Mask | Image | None) -> str | None:
+    files = _files(shown)
+    if not files:
+        return None
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 # --- splitting ---------------------------------------------------------------------------------
@@ -237,9 +254,12 @@ def _carved(
     settings: TrainingSplit,
     seed: int,
 ) -> list[Sample]:
-    """Every sample with its part as its split: train, validation, test or dropped."""
+    """Every sample with its part as its split: train, validation, test or dropped. Where there are
+    validation pictures already, none are carved."""
     moved = dict.fromkeys(leaks, DROPPED) if settings.drop_leaks else {}
     rest = [s for s in samples if s.split == "train" and s.id not in moved]
+    if any(s.split == "validation" for s in samples):
+        rest = []  # the data says itself what is kept apart
     apart = carve(
         [groups[sample.id] for sample in rest],
         [(sample.product, _is_defective(sample)) for sample in rest],
@@ -380,6 +400,22 @@ def _check_identical(photos: Iterable[Photo]) -> None:
                 f"{photo.sample.where}: the same picture as in {twin.where}, but with the other "
                 "label. Correct one of them."
             )
+
+
+def _check_polarity(settings: ReaderSettings, photos: Iterable[Photo]) -> None:
+    """Masks that mark more than half of most pictures are likely to be white where all is well."""
+    if not isinstance(settings, OwnMasks) or settings.masks_inverted is not None:
+        return
+    marked = [(photo.marked, photo.sample) for photo in photos if photo.marked is not None]
+    large = [(share, sample) for share, sample in marked if share > 0.5]
+    if large and 2 * len(large) > len(marked):
+        share, sample = large[0]
+        raise DataError(
+            f"{', '.join(map(str, _files(sample.mask)))}: this mask marks {share:.1%} of its "
+            f"picture as defective, and {len(large)} of {len(marked)} masks mark more than half. "
+            "Set data.masks_inverted=true if they are black where a defect is, "
+            "data.masks_inverted=false if the defects are that large."
+        )
 
 
 def _sizes(samples: Iterable[Sample]) -> dict[str, int]:

@@ -8,7 +8,7 @@ pydantic only, so that a configuration is checked before anything heavy loads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from pydantic_core import PydanticCustomError
@@ -49,6 +49,13 @@ class TrainingSplit(ReaderSettings):
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
     # leave out training pictures that are near-duplicates of a test picture
     drop_leaks: bool
+
+
+class OwnMasks(Section):
+    """For readers of masks whose maker is not known; null: refused where it cannot be told."""
+
+    masks_inverted: bool | None  # zero is defective
+    masks_drawn_on: Literal["stored", "shown"] | None  # of a picture that its camera turned
 
 
 class ReaderModule(Protocol):

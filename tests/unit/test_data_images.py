@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ from PIL import Image
 from iad_r1.data import images
 from iad_r1.data.images import open_image, open_mask
 from iad_r1.errors import DataError
-from iad_r1.types import Sample, Solution
+from iad_r1.types import Mask, Sample, Solution
 
 TURN_RIGHT = 6  # EXIF orientation: the stored picture is shown turned right by 90 degrees
 
 
-def sample(image: Path | Image.Image, mask: Path | Image.Image | None = None) -> Sample:
-    return Sample("a", "made up", "train", "bolt", image, Solution("Yes", "top left", "dent"), mask)
+def sample(image: Path | Image.Image, mask: Path | Image.Image | None = None, **how: Any) -> Sample:
+    shown = Mask((mask,), **how) if isinstance(mask, Path) else mask
+    return Sample(
+        "a", "made up", "train", "bolt", image, Solution("Yes", "top left", "dent"), shown
+    )
 
 
 def marked(size: tuple[int, int], at: tuple[int, int], mode: str = "L") -> Image.Image:
@@ -156,3 +160,105 @@ def test_a_picture_larger_than_the_memory_is_still_opened(tmp_path):
     memory = images._Remembered(limit=10)
     assert memory.get(tmp_path / "a.png").size == (10, 10)
     assert memory.size == 0 and not memory.pictures
+
+
+# --- masks as tools write them -------------------------------------------------------------------
+
+
+def marks(mask: Image.Image) -> list[list[int]]:
+    found = open_mask(sample(Image.new("RGB", mask.size), mask))
+    assert found is not None
+    return np.argwhere(found).tolist()
+
+
+def test_a_black_and_white_mask_saved_with_a_palette_is_read_by_its_colours():
+    """Of such a file entry 0 may be white."""
+    mask = Image.new("P", (6, 4), 1)
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    mask.putpixel((2, 1), 0)
+    assert marks(mask) == [[1, 2]]
+
+
+def test_a_shape_that_is_drawn_in_transparency_alone_is_the_mask():
+    mask = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
+    mask.putpixel((2, 1), (255, 255, 255, 255))
+    assert marks(mask) == [[1, 2]]
+
+
+def test_masks_in_several_files_are_taken_together(tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (6, 4)).save(image)
+    for i in range(2):
+        marked((6, 4), (i, 0)).save(tmp_path / f"{i}.png")
+    both = Sample(
+        "a", "made up", "train", "bolt", image, Solution("Yes"),
+        Mask((tmp_path / "0.png", tmp_path / "1.png")),
+    )  # fmt: skip
+    found = open_mask(both)
+    assert found is not None and np.argwhere(found).tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_mask_of_a_whole_multiple_or_part_of_the_size_keeps_its_marks(times, tmp_path):
+    Image.new("RGB", (6 * times, 4 * times)).save(tmp_path / "large.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "small.png")
+    marked((6, 4), (2, 1)).save(tmp_path / "small_mask.png")
+    marked((6 * times, 4 * times), (2 * times, times)).save(tmp_path / "large_mask.png")
+    grown = open_mask(sample(tmp_path / "large.png", tmp_path / "small_mask.png"))
+    shrunk = open_mask(sample(tmp_path / "small.png", tmp_path / "large_mask.png"))
+    assert grown is not None and shrunk is not None
+    assert np.argwhere(shrunk).tolist() == [[1, 2]]  # the thinnest mark is not lost
+    assert grown.sum() == times**2 and grown[times, 2 * times]
+
+
+def test_black_marks_the_defect_of_an_inverted_mask(tmp_path):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    mask = Image.new("L", (6, 4), 255)
+    mask.putpixel((2, 1), 0)
+    mask.save(tmp_path / "m.png")
+    found = open_mask(sample(tmp_path / "a.png", tmp_path / "m.png", inverted=True))
+    assert found is not None and np.argwhere(found).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_a_mask_of_a_turned_picture_is_refused_where_its_size_does_not_tell(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    image = tmp_path / "a.png"
+    marked((4, 4), (1, 0)).save(image, exif=exif)
+    shown = images.upright(image)
+    marked((4, 4), (1, 0)).save(tmp_path / "stored.png")
+    shown.convert("L").save(tmp_path / "shown.png")
+    for way in ("stored", "shown"):
+        with pytest.raises(DataError, match=rf"{way}\.png: .*orientation {orientation}.*drawn_on="):
+            open_mask(sample(image, tmp_path / f"{way}.png"))
+        found = open_mask(sample(image, tmp_path / f"{way}.png", drawn_on=way))
+        assert found is not None and (found == (np.asarray(shown)[..., 0] > 0)).all()
+
+
+# --- pictures of more than 8 bits ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("top", "shift"), [(4095, 4), (65535, 8), (900, 4)])
+def test_sixteen_bits_are_scaled_to_eight_by_a_rule_that_does_not_stretch(top, shift, tmp_path):
+    values = np.linspace(0, top, 24).astype(np.uint16).reshape(4, 6)
+    for suffix in (".png", ".tif"):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(values).save(path)
+        found = np.asarray(open_image(sample(path)))
+        assert (found == (values >> shift)[..., None]).all()
+
+
+def test_a_turn_is_applied_to_sixteen_bits_too(tmp_path):
+    values = np.zeros((4, 6), np.uint16)
+    values[0, 0] = 65535
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = TURN_RIGHT
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    assert open_image(sample(tmp_path / "a.png")).getpixel((3, 0)) == (255, 255, 255)
+
+
+def test_values_without_a_known_black_and_white_are_refused(tmp_path):
+    Image.fromarray(np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: its values lie between -1 and 2"):
+        open_image(sample(tmp_path / "a.tif"))

@@ -31,7 +31,8 @@ Rows = list[dict[str, str]]
 
 
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
-    values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False}
+    values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False,
+              "masks_inverted": None, "masks_drawn_on": None}  # fmt: skip
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return mix.load(config, GRID, "centroid_largest", seed)
 
@@ -269,6 +270,8 @@ def test_folders_with_only_good_training_pictures_say_what_is_needed(tmp_path):
     make_layout(tmp_path)
     for kind in ("deep_scratch", "bad"):
         shutil.rmtree(tmp_path / "bolt_m6" / "train" / kind)
+    for spare in tmp_path.glob("bolt_m6/ground_truth/*/train*"):
+        spare.unlink()
     with pytest.raises(DataError, match=r"train part .* no defective pictures.*train/<defect>/"):
         load(tmp_path)
 
@@ -278,6 +281,153 @@ def test_two_pictures_cannot_share_a_mask(tmp_path):
     picture(tmp_path / "bolt_m6/train/bad/test0.PNG", 77)
     with pytest.raises(DataError, match=r"its mask test0\.png belongs to .*bad/test0\.PNG already"):
         load(tmp_path)
+
+
+def plant(root: Path, *kinds: str) -> dict[str, set[tuple[str, str | None]]]:
+    """What pictures in folders of these names are taken for: answer and type by folder."""
+    for split in ("train", "test"):
+        for kind in kinds:
+            for i in range(4):
+                seed = zlib.crc32(f"{split}/{kind}/{i}".encode())
+                picture(root / "bolt" / split / kind / f"{split}{i}.png", seed)
+    found: dict[str, set[tuple[str, str | None]]] = {}
+    for sample in photos.samples(root):
+        folder = sample.id.split("/")[-2]
+        found.setdefault(folder, set()).add((sample.solution.answer, sample.solution.type))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "named"),
+    [
+        ("OK", "No", None), ("normal", "No", None), ("good_2", "No", None), ("good-2", "No", None),
+        ("ok_front", "No", None), ("front_ok", "No", None), ("i.O.", "No", None),
+        ("n.i.O.", "Yes", None), ("abnormal", "Yes", None), ("ko", "Yes", None),
+        ("NG", "Yes", None), ("nok", "Yes", None),
+        ("not_good", "Yes", None), ("ng_2", "Yes", None), ("def_front", "Yes", None),
+        ("defect_scratch", "Yes", "scratch"), ("faulty_imprint", "Yes", "faulty imprint"),
+        ("broken_large", "Yes", "broken large"), ("no_thread", "Yes", "no thread"),
+    ],
+)  # fmt: skip
+def test_a_folder_is_taken_for_what_its_name_says_to_a_person(kind, answer, named, tmp_path):
+    assert plant(tmp_path, "ok_front", kind)[kind] == {(answer, named)}
+
+
+@pytest.mark.parametrize("name", ["{stem}", "{stem}_mask", "{stem}_gt", "{stem}.PNG", "{stem}/000"])
+def test_masks_are_found_by_the_names_that_tools_give_them(name, tmp_path):
+    make_layout(tmp_path)
+    masks = tmp_path / "bolt_m6" / "ground_truth"
+    shutil.rmtree(masks)
+    for image in tmp_path.glob("bolt_m6/*/deep_scratch/*.PNG"):
+        mask(masks / "deep_scratch" / f"{name.format(stem=image.stem)}.png", 2, 0)
+    counts = load(tmp_path).counts
+    assert counts["test_without_mask"] == counts["test_anomalous"] - 4
+
+
+def test_a_mask_that_belongs_to_no_picture_is_refused(tmp_path):
+    make_layout(tmp_path)
+    for mask_file in tmp_path.glob("bolt_m6/ground_truth/bad/*"):
+        mask_file.rename(mask_file.with_name(f"m{mask_file.name}"))
+    with pytest.raises(DataError, match=r"ground_truth/bad/mt\w+\.png: .*no picture, as \d others"):
+        load(tmp_path)
+
+
+def test_two_masks_of_one_picture_are_refused(tmp_path):
+    make_layout(tmp_path)
+    mask(tmp_path / "bolt_m6/ground_truth/bad/test0_gt.png", 0, 0)
+    with pytest.raises(DataError, match=r"test0\.PNG has two masks"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "bmp", "tiff", "webp", "pgm"])
+def test_pictures_of_any_format_that_is_read_are_found(suffix, tmp_path):
+    make_layout(tmp_path)
+    values = np.random.default_rng(5).integers(0, 255, (24, 36), np.uint8)
+    extra = tmp_path / "bolt_m6" / "test" / "bad" / f"more.{suffix}"
+    Image.fromarray(values).save(extra, format="JPEG" if suffix in ("jfif", "JPE") else None)
+    assert load(tmp_path).counts["read"] == 31
+
+
+def test_pictures_of_a_format_that_is_not_read_are_named(tmp_path):
+    make_layout(tmp_path)
+    (tmp_path / "bolt_m6" / "test" / "bad" / "IMG_0001.HEIC").write_bytes(b"no matter")
+    with pytest.raises(DataError, match=r"IMG_0001\.HEIC: pictures of this format are not read"):
+        load(tmp_path)
+
+
+# --- tables as spreadsheets and other tools write them -------------------------------------------
+
+
+def retyped(own: Path, change: Callable[[str], str]) -> Dataset:
+    before, file = load(own), own / "meta.csv"
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    after = load(own)
+    assert after == before
+    return after
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: text.replace(",", ", ", len(COLUMNS) - 1),
+        lambda text: text + ",,,,,,\n\n,,,,,,\n",
+        lambda text: text.replace("mask,product,split,label", "Mask Path,category,Set,anomaly", 1),
+        lambda text: text.replace("image", "Filename", 1).replace("defect_type", "specie_name", 1),
+        lambda text: text.replace(",train,1,", ",Train,True,").replace(",test,0,", ",TEST,OK,"),
+    ],
+    ids=["semicolons", "tabs", "mark", "spaces", "empty-rows", "synonyms", "more", "cases"],
+)  # fmt: skip
+def test_a_table_says_the_same_however_it_is_typed(change, own):
+    retyped(own, change)
+
+
+def test_a_column_that_could_be_two_things_is_asked_for(own):
+    file = own / "meta.csv"
+    file.write_text(file.read_text().replace("mask,", "mask_path,gt,", 1))
+    with pytest.raises(DataError, match=r"which column is the mask, mask_path or gt\?"):
+        load(own)
+
+
+def test_a_column_of_pictures_that_nobody_would_read_is_named(own):
+    file = own / "meta.csv"
+    file.write_text(file.read_text().replace("mask", "annotation", 1))
+    with pytest.raises(DataError, match=r"line \d+: column 'annotation' names a picture"):
+        load(own)
+
+
+@pytest.mark.parametrize("word", ["n/a", "NaN", "None", "-", "?"])
+def test_a_type_that_is_no_type_is_unknown(word, own):
+    rows = rows_of(own)
+    for row in rows:
+        if row["label"] == "1":
+            row["defect_type"] = word
+    write_table(own, rows)
+    assert {s.solution.type for part in parts(load(own)).values() for s in part} == {None}
+
+
+def test_a_table_that_says_what_is_validation_is_followed(own):
+    rows = rows_of(own)
+    for row in rows:
+        if row["split"] == "train" and row["image"].endswith(("_5.png", "_6.png")):
+            row["split"] = "val"
+    write_table(own, rows)
+    kept = parts(load(own))["validation"]
+    assert {s.id[-6:-4] for s in kept} == {"_5", "_6"} and len(kept) == 8
+
+
+def test_masks_that_look_inverted_are_asked_about(own):
+    for path in (own / "masks").iterdir():
+        with Image.open(path) as mask_file:
+            inverted = mask_file.point([255 - value for value in range(256)])
+        inverted.save(path)
+    with pytest.raises(DataError, match=r"marks 9\d\.\d% .*18 of 18 .*masks_inverted=true"):
+        load(own)
+    right, wrong = load(own, masks_inverted=True), load(own, masks_inverted=False)
+    places = [{s.solution.location for s in d.sft} for d in (right, wrong)]
+    assert len(places[0]) > 2 and places[1] == {"center", None}
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -351,7 +501,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "unknown label": (change(7, label="2"), r"line 7: label='2' is unknown\. Use 0"),
     "unknown split": (
         change(7, split="holdout"),
-        r"line 7: split='holdout' is unknown\. Use train or test",
+        r"line 7: split='holdout' is unknown\. Use train, test or val",
     ),
     "no product": (change(7, product=" "), r"line 7: no value in column product"),
     "good but typed": (

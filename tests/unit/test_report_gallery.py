@@ -15,7 +15,7 @@ from PIL import Image
 
 from iad_r1.errors import DataError
 from iad_r1.report import gallery
-from iad_r1.types import Sample, Solution
+from iad_r1.types import Mask, Sample, Solution
 
 
 def sample(
@@ -121,7 +121,7 @@ def test_pictures_may_be_files(tmp_path):
     image, mask = tmp_path / "a.png", tmp_path / "m.png"
     Image.new("L", (16, 16), 90).save(image)
     Image.new("L", (16, 16), 255).save(mask)
-    part = Sample("a", "made", "seen", "cube", image, Solution("Yes"), mask)
+    part = Sample("a", "made", "seen", "cube", image, Solution("Yes"), Mask((mask,)))
     gallery.save(tmp_path / "run", [part], 1)
     row = gallery.read(tmp_path / "run")[0]
     assert Image.open(tmp_path / "run" / row["image"]).mode == "RGB"
@@ -139,7 +139,7 @@ def test_a_photograph_taken_sideways_is_shown_upright_with_its_mask(tmp_path):
     drawn.paste(255, (0, 0, 20, 20))
     drawn.save(mask)
     gallery.save(tmp_path / "run", [Sample("a", "made", "seen", "cube", image, Solution("Yes"),
-                                           mask)], 1)  # fmt: skip
+                                           Mask((mask,)))], 1)  # fmt: skip
     row = gallery.read(tmp_path / "run")[0]
     shown, marked = (Image.open(tmp_path / "run" / row[key]) for key in ("image", "mask"))
     assert shown.size == marked.size == (20, 40)

@@ -1,32 +1,45 @@
 """A user's own photographs: a folder with a table, or sorted into folders (`data/folders.py`).
 
 `<root>/meta.csv` has the columns image, product, split and label, and if known mask and
-defect_type. What is true of a picture comes from its label and mask, never from its name.
+defect_type; `NAMES` lists what else they may be called. Commas, semicolons or tabs stand between
+values. What is true of a picture comes from its label and mask, never from its name.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from iad_r1.data import folders
-from iad_r1.data.folders import GOOD, SPLITS
+from iad_r1.data.folders import DEFECTIVE, GOOD, PICTURES, SPLIT_NAMES
 from iad_r1.errors import DataError
-from iad_r1.settings.data import Folder, TrainingSplit, needed
-from iad_r1.types import Sample
+from iad_r1.settings.data import Folder, OwnMasks, TrainingSplit, needed
+from iad_r1.types import Mask, Sample
 
-TABLE = "meta.csv"
+TABLES = ("meta.csv", "meta.tsv")
 REQUIRED = ("image", "product", "split", "label")
 OPTIONAL = ("mask", "defect_type")
+# other names of the columns, in any case, with spaces, dashes or underscores between words
+NAMES = {
+    "image": ("image_path", "img_path", "img", "image_file", "file", "file_name", "filename",
+              "filepath", "file_path", "path"),
+    "product": ("category", "cls_name", "object", "part", "item"),
+    "split": ("set", "subset", "phase"),
+    "label": ("anomaly", "is_anomaly", "anomalous", "defective", "is_defective"),
+    "mask": ("mask_path", "mask_file", "ground_truth", "gt", "gt_path"),
+    "defect_type": ("defect", "defect_kind", "type", "kind", "specie_name", "anomaly_type",
+                    "defect_class"),
+}  # fmt: skip
 LABELS = {
-    **dict.fromkeys(("0", "no", *GOOD), False),
-    **dict.fromkeys(("1", "yes", "bad", "ng", "defective", "anomalous", "anomaly"), True),
+    **dict.fromkeys(("0", "0.0", "no", "false", *GOOD), False),
+    **dict.fromkeys(("1", "1.0", "yes", "true", *DEFECTIVE), True),
 }
 
 
-class Settings(TrainingSplit, Folder):
+class Settings(TrainingSplit, OwnMasks, Folder):
     """A folder of photographs. Such sets are small: `train` serves PA-SFT and SC-GRPO alike."""
 
     name: Literal["photos"]
@@ -37,24 +50,29 @@ class Settings(TrainingSplit, Folder):
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:
-    """The pictures of a folder."""
-    return samples(Path(settings.root))
+    """The pictures of a folder. Raises DataError naming the row or file that is wrong."""
+    for sample in samples(Path(settings.root)):
+        mask = sample.mask
+        if isinstance(mask, Mask):
+            drawn_on, inverted = settings.masks_drawn_on, settings.masks_inverted or False
+            mask = replace(mask, inverted=inverted, drawn_on=drawn_on)
+        yield replace(sample, mask=mask)
 
 
 def samples(root: Path) -> Iterator[Sample]:
-    """The pictures of a folder. Raises DataError naming the row or file that is wrong."""
+    """The pictures of a folder, masks as they are. Raises DataError."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
-    table, dataset = root / TABLE, root.resolve().name
-    is_table = table.is_file()
-    rows = list(_table(table, dataset) if is_table else folders.layout(root, dataset))
-    if not rows and is_table:
+    dataset = root.resolve().name
+    table = next((root / name for name in TABLES if (root / name).is_file()), None)
+    rows = list(_table(table, dataset) if table else folders.layout(root, dataset, False))
+    if not rows and table:
         raise DataError(f"{table} has no rows.")
     if not rows:
         raise DataError(
-            f"{root} holds neither {TABLE} nor pictures in <product>/train/good/, "
+            f"{root} holds neither {TABLES[0]} nor pictures in <product>/train/good/, "
             "<product>/train/<defect>/ and <product>/test/... . Set its root to the folder that "
-            f"does, or write {TABLE} with the columns {', '.join(REQUIRED + OPTIONAL)}."
+            f"does, or write {TABLES[0]} with the columns {', '.join(REQUIRED + OPTIONAL)}."
         )
     yield from rows
 
@@ -62,42 +80,85 @@ def samples(root: Path) -> Iterator[Sample]:
 def _table(table: Path, dataset: str) -> Iterator[Sample]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            columns = list(reader.fieldnames or ())
-            missing = [column for column in REQUIRED if column not in columns]
-            if missing:
-                raise DataError(
-                    f"{table} has no column {' or '.join(missing)}; it has {', '.join(columns)}."
-                )
+            header = lines.readline()
+            lines.seek(0)
+            reader = csv.DictReader(lines, strict=True, delimiter=max(",;\t", key=header.count))
+            columns = _columns(table, list(reader.fieldnames or ()))
+            last_is_read = list(reader.fieldnames or ())[-1] in columns.values()
             for values in reader:
-                yield _row(table, dataset, f"{table}, line {reader.line_num}", values, columns)
+                where = f"{table}, line {reader.line_num}"
+                # an unquoted comma in a last column that nobody reads ("note") harms nothing
+                if values.pop(None, None) and last_is_read:
+                    raise DataError(
+                        f"{where}: more values than columns. Quote values that hold a "
+                        f"{reader.reader.dialect.delimiter!r}."
+                    )
+                if any((value or "").strip() for value in values.values()):
+                    found = {name: (values[own] or "").strip() for name, own in columns.items()}
+                    _check_unread(where, values, columns)
+                    yield _row(table, dataset, where, found)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table} is not a comma-separated UTF-8 table ({error}).") from error
 
 
-def _row(table: Path, dataset: str, where: str, values: dict, columns: list[str]) -> Sample:
-    # an unquoted comma in a last column that nobody reads ("note") harms nothing
-    if values.get(None) and columns[-1] in REQUIRED + OPTIONAL:
-        raise DataError(f"{where}: more values than columns. Quote values that hold a comma.")
-    value = {column: (values.get(column) or "").strip() for column in REQUIRED + OPTIONAL}
+def _columns(table: Path, header: list[str]) -> dict[str, str]:
+    """What each column that we read is called here. Raises DataError."""
+    spelled: dict[str, list[str]] = {}
+    for column in header:
+        spelled.setdefault(column.strip().lower().replace(" ", "_").replace("-", "_"), []).append(
+            column
+        )
+    found: dict[str, str] = {}
+    for name in REQUIRED + OPTIONAL:
+        alike = spelled.get(name) or [c for other in NAMES[name] for c in spelled.get(other, ())]
+        if len(alike) > 1:
+            raise DataError(
+                f"{table}: which column is the {name}, {' or '.join(alike)}? Call it {name}."
+            )
+        if alike:
+            found[name] = alike[0]
+    missing = [column for column in REQUIRED if column not in found]
+    if missing:
+        raise DataError(
+            f"{table} has no column {' or '.join(missing)}; it has {', '.join(header)}."
+        )
+    return found
+
+
+def _check_unread(where: str, values: dict[str, str], columns: dict[str, str]) -> None:
+    """A column that looks like the masks and is not read is not passed over in silence."""
+    if "mask" in columns:
+        return
+    for column in set(values) - set(columns.values()):
+        if Path(values[column] or "").suffix.lower() in PICTURES:
+            raise DataError(
+                f"{where}: column {column!r} names a picture and would not be read. Call it mask "
+                "if these are masks; if not, add an empty column mask."
+            )
+
+
+def _row(table: Path, dataset: str, where: str, value: dict[str, str]) -> Sample:
     for column in REQUIRED:
         if not value[column]:
             raise DataError(f"{where}: no value in column {column}.")
-    if value["split"] not in SPLITS:
-        raise DataError(f"{where}: split={value['split']!r} is unknown. Use {' or '.join(SPLITS)}.")
-    if value["label"].lower() not in LABELS:
+    split, label = (value[column].lower() for column in ("split", "label"))
+    if split not in SPLIT_NAMES:
+        raise DataError(
+            f"{where}: split={value['split']!r} is unknown. Use train, test or validation."
+        )
+    if label not in LABELS:
         raise DataError(
             f"{where}: label={value['label']!r} is unknown. Use 0 (good) or 1 (defective)."
         )
-    image = _path(table.parent, value["image"])
+    image, mask = _path(table.parent, value["image"]), value.get("mask")
     return Sample(
         id=f"{dataset}/{folders.relative(image, table.parent)}",
         dataset=dataset,
-        split=value["split"],
+        split=SPLIT_NAMES[split],
         product=folders.words(value["product"]),
         image=image,
-        solution=folders.solution(where, LABELS[value["label"].lower()], value["defect_type"]),
-        mask=_path(table.parent, value["mask"]) if value["mask"] else None,
+        solution=folders.solution(where, LABELS[label], value.get("defect_type", "")),
+        mask=Mask((_path(table.parent, mask),)) if mask else None,
         where=where,
     )
 

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from iad_r1.data import folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
-from iad_r1.types import Sample
+from iad_r1.types import Mask, Sample
 
 TABLE = "split_csv/1cls.csv"
 LABELS = {"normal": False, "anomaly": True}
@@ -60,7 +60,7 @@ def _table(root: Path) -> Iterator[Sample]:
             product=folders.words(product),
             image=image,
             solution=folders.solution(where, defective, kind if defective else ""),
-            mask=root / row["mask"] if row["mask"] else None,
+            mask=Mask((root / row["mask"],)) if row["mask"] else None,
             where=where,
         )
 
