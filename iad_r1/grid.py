@@ -117,7 +117,12 @@ _EVERYWHERE = frozenset(("whole", "entire", "everywhere", "throughout"))
 _DENIALS = frozenset(
     ("no", "not", "none", "never", "without", "except", "neither", "nor", "t", "outside")
 )
-_SEPARATORS = frozenset(("and", "or", "plus", "both", ";", "/", "&"))
+_SEPARATORS = frozenset(("and", "or", "plus", "both", ";", "&"))
+# "right" between two of these is no side: "it is right at the top"
+_BEFORE_JUST = frozenset(
+    ("", "is", "are", "was", "lies", "sits", "located", "found", "visible", ",")
+)
+_AFTER_JUST = frozenset(("at", "in", "on", "by", "near", "next", "here", "there", "above", "below"))
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _AXIS_NAMES = {"row": 0, "rows": 0, "column": 1, "columns": 1, "col": 1}
 _TOKEN = re.compile(r"[a-z]+|[0-9]+(?:st|nd|rd|th)?|[;,/&]")
@@ -189,6 +194,15 @@ class _Reader:
         self.found.update(self._cells())
         self.row, self.col, self.middle = None, None, False
 
+    def share(self, row: bool, col: int | None) -> None:
+        """A word such as "and" ends a place, which may share its row with the next one ("upper left
+        and right") or the next one's column ("upper and lower left")."""
+        kept = self.row if row and self.row is not None and self.col is not None else None
+        if self.row is not None and self.col is None:
+            self.col = col
+        self.close()
+        self.row = kept
+
     def _cells(self) -> Iterator[int]:
         """The cells meant; none when the words concern only an axis that has a single part."""
         row_named, col_named = (
@@ -224,14 +238,16 @@ def _parse(text: str, grid: Grid) -> frozenset[int] | None:
                 return None
             reader.side(*((index, None) if axis == 0 else (None, index)))
             continue
-        if token in _SIDES:
+        if token == "right" and _is_just(tokens, at):
+            pass
+        elif token in _SIDES:
             reader.side(*(_end(side, grid, axis) for axis, side in enumerate(_SIDES[token])))
         elif token in _MIDDLE:
             reader.centre()
-        elif token == ",":
+        elif token in (",", "/"):
             reader.comma()
         elif token in _SEPARATORS:
-            reader.close()
+            reader.share(*_shared(tokens, at, grid))
         elif token in _EVERYWHERE:
             reader.everywhere = True
         at += 1
@@ -242,6 +258,24 @@ def _parse(text: str, grid: Grid) -> frozenset[int] | None:
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)
+
+
+def _is_just(tokens: Sequence[str], at: int) -> bool:
+    """Whether "right" means "just" here."""
+    before = tokens[at - 1] if at else ""
+    return before in _BEFORE_JUST and not _AFTER_JUST.isdisjoint(tokens[at + 1 : at + 2])
+
+
+def _shared(tokens: Sequence[str], at: int, grid: Grid) -> tuple[bool, int | None]:
+    """For places with nothing but a separator between their words: whether the second one leaves
+    its row out, and the column that the first one leaves out."""
+    nothing = (None, None)
+    before = _SIDES.get(tokens[at - 1], nothing) if at else nothing
+    after, then = (_SIDES.get(token, nothing) for token in (*tokens[at + 1 : at + 3], "", "")[:2])
+    row = None not in (before[1], after[1]) and after[0] is None and then[0] is None
+    col = after[1] if after[1] is not None else then[1] if then[0] is None else None
+    shares_col = None not in (before[0], after[0], col) and before[1] is None
+    return row, _end(col, grid, 1) if shares_col else None
 
 
 def _end(side: int | None, grid: Grid, axis: int) -> int | None:

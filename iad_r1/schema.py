@@ -218,7 +218,10 @@ def _strict(text: str, options: Mapping[str, str] | None, truncated: bool) -> st
     return _opening_label(text) if options is None else _edge_letter(text, options)
 
 
-_OPENING = re.compile(r"\s*(yes|no)\b(?!\s*(?:/|\b(?:or|and)\b))(?!['\u2019-]\w)", re.IGNORECASE)
+# "No. 3 pin is bent" counts pins
+_OPENING = re.compile(
+    r"\s*(yes|no(?!\.?\s*\d))\b(?!\s*(?:/|\b(?:or|and)\b))(?!['\u2019-]\w)", re.IGNORECASE
+)
 
 
 def _opening_label(text: str) -> str:

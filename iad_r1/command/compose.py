@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,12 +36,36 @@ NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
     """The checked configuration that `python run.py <overrides>` in `directory` would use."""
+    overrides = quoted(overrides)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra.compose("config", list(overrides))
+            composed = hydra.compose("config", overrides)
         return resolve(composed, directory or Path.cwd())
     except ComposeError as error:
         raise ConfigError(explain(error, overrides)) from None
+
+
+def quoted(arguments: Sequence[str]) -> list[str]:
+    """With quotes around the values that Hydra's grammar has no words for, such as paths that hold
+    a tilde, a bracket or letters of other alphabets; a shell takes the user's own away."""
+    parser, found = OverridesParser.create(), []
+    sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if equals and not text.startswith("-") and not value.startswith(("[", "{", "'", '"')):
+            try:
+                parser.parse_override(text)
+            except HydraException:
+                values = value.split(",") if sweeps else [value]
+                text = f"{key}={','.join(map(_quoted, values))}"
+        found.append(text)
+    return found
+
+
+def _quoted(value: str) -> str:
+    """In Hydra's quotes: backslashes count before a quote alone, also before the closing one."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"'{escaped}'"
 
 
 def resolve(composed: DictConfig, directory: Path) -> Config:
@@ -93,7 +118,7 @@ def _make_absolute(values: dict[str, Any], key: str, directory: Path, *, always:
     text = values.get(last)
     if not isinstance(text, str) or not text:
         return
-    path = directory / Path(text).expanduser()
+    path = directory / os.path.expanduser(text)  # unlike Path's, it takes what is no user
     if always or text.startswith((".", "/", "~")) or path.exists():
         values[last] = str(path.resolve())
 

@@ -44,6 +44,7 @@ def main() -> int:
     """Read the command line, run what it asks for, and return the exit code."""
     # Hydra would print its own errors and exit; ours say what to type instead.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = compose.quoted(sys.argv[1:])
     app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         app()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from iad_r1 import schema
 from iad_r1.errors import DataError
-from iad_r1.rewards.case import read_solution
+from iad_r1.rewards.case import read_letter, read_solution
 from iad_r1.rewards.components.choice import answered
 from iad_r1.rewards.sets import RewardSet
 from iad_r1.rewards.vocabulary import Vocabulary
@@ -224,7 +224,7 @@ def _distinct(seen: Sequence[_Seen]) -> float:
 
 
 def _is_choice(record: Record) -> bool:
-    return record.solution.strip() in _LETTERS
+    return read_letter(record.solution) is not None
 
 
 def _answer(record: Record, evaluator: schema.Evaluator) -> str:
@@ -236,9 +236,7 @@ def _answer(record: Record, evaluator: schema.Evaluator) -> str:
 
 
 def _truth(record: Record) -> str:
-    if _is_choice(record):
-        return record.solution.strip()
-    return read_solution(record.solution).answer.lower()
+    return read_letter(record.solution) or read_solution(record.solution).answer.lower()
 
 
 def _status(record: Record) -> str:
@@ -256,9 +254,8 @@ def _gap(record: Record, score: Score, rewards: RewardSet, loose: RewardSet) -> 
 
     0 where one of them pays nothing at all for perfect: there is nothing to compare.
     """
-    tagged = record.solution
-    if _is_choice(record):
-        tagged = f"<answer>{record.solution.strip()}</answer>"
+    letter = read_letter(record.solution)
+    tagged = f"<answer>{letter}</answer>" if letter else record.solution
     perfect = f"<think>Seen.</think>{tagged}"
     best, loose_best = (set_.score(perfect, record.solution).total for set_ in (rewards, loose))
     if best <= 0 or loose_best <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -26,6 +27,17 @@ class Case:
     def solution(self) -> Solution:
         """What is true of the image. Raises DataError when `gold` is no yes/no solution."""
         return read_solution(self.gold)
+
+    @cached_property
+    def letter(self) -> str:
+        """The right letter of a multiple choice. Raises DataError when `gold` names none."""
+        letter = read_letter(self.gold)
+        if letter is None:
+            raise DataError(
+                f"solution {self.gold!r} names no letter. It must be one of A to E, such as B, "
+                "(B), B: scratch or <answer>B</answer>."
+            )
+        return letter
 
     @cached_property
     def parsed(self) -> schema.Parsed:
@@ -61,3 +73,15 @@ def read_solution(text: str) -> Solution:
         return Solution(answer, location=parsed.location or None, type=parsed.type or None)
     except ValueError as error:
         raise DataError(f"solution {text!r}: {error}.") from None
+
+
+_LETTER = re.compile(r"\(?([A-Ea-e])\)?\s*(?:[.:)].*)?", re.DOTALL)
+
+
+@lru_cache(maxsize=4096)
+def read_letter(text: str) -> str | None:
+    """The letter that a solution of a multiple choice names, with or without its tags, brackets
+    and option: "B", "(B)", "b.", "B: scratch", `<answer>B</answer>`. None for other texts."""
+    tagged = schema.parse(text).answer
+    match = _LETTER.fullmatch(text.strip() if tagged is None else tagged)
+    return match and match[1].upper()

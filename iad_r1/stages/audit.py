@@ -1,9 +1,10 @@
 """`stage=audit`: what the completions of a run earn, and whether that can be trusted.
 
-Reads a file or folder of JSONL or parquet (`stage.completions`), or the rollouts of an earlier run
+Reads a file or folder of JSON, JSONL or parquet (`stage.completions`), or the rollouts of a run
 (`init`); prints tables and flags, and writes `audit.json` to the run folder. Rows hold `completion`
-and `solution`, and `group` (else `id`, else `sample`) where several belong to one prompt; the
-predictions of an evaluation are read as well.
+and `solution`, and `group` (else `id`, else `sample`) where several belong to one prompt. A row may
+hold a list of each, and a completion may be a conversation; the predictions of an evaluation are
+read as well.
 
 Given a data set's `meta.csv` instead, it says where the vocabulary places each of its defect types,
 and which it cannot place: worth a look before training on it.
@@ -110,9 +111,10 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> Audit | No
 
 
 def read_records(source: Path) -> Iterator[Record]:
-    """The completions in a JSONL or parquet file, or in every such file of a folder, sorted.
+    """The completions in a JSON, JSONL or parquet file, or in every file of the latter two kinds in
+    a folder, sorted.
 
-    Raises DataError naming file and row when there are none or a column is missing.
+    Raises DataError naming file and row when there are none, or what a row lacks.
     """
     files = [source]
     if source.is_dir():
@@ -121,38 +123,87 @@ def read_records(source: Path) -> Iterator[Record]:
         raise DataError(f"no completions in {source}: there is no .jsonl or .parquet file.")
     for file in files:
         for number, row in enumerate(_rows(file), 1):
-            yield _record(row, f"{file}, row {number}", file.stem)
+            yield from _records(row, f"{file}, row {number}", file.stem)
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(file: Path) -> Iterator[object]:
+    """The rows of a parquet file, of a JSON array, or of a file with a JSON value per line."""
     if file.suffix == ".parquet":
         import pandas
 
         for row in pandas.read_parquet(file).to_dict("records"):
             yield {str(column): value for column, value in row.items()}
         return
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    text = file.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        yield from _decoded(text, f"{file} is not JSON")
+        return
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}, line {number} is not JSON: {error}.") from None
+            yield _decoded(line, f"{file}, line {number} is not JSON")
 
 
-def _record(row: Mapping[str, Any], where: str, file: str) -> Record:
+def _decoded(text: str, complaint: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{complaint}: {error}.") from None
+
+
+def _records(row: object, where: str, file: str) -> Iterator[Record]:
+    """The completion of a row, or the completions of a group that it holds."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is no object with `completion` and `solution`, but {row!r:.60}.")
     if "completion" not in row:
-        raise DataError(f"{where} has no `completion`. It has: {', '.join(row)}.")
-    if "solution" in row:
-        solution = str(row["solution"])
-    elif "gold_answer" in row:  # a line of predictions/*.jsonl
-        solution = str(row["gold_answer"])  # of a multiple choice, its letter
-        if solution in ("yes", "no"):
-            places = row.get("gold_location"), row.get("gold_type")
-            solution = Solution(solution.capitalize(), *places).as_tags()
-    else:
-        raise DataError(f"{where} has neither `solution` nor `gold_answer`.")
+        raise DataError(f"{where} has no `completion`. It has: {', '.join(map(str, row))}.")
+    completions, solutions = _listed(row["completion"]), _solutions(row, where)
+    if len(solutions) not in (1, len(completions)):
+        raise DataError(f"{where}: {len(completions)} completions, but {len(solutions)} solutions.")
+    solutions *= len(completions) // len(solutions)
     group = next((row[key] for key in ("group", "id", "sample") if row.get(key) is not None), None)
-    return Record(str(row["completion"]), solution, None if group is None else f"{file}/{group}")
+    name = None if group is None else f"{file}/{group}"
+    if name is None and len(completions) > 1:
+        name = where  # they stand together
+    for completion, solution in zip(completions, solutions, strict=True):
+        yield Record(_text(completion, where), _text(solution, where), name)
+
+
+def _solutions(row: Mapping[str, Any], where: str) -> list[Any]:
+    if "solution" in row:
+        return _listed(row["solution"])
+    if "gold_answer" not in row:
+        raise DataError(f"{where} has neither `solution` nor `gold_answer`.")
+    solution = str(row["gold_answer"])  # a line of predictions/*.jsonl; of a multiple choice, A
+    if solution in ("yes", "no"):
+        places = row.get("gold_location"), row.get("gold_type")
+        solution = Solution(solution.capitalize(), *places).as_tags()
+    return [solution]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Several values of a row. A conversation, a list of messages, is one."""
+    values = value.tolist() if hasattr(value, "tolist") else value  # of parquet
+    if not isinstance(values, list) or not values or _is_message(values[0]):
+        return [values]
+    return values
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and "role" in value
+
+
+def _text(value: Any, where: str) -> str:
+    """A text, or what the assistant says in a conversation. Raises DataError for other values."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        said = [turn.get("content") for turn in value if turn["role"] == "assistant"]
+        if len(said) == 1:
+            return _text(said[0], where)
+    parts = value if isinstance(value, list) else []
+    if parts and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+        return "".join(str(part.get("text", "")) for part in parts)
+    raise DataError(f"{where}: {value!r:.60} is no text and no conversation with one answer.")
 
 
 # --- the types of a data set ------------------------------------------------------------------

@@ -459,6 +459,45 @@ def test_predictions_of_an_evaluation_are_read(tmp_path: Path) -> None:
     ]
 
 
+def written(path: Path, rows: list[dict[str, object]], form: str) -> Path:
+    """Rows as different tools write them."""
+    if form == "array":
+        path = path.with_suffix(".json")
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    elif form == "array on one line":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif form == "byte order mark":
+        path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif form == "conversations":
+        for row in rows:
+            row["completion"] = [{"role": "assistant", "content": row["completion"]}]
+            row["solution"] = [
+                {"role": "assistant", "content": [{"type": "text", "text": row["solution"]}]}
+            ]
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif form == "a group to a row":
+        rows = [
+            {key: [row[key] for row in pair] for key in ("completion", "solution")}
+            | {"group": pair[0]["group"]}
+            for pair in (rows[i : i + 2] for i in range(0, len(rows), 2))
+        ]
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["array", "array on one line", "byte order mark", "conversations", "a group to a row"],
+)
+def test_rows_are_read_as_other_tools_write_them(form: str, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"completion": honest(truth), "solution": truth, "group": i // 2}
+        for i, truth in enumerate((YES, NO, NO, YES))
+    ]
+    wanted = [Record(str(r["completion"]), str(r["solution"]), f"rows/{r['group']}") for r in rows]
+    assert list(stage.read_records(written(tmp_path / "rows.jsonl", rows, form))) == wanted
+
+
 def test_a_run_without_completions_is_told_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"init=outputs/<name>/<timestamp>, or stage\.completion"):
         audited(tmp_path, None)
@@ -470,6 +509,14 @@ def test_a_run_without_completions_is_told_what_to_type(tmp_path: Path) -> None:
         ('{"text": "a"}', r"rows\.jsonl, row 1 has no `completion`\. It has: text"),
         ('{"completion": "a"}', r"row 1 has neither `solution` nor `gold_answer`"),
         ('{"completion": "a", "solution": "No"}\n{', r"line 2 is not JSON"),
+        ('[{"completion": "a", "solution": "No"}', r"rows\.jsonl is not JSON"),
+        ('["a"]', r"row 1 is no object with `completion`"),
+        ('{"completion": 3, "solution": "No"}', r"row 1: 3 is no text and no conversation"),
+        ('{"completion": ["a"], "solution": ["No", "No"]}', r"1 completions, but 2 solutions"),
+        (
+            '{"completion": [{"role": "user", "content": "a"}], "solution": "No"}',
+            r"row 1: .*no conversation with one answer",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, content: str, message: str) -> None:

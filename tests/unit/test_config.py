@@ -363,6 +363,33 @@ def test_a_setting_that_cannot_be_is_refused_and_named(overrides, said):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "数据",
+        "Gerät",
+        "a b (c)",
+        "it's",
+        "a=b",
+        "a#b & c",
+        "100%",
+        "x\\'y",
+        "tail\\",
+        "~ here",
+    ],
+)
+def test_a_folder_of_any_name_can_be_typed(name, tmp_path):
+    composed = compose.compose(
+        ["stage=sft", "backbone=qwen25vl_3b", "data=photos", f"data.root={name}"], tmp_path
+    )
+    assert composed.data.model_dump()["root"] == str(tmp_path / name)
+
+
+def test_a_tilde_is_the_home_of_the_user():
+    chosen = ["stage=sft", "backbone=qwen25vl_3b", "data=photos", "data.root=~/photos"]
+    assert compose.compose(chosen).data.model_dump()["root"] == str(Path.home() / "photos")
+
+
+@pytest.mark.parametrize(
     ("override", "suggestion"),
     [
         ("grpo.learnig_rate=1", "grpo.learning_rate"),

@@ -391,6 +391,24 @@ def test_strict_letters(think: str, answer: str, roam: float, choice: float) -> 
     assert rewards.load("choice").score(text, " B ").total == choice
 
 
+@pytest.mark.parametrize("name", ["choice", "choice_released", "roam", "roam_released"])
+@pytest.mark.parametrize(
+    "gold", ["B", " b ", "(B)", "B.", "B: Dent", "<answer>B</answer>", "<answer> (B) </answer>"]
+)
+def test_the_right_letter_is_read_however_a_data_set_spells_it(name: str, gold: str) -> None:
+    right, wrong = (f"<think>{x} fits.</think><answer>{x}</answer>" for x in "BC")
+    best = rewards.load(name).score(right, "B").total
+    assert best > 0 and rewards.load(name).score(right, gold).total == best
+    assert rewards.load(name).score(wrong, gold).total < best
+
+
+@pytest.mark.parametrize("name", ["choice", "choice_released", "roam", "roam_released"])
+@pytest.mark.parametrize("gold", ["", "Yes", "F", "A or B", "Dent", "<answer></answer>"])
+def test_a_solution_that_names_no_letter_is_refused(name: str, gold: str) -> None:
+    with pytest.raises(DataError, match="names no letter"):
+        rewards.load(name).score("<think>So B fits</think><answer>B</answer>", gold)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -33,15 +33,15 @@ def roam(case: Case) -> float:
         return 0.0
     reasoned, answered = (_last_choice(case.completion, tag) for tag in ("think", "answer"))
     if reasoned is None:
-        return 0.0 if answered is None else 0.8 if answered == case.gold else 0.05
+        return 0.0 if answered is None else 0.8 if answered == case.letter else 0.05
     if reasoned != answered:
         return 0.0
-    return 1.0 if answered == case.gold else 0.1
+    return 1.0 if answered == case.letter else 0.1
 
 
 def choice(case: Case) -> float:
     """1.0 if think and answer stand in order and the letter read from the answer is right."""
-    right = _structured(case.completion) and _last_choice(case.completion, "answer") == case.gold
+    right = _structured(case.completion) and _last_choice(case.completion, "answer") == case.letter
     return float(right)
 
 

@@ -20,7 +20,7 @@ def score(case: Case) -> float:
     "B", "(B)", "B." and "B: scratch" are the letter B; "b", "B or C" and "the answer is B" are
     not: the prompt asks for a single letter. Think and answer must be all there is.
     """
-    return float(answered(case.completion) == case.gold.strip())
+    return float(answered(case.completion) == case.letter)
 
 
 def answered(completion: str) -> str | None:

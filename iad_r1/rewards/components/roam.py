@@ -19,7 +19,7 @@ def score(
     answer = answered(case.completion)
     if answer is None:
         return 0.0
-    right = answer == case.gold.strip()
+    right = answer == case.letter
     named = letters(parse(case.completion).think or "")
     if not named:
         return right_alone if right else wrong_alone
