@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,8 +78,8 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
     stage = stages.find(plain["stage"]["name"])
     for key in stage.shortcuts:
         plain.pop(key)
-    roots = (f"benchmark.{name}.root" for name in plain["benchmark"])
-    paths = (*PATHS, *roots, *stage.paths)
+    tested = product(plain["benchmark"], ("root", "lists"))
+    paths = (*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths)
     for key in (*paths, *NAME_OR_PATH):
         _make_absolute(plain, key, directory, always=key in paths)
     try:

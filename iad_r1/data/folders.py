@@ -9,8 +9,9 @@ Hidden files and folders are left alone. Every other mask must belong to a pictu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
@@ -35,28 +36,48 @@ DEFECTIVE = frozenset(
 UNTYPED = DEFECTIVE | {"", "-", "?", "n.a.", "n/a", "na", "nan", "none", "null", "unknown",
                        "unspecified"}  # fmt: skip
 # what tools add to the name of a picture to name its mask
-SUFFIXES = ("", "_mask", "_gt", "_label", "_seg", "_segmentation", "_annotation", "_rgb_mask")
+SUFFIXES = ("", "_mask", "_gt", "_label", "_seg", "_segmentation", "_annotation", "_rgb_mask",
+            "_rbg_mask")  # fmt: skip
 NEGATIONS = frozenset(("not", "no", "non"))
 # before the name of a type or a view: "defect_scratch", "def_front"
 PREFIXES = frozenset(("def", "defect", "defects", "ko", "ng", "nio", "nok"))
 
 
-def layout(root: Path, dataset: str, spare_masks: bool = True) -> Iterator[Sample]:
+def layout(
+    root: Path,
+    dataset: str,
+    spare_masks: bool = True,
+    splits: Mapping[str, str] = MappingProxyType(SPLIT_NAMES),
+) -> Iterator[Sample]:
     """The samples below `root`, or in it where it is a single product, in the order of the names:
-    the same on every machine.
+    the same on every machine. `splits` maps the folders that are looked for to splits.
 
     Raises DataError where a kind of defect has masks that belong to none of its pictures, or, if
     not `spare_masks`, where one mask does.
     """
-    is_product = any((root / split).is_dir() for split in SPLIT_NAMES)
-    for product in [root.resolve()] if is_product else _folders(root):
+    is_product = any((root / name).is_dir() for name in splits)
+    for product in [root.resolve()] if is_product else children(root):
         masks = Masks(product / "ground_truth")
-        for name, split in SPLIT_NAMES.items():
-            kinds = _folders(product / name)
-            views = {view for kind in kinds if (view := _view(kind.name))}
-            for folder in kinds:
-                yield from _of_kind(root, dataset, product, split, folder, views, masks)
+        for name, split in splits.items():
+            yield from kinds(root, dataset, product, product / name, split, masks)
         masks.check(spare_masks)
+
+
+def kinds(
+    root: Path, dataset: str, product: Path, folder: Path, split: str, masks: Masks
+) -> Iterator[Sample]:
+    """The samples in a folder that holds a folder for every kind of them."""
+    found = [kind for kind in children(folder) if kind.name != masks.folder.name]
+    views = {view for kind in found if (view := _view(kind.name))}
+    for kind in found:
+        yield from _of_kind(root, dataset, product, split, kind, views, masks)
+
+
+def there(root: str, source: str) -> Path:
+    """The folder of a data set. Raises DataError that says where to get it."""
+    if not Path(root).is_dir():
+        raise DataError(f"{root} is not a folder. {source}")
+    return Path(root)
 
 
 def _of_kind(
@@ -90,7 +111,7 @@ class Masks:
         self.folder = folder
         self.kinds = {
             kind.name: {path.stem if path.is_file() else path.name: path for path in _masks(kind)}
-            for kind in _folders(folder)
+            for kind in children(folder)
         }
         self.used: set[Path] = set()
 
@@ -185,10 +206,11 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def _masks(kind: Path) -> list[Path]:
-    return [*_folders(kind), *pictures(kind)]
+    return [*children(kind), *pictures(kind)]
 
 
-def _folders(parent: Path) -> list[Path]:
+def children(parent: Path) -> list[Path]:
+    """The folders in a folder, by name."""
     return [path for path in _visible(parent) if path.is_dir()]
 
 

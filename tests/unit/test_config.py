@@ -33,9 +33,14 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
     """What an option asks for besides its own name."""
     return {
         ("data", "photos"): [f"data.root={tmp_path}"],
-        ("benchmark", "photos"): [f"benchmark.photos.root={tmp_path}"],
-        ("benchmark", "mvtec"): [f"benchmark.mvtec.root={tmp_path}"],
-        ("benchmark", "visa"): [f"benchmark.visa.root={tmp_path}"],
+        **{
+            ("benchmark", name): [f"benchmark.{name}.root={tmp_path}"]
+            for name in names(READERS)
+            if name != "industrial_test"
+        },
+        ("benchmark", "industrial_test"): [
+            f"benchmark.industrial_test.{key}={tmp_path}" for key in ("root", "lists")
+        ],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],

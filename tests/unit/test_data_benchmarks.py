@@ -216,7 +216,7 @@ def refused(*overrides: str) -> str:
         (["benchmark=mvtek"], ["benchmark=mvtek", "Did you mean mvtec?"]),
         (
             ["data.name=foto"],
-            ["data.name=foto: must be one of 'mvtec', 'photos', 'synthetic', 'visa'"],
+            ["data.name=foto: must be one of 'dagm', 'dtd',", "'photos', 'real_iad', 'sdd', 'synt"],
         ),
         (["+data.zoom=1"], ["data.zoom: there is no such setting"]),
         (["benchmark=mvtec", "+benchmark.mvtec.rot=a"], ["mvtec.rot: there is no such setting"]),

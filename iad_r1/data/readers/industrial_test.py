@@ -1,0 +1,89 @@
+"""The test set that the papers' numbers were made with: a folder and a list for each of its parts.
+
+    <root>/{DAGM,DS-MVTec,DTD,MPDD,SDD,VisA}/...
+    <lists>/test_{DAGM,DTD,MPDD,MVTec,SDD,VisA}_format.json
+
+A list maps a picture's path to one question, its answer (A: there are defects, B: there are none)
+and its references, `random_templates` and `similar_templates`; several sets have none. The answer
+is the label: nothing is read from a path. Defects have neither place nor type there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from iad_r1.data import folders
+from iad_r1.errors import DataError
+from iad_r1.settings.data import Folder, needed
+from iad_r1.types import Sample, Solution
+
+SOURCE = (
+    "It is yanhui01/Industrial_test on the Hugging Face hub; the lists are in data/Test/ of the "
+    "code released with IAD-R1."
+)
+ANSWERS = {"A": "Yes", "B": "No"}
+OPTIONS = {"A": "Yes.", "B": "No."}
+
+
+class Settings(Folder):
+    """Where the pictures and their lists lie, and which references are shown."""
+
+    name: Literal["industrial_test"]
+    root: Annotated[str, needed("folder that holds DAGM/, DS-MVTec/, DTD/, MPDD/, SDD/, VisA/")]
+    lists: Annotated[str, needed("folder of test_DAGM_format.json and so on")]
+    templates: Literal["random", "similar"]
+
+
+def read(settings: Settings, seed: int) -> Iterator[Sample]:
+    """All pictures, list by list, in the order of each list; a list is a split of its own."""
+    root = folders.there(settings.root, SOURCE)
+    files = sorted(folders.there(settings.lists, SOURCE).glob("test_*_format.json"))
+    if not files:
+        raise DataError(f"{settings.lists} holds no test_<set>_format.json. {SOURCE}")
+    for file in files:
+        name = file.stem.removeprefix("test_").removesuffix("_format")
+        for path, row in _rows(file).items():
+            yield _sample(root, name, path, row, settings.templates, f"{file}, {path}")
+
+
+def _rows(file: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}.") from None
+
+
+def _sample(
+    root: Path, name: str, path: str, row: Mapping[str, Any], templates: str, where: str
+) -> Sample:
+    turns: Sequence[Mapping[str, Any]] = row.get("conversation", ())
+    asked = [(turn.get("Answer"), turn.get("Options")) for turn in turns]
+    answer = asked[0][0] if len(asked) == 1 else None
+    if answer not in ANSWERS or asked != [(answer, OPTIONS)]:
+        raise DataError(f"{where}: expected one question with the options {OPTIONS}, not {asked}.")
+    return _picture(
+        root, name, path, ANSWERS[answer], where,
+        tuple(
+            _picture(root, name, shown, "No", f"{where}, {templates} templates")
+            for shown in row.get(f"{templates}_templates", ())
+        ),
+    )  # fmt: skip
+
+
+def _picture(
+    root: Path, name: str, path: str, answer: str, where: str, references: tuple[Sample, ...] = ()
+) -> Sample:
+    parts = Path(path).parts
+    return Sample(
+        id=f"industrial_test/{path}",
+        dataset="industrial_test",
+        split=f"test.{name}",
+        product=folders.words(parts[0] if parts[1] == "test" else parts[1]),
+        image=root / path,
+        solution=Solution(answer),
+        references=references,
+        where=where,
+    )
