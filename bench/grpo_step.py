@@ -247,6 +247,7 @@ def trl_trainer(
         for picture in work.pictures
     ]
     model = copy.deepcopy(work.model)
+    model.model.visual.config._attn_implementation = "sdpa"  # as TRL would have loaded it
     return GRPOTrainer(
         model=model, args=config, reward_funcs=scored, processing_class=work.processor,
         train_dataset=datasets.Dataset.from_list(rows * steps),

@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
 from iad_r1.backbones.families import Sizing, family_of
+from iad_r1.backbones.windows import use_batched_windows
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.store import checkpoints
 from iad_r1.types import Conversation
@@ -83,6 +84,8 @@ class Backbone:
             if (token := getattr(model.config, name, None)) is not None
         )
         _save_with_the_hubs_names(model)
+        if self.family.segments:
+            use_batched_windows(self.model.model.visual)
 
     @classmethod
     def load(

@@ -30,16 +30,18 @@ class Family:
             `square`: every picture becomes the same square; `max_pixels` changes nothing.
         image_keys: what its processor returns for a picture, and its vision tower is given.
         mrope: whether positions of image tokens have three dimensions.
+        segments: whether its vision tower reads all pictures as one sequence of segments.
     """
 
     sizing: Sizing
     image_keys: tuple[str, ...]
     mrope: bool = False
+    segments: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True),
-    "qwen2_5_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True),
+    "qwen2_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True, segments=True),
+    "qwen2_5_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True, segments=True),
     "llava": Family("square", ("pixel_values",)),
     "llava_next": Family("tilings", ("pixel_values", "image_sizes")),
     "llava_onevision": Family("tilings", ("pixel_values", "image_sizes", "batch_num_images")),
