@@ -74,6 +74,9 @@ class Backbone:
         self.model: Any = model  # families differ in what hangs below it
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        # what a tokenizer.json may hold; no call changes it now, so that threads can share it
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
         self.family = family_of(model.config.model_type)
         self.ends = _ends(model, self.tokenizer)
         own = self.tokenizer.eos_token_id

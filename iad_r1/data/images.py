@@ -7,7 +7,9 @@ it. Decoded photographs are remembered, so that repeated epochs do not decode th
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,22 +176,40 @@ def _unreadable(path: Path, what: str, error: Exception) -> DataError:
 
 
 class _Remembered:
-    """Upright pictures by path and time of change, the least recently used forgotten first."""
+    """Upright pictures by path and time of change, the least recently used forgotten first. A
+    picture that several threads ask for at once is decoded by one of them."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
+        self.limit, self.size, self.lock = limit, 0, Lock()
         self.pictures: OrderedDict[tuple[Path, int], Image.Image] = OrderedDict()
+        self.decoding: dict[tuple[Path, int], Future[Image.Image]] = {}
 
     def get(self, path: Path) -> Image.Image:
         key = (path, _changed(path))
-        picture = self.pictures.pop(key, None)
-        if picture is None:
-            picture = upright(path)
+        with self.lock:
+            if key in self.pictures:
+                self.pictures.move_to_end(key)
+                return self.pictures[key]
+            mine, decoding = key not in self.decoding, self.decoding.setdefault(key, Future())
+        if mine:
+            self._decode(key, decoding)
+        return decoding.result()
+
+    def _decode(self, key: tuple[Path, int], decoding: Future[Image.Image]) -> None:
+        try:
+            picture = upright(key[0])
+        except BaseException as error:  # whatever it is, those who wait for the picture get it too
+            with self.lock:
+                del self.decoding[key]
+            decoding.set_exception(error)
+            return
+        with self.lock:
+            del self.decoding[key]
+            self.pictures[key] = picture
             self.size += _bytes(picture)
-        self.pictures[key] = picture
-        while self.size > self.limit:
-            self.size -= _bytes(self.pictures.popitem(last=False)[1])
-        return picture
+            while self.size > self.limit:
+                self.size -= _bytes(self.pictures.popitem(last=False)[1])
+        decoding.set_result(picture)
 
 
 def _bytes(picture: Image.Image) -> int:

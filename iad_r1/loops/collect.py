@@ -11,6 +11,7 @@ from typing import Any
 
 from iad_r1 import rewards, schema
 from iad_r1.backbones.backbone import Prompt
+from iad_r1.data.ahead import Ahead
 from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
 from iad_r1.loops.rollout_log import failed_rows, reward_statistics
@@ -69,6 +70,7 @@ class Collector:
         self.pool = context.dataset.rl
         room = Room("grpo.max_length", self.grpo.max_length, rollout.max_tokens)
         self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
+        self.prompts = Ahead(self.prompter.encode, config.engine.picture_threads)
         self.read_answer = partial(
             schema.read_answer,
             evaluator=config.evaluate.evaluator,
@@ -91,11 +93,13 @@ class Collector:
                 self.gate.check("grpo", step)
             clock.lap("parity")
 
-    def collect(self, samples: Sequence[Sample], step: int, clock: Clock) -> Collected:
-        """A scored group for every sample. With `degenerate_groups=resample`, groups that carry no
-        signal are drawn anew with other pictures, `resample_limit` times at most (DAPO's dynamic
-        sampling, bounded)."""
-        prompts, groups = self.draw(dict(enumerate(samples)), step, 0, clock)
+    def collect(
+        self, samples: Sequence[Sample], step: int, clock: Clock, then: Sequence[Sample] = ()
+    ) -> Collected:
+        """A scored group for every sample, while the prompts of the batch `then` are prepared. With
+        `degenerate_groups=resample`, groups that carry no signal are drawn anew with other
+        pictures, `resample_limit` times at most (DAPO's dynamic sampling, bounded)."""
+        prompts, groups = self.draw(dict(enumerate(samples)), step, 0, clock, then)
         statistics = reward_statistics(list(groups.values()), self.read_answer)
         clock.lap("score")
         if self.grpo.degenerate_groups == "resample":
@@ -114,7 +118,12 @@ class Collector:
         return Collected(list(prompts.values()), list(groups.values()), statistics)
 
     def draw(
-        self, samples: Mapping[int, Sample], step: int, attempt: int, clock: Clock
+        self,
+        samples: Mapping[int, Sample],
+        step: int,
+        attempt: int,
+        clock: Clock,
+        then: Sequence[Sample] = (),
     ) -> tuple[dict[int, Prompt], dict[int, Group]]:
         """The prompts of this rank, and the scored groups of all, by their slots in the batch.
 
@@ -122,7 +131,9 @@ class Collector:
         hold none.
         """
         mine = [slot for slot in samples if slot % distributed.world() == distributed.rank()]
-        prompts = {slot: self.prompter.encode(samples[slot]) for slot in mine}
+        encoded = self.prompts.take([samples[n] for n in mine], then=distributed.share(then))
+        prompts = dict(zip(mine, encoded, strict=True))
+        clock.lap("pictures")
         said = dict(zip(mine, self.sample([*prompts.values()], step, mine, attempt), strict=True))
         found = {slot: group for part in distributed.everyone(said) for slot, group in part.items()}
         completions_PG = [found[slot] for slot in samples]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from iad_r1 import prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.data.ahead import Ahead
 from iad_r1.grid import as_grid
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
@@ -108,7 +110,8 @@ def open_asking(config: Config, backbone: Backbone) -> Asking:
     grader = Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
     sampler = open_sampler(config, backbone, asked.batch_size)
     sampler.sync()
-    return Asking(backbone, Prompter(backbone, asked.prompt, room), sampler, grader, asked)
+    prompter, threads = Prompter(backbone, asked.prompt, room), config.engine.picture_threads
+    return Asking(backbone, prompter, sampler, grader, asked, threads)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Asking:
     sampler: Sampler
     grader: Grader
     settings: Evaluate
+    picture_threads: int
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
@@ -127,26 +131,30 @@ class Asking:
         """Greedy predictions as they are finished, about a batch of every rank at a time.
 
         The sampler is given all of a rank's prompts, as it has room for them, and goes on with the
-        others while a batch is graded.
+        others while a batch is graded. The pictures of the next batch are prepared meanwhile.
         """
         mine, size = distributed.share(samples), self.settings.batch_size
         asked: dict[int, Prompt] = {}  # in flight
+        encode = partial(self.prompter.encode, shots=shots)
 
-        def ask() -> Iterator[tuple[Prompt, Seed]]:
-            for number, sample in enumerate(mine):
-                asked[number] = self.prompter.encode(sample, shots)
-                yield asked[number], ()
+        def ask(prompts: Ahead[Sample, Prompt]) -> Iterator[tuple[Prompt, Seed]]:
+            for start in range(0, len(mine), size):
+                batch, then = mine[start : start + size], mine[start + size : start + 2 * size]
+                for number, prompt in enumerate(prompts.take(batch, then), start):
+                    asked[number] = prompt
+                    yield prompt, ()
 
         greedy = Sampling(1, self.settings.max_tokens, temperature=0.0)
-        finished = self.sampler.stream(ask(), greedy)
-        for _ in range(math.ceil(len(samples) / (size * distributed.world()))):
-            batch = [(mine[n], asked.pop(n), group[0]) for n, group in islice(finished, size)]
-            shares = self._p_yes(batch)
-            answers = [
-                grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=shares.get(n))
-                for n, (sample, _, drawn) in enumerate(batch)
-            ]
-            yield [answer for part in distributed.everyone(answers) for answer in part]
+        with Ahead(encode, self.picture_threads) as prompts:
+            finished = self.sampler.stream(ask(prompts), greedy)
+            for _ in range(math.ceil(len(samples) / (size * distributed.world()))):
+                batch = [(mine[n], asked.pop(n), group[0]) for n, group in islice(finished, size)]
+                shares = self._p_yes(batch)
+                answers = [
+                    grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=shares.get(n))
+                    for n, (sample, _, drawn) in enumerate(batch)
+                ]
+                yield [answer for part in distributed.everyone(answers) for answer in part]
 
     def _p_yes(self, batch: Sequence[tuple[Sample, Prompt, Completion]]) -> dict[int, float | None]:
         """P(yes) by place in the batch, of the questions that ask for yes or no."""

@@ -35,13 +35,14 @@ def train(context: Context) -> None:
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
     saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved())
     watch = guards.CollapseWatch(grpo.collapse)
-    with context.progress("SC-GRPO", steps) as bar:
+    with collector.prompts, context.progress("SC-GRPO", steps) as bar:
         for step in saver.steps(bar):
             watch.recall(folder / "metrics.jsonl", "grpo", step)
             clock = Clock()
             policy.refresh_reference(step)
             collector.synchronise(step, clock)
-            drawn = collector.collect(batches[step], step, clock)  # sampled and scored
+            asked, *later = batches[step : step + 2]
+            drawn = collector.collect(asked, step, clock, *later)  # sampled and scored
             with guards.kept(folder, "grpo", step, partial(collector.rows, drawn)):
                 gains_PG = advantages(drawn.rewards_PG(), grpo.advantage)
                 batch = policy.batch(drawn.prompts, share(drawn.groups), share(gains_PG))

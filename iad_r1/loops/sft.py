@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iad_r1.backbones.backbone import EncodedTarget, Inputs, Prompt
 from iad_r1.backbones.packing import completion_logprobs, micro_batches, vision_features
+from iad_r1.data.ahead import Ahead
 from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.grid import as_grid
 from iad_r1.learn import guards, optim
@@ -53,6 +54,9 @@ class _Phase:
         self.seed = context.config.seed * 1000 + index
         self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
         self.learner: Learner | None = None  # while the leg runs
+        self.prompts: Ahead[tuple[Sample, int], Prompt] = Ahead(
+            self.prompt, context.config.engine.picture_threads
+        )  # of a sample at a step
         self.features: dict[
             tuple[str, int], Tensor | None
         ] = {}  # of images, while the tower is frozen
@@ -74,13 +78,13 @@ class _Phase:
         batches = optim.batches(self.samples, phase.batch_size, steps, self.seed)
         saver = Saver(self.context, "sft", learner, first_step, first_step + steps, leg=self.index)
         model.train()
-        with self.context.progress(self.name, steps) as bar:
+        with self.prompts, self.context.progress(self.name, steps) as bar:
             for step in saver.steps(bar):
-                batch = batches[step - first_step]
+                batch, *later = batches[step - first_step :][:2]
                 with guards.kept(
                     self.context.folder.path, "sft", step, partial(self.rows, batch, step)
                 ):
-                    values = self.step(learner, batch, step)
+                    values = self.step(learner, batch, step, *later)
                 self.context.log("sft", step, {**values, "phase": self.index})
                 bar.advance(loss=values["loss"])
                 saver.done(step, values)
@@ -88,13 +92,16 @@ class _Phase:
         optim.train_only(model, vision=True)
         return first_step + steps
 
-    def step(self, learner: Learner, batch: Sequence[Sample], step: int) -> dict[str, float]:
-        """One optimiser step on the batch of all ranks, some samples at a time."""
-        where, parts = f"sft step {step}", self.losses(batch, step)
+    def step(
+        self, learner: Learner, batch: Sequence[Sample], step: int, then: Sequence[Sample] = ()
+    ) -> dict[str, float]:
+        """One optimiser step on the batch of all ranks, some samples at a time, while the prompts
+        of the batch `then` are prepared."""
+        where, parts = f"sft step {step}", self.losses(batch, step, then)
         loss = learner.accumulate(parts, where, idle=parts[0])
         return {"loss": distributed.total(loss), **learner.update(where)}
 
-    def losses(self, batch: Sequence[Sample], step: int) -> list[Part]:
+    def losses(self, batch: Sequence[Sample], step: int, then: Sequence[Sample] = ()) -> list[Part]:
         """Mean negative log-likelihood of the trained target tokens of the batch (Eq. 1), nats, as
         functions that compute the parts which add up to it; several samples lie in one sequence and
         do not see each other.
@@ -105,10 +112,10 @@ class _Phase:
         """
         batch = distributed.share(batch)
         shots = [self.shots(sample, step) for sample in batch]
-        prompts = [
-            self.prompter.encode(sample, k, self.augment(sample, step))
-            for sample, k in zip(batch, shots, strict=True)
-        ]
+        prompts = self.prompts.take(
+            [(sample, step) for sample in batch],
+            then=[(sample, step + 1) for sample in distributed.share(then)],
+        )
         targets = [self.target(sample, k) for sample, k in zip(batch, shots, strict=True)]
         for prompt, (target, _) in zip(prompts, targets, strict=True):
             self.prompter.room.check(prompt, len(target.tokens))
@@ -164,6 +171,11 @@ class _Phase:
                 }
             )
         return found
+
+    def prompt(self, asked: tuple[Sample, int]) -> Prompt:
+        """The prompt of a sample at a step, with that step's reference and augmentation."""
+        sample, step = asked
+        return self.prompter.encode(sample, self.shots(sample, step), self.augment(sample, step))
 
     def shots(self, sample: Sample, step: int) -> int:
         """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""

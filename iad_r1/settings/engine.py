@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Count, Section
+from iad_r1.settings.base import Count, Count0, Section
 
 
 class Processes(Section):
@@ -15,6 +15,7 @@ class Processes(Section):
     hosts: Count
     ranks: Count
     threads: Count
+    picture_threads: Count0
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]
 

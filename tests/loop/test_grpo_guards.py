@@ -29,8 +29,8 @@ LOGGED = {
     "entropy", "length_mean", "length_max", "truncated", "yes_rate", "gold_yes_rate",
     "invalid_rate", "loss", "grad_norm", "learning_rate", "sampler_gap", "sampler_gap_mean",
     "sampler_gap_max", "importance_min", "importance_mean", "importance_max", "importance_capped",
-    "tokens_per_second", "peak_memory_mib", "seconds_step", "seconds_sync", "seconds_sample",
-    "seconds_score", "seconds_reference", "seconds_update",
+    "tokens_per_second", "peak_memory_mib", "seconds_step", "seconds_sync", "seconds_pictures",
+    "seconds_sample", "seconds_score", "seconds_reference", "seconds_update",
 }  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def test_every_step_logs_every_number(make_context):
         assert line["step"] == step and line["stage"] == "grpo"
         assert set(line) - {"step", "stage"} == LOGGED
         assert all(math.isfinite(line[name]) for name in LOGGED)
-        phases = [line[f"seconds_{p}"] for p in ("sync", "sample", "score", "reference", "update")]
+        names = ("sync", "pictures", "sample", "score", "reference", "update")
+        phases = [line[f"seconds_{name}"] for name in names]
         assert sum(phases) == pytest.approx(line["seconds_step"], rel=1e-6)
         table = pandas.read_parquet(context.folder.path / "rollouts" / f"grpo-{step:05d}.parquet")
         tokens = table["tokens"].sum()

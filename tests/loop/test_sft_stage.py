@@ -96,7 +96,7 @@ def test_a_nan_loss_stops_before_the_weights_change(context, monkeypatch):
     monkeypatch.setattr(
         sft._Phase,
         "losses",
-        lambda self, batch, step: [lambda: torch.tensor(math.nan, requires_grad=True)],
+        lambda self, *batch: [lambda: torch.tensor(math.nan, requires_grad=True)],
     )
     with pytest.raises(TrainingError, match=r"sft step 0: the loss is nan.*sft-00000\.parquet"):
         sft.train(context)
