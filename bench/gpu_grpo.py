@@ -192,7 +192,7 @@ def measure_ours(name: str, size: int, packing: Packing, options: Any) -> dict[s
     """The update with one group per `options.groups`. What FlexAttention computes is counted as
     SDPA does it: a compiled kernel cannot be looked into."""
     work = Work(name, options.groups, size, options)
-    check_packing(packing, work.device)
+    check_packing(packing, work.device, torch.bfloat16)
     with FlopCounterMode(display=False) as counter:
         Ours(work, "group" if packing == "group_flex" else packing).update()
     ours = Ours(work, packing)

@@ -11,8 +11,10 @@ groups of a micro-batch run as one sequence without padding, `[prompts ...][comp
 - the first token of a completion is predicted by the prompt's last position, and gradients flow
   through the shared prompt.
 
-`packing="group_flex"` hands the same mask to FlexAttention instead: nothing is padded or gathered,
-blocks of tokens that do not see each other are skipped, and training needs a GPU.
+`packing="group_flash"` computes the same through FlashAttention's kernels (`flash.py`), without a
+mask, padding or gathered keys. `packing="group_flex"` hands the mask to FlexAttention: nothing is
+padded or gathered, blocks of tokens that do not see each other are skipped, and training needs a
+GPU.
 `packing="off"` runs one right-padded row per completion, the plain way: the oracle of the tests.
 
 Axes: B prompts (groups), N completions of all groups in order, P prompt tokens, T completion
@@ -35,11 +37,13 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
+from iad_r1.backbones import flash
 from iad_r1.backbones.families import family_of
+from iad_r1.backbones.flash import FlashPrompt
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.objective.losses import Head, token_logprobs
 
-Packing = Literal["group", "group_flex", "off"]
+Packing = Literal["group", "group_flash", "group_flex", "off"]
 ModelInputs = Mapping[str, Tensor]
 """The processor's own output for one prompt (batch of 1): `input_ids` [1, P] with expanded image
 tokens, `pixel_values` and whatever else the family's processor returns."""
@@ -180,8 +184,15 @@ def vision_features(model: nn.Module, prompts: Sequence[ModelInputs]) -> list[Te
     return features
 
 
-def check_packing(packing: Packing, device: torch.device) -> None:
-    """ConfigError if a model on `device` cannot be trained with this packing."""
+def check_packing(
+    packing: Literal["auto"] | Packing, device: torch.device, dtype: torch.dtype
+) -> None:
+    """ConfigError if a model of `dtype` on `device` cannot be trained with this packing."""
+    if packing == "group_flash" and device.type == "cuda" and dtype == torch.float32:
+        raise ConfigError(
+            "grpo.packing=group_flash needs engine.precision=bfloat16: FlashAttention's kernels do "
+            "not compute in float32. Use grpo.packing=group, the same computation through SDPA."
+        )
     if packing != "group_flex" or (device.type == "cuda" and find_spec("triton")):
         return
     why = (
@@ -193,6 +204,34 @@ def check_packing(packing: Packing, device: torch.device) -> None:
         f"grpo.packing=group_flex needs PyTorch's FlexAttention on a CUDA GPU: {why}. Use "
         "grpo.packing=group, the same computation through SDPA."
     )
+
+
+def choose_packing(wanted: Literal["auto"] | Packing, model: nn.Module) -> tuple[Packing, str]:
+    """What a run that asks for `wanted` is packed with, and the kernels or reasons, for people.
+
+    `auto` is `group_flash` where a kernel of a GPU agrees with SDPA for the model's layers, else
+    `group`. ConfigError if `group_flash` is asked for and no kernel does.
+    """
+    bare = unwrap(model)
+    if wanted == "auto" and _device(bare).type == "cpu":
+        return "group", "SDPA"
+    if wanted in ("auto", "group_flash"):
+        try:
+            return "group_flash", _kernel(bare).name
+        except ConfigError as error:
+            if wanted != "auto":
+                raise
+            return "group", f"SDPA, because {error}"
+    return wanted, "FlexAttention" if wanted == "group_flex" else "SDPA"
+
+
+def _kernel(model: Any) -> flash.Kernel:
+    """The kernel of FlashAttention for the layers of the language model."""
+    text = model.config.get_text_config()
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    weight = model.get_input_embeddings().weight
+    return flash.kernel_for(heads, text.num_key_value_heads, size, weight.dtype, weight.device)
 
 
 def next_positions(model: nn.Module, prompts: Sequence[ModelInputs]) -> Tensor:
@@ -489,7 +528,7 @@ class FlexPrompt:
         )
 
 
-Layout = SharedPrompt | FlexPrompt
+Layout = SharedPrompt | FlashPrompt | FlexPrompt
 
 
 def _layout(model: Any, batch: _Batch, packing: Packing) -> Layout:
@@ -497,6 +536,8 @@ def _layout(model: Any, batch: _Batch, packing: Packing) -> Layout:
     fed = batch.lengths - 1
     if packing == "group_flex":
         return FlexPrompt.build(batch.prompt_lengths, fed, batch.group_of)
+    if packing == "group_flash":
+        return FlashPrompt.build(batch.prompt_lengths, fed, batch.group_of, _kernel(model))
     text = model.config.get_text_config()
     share = text.num_attention_heads // text.num_key_value_heads
     dtype = model.get_input_embeddings().weight.dtype
@@ -610,6 +651,9 @@ def shared_prompt_attention(
     if isinstance(s, FlexPrompt):
         return flex_attention_forward(module, query, key, value, s.mask, **kwargs)[0], None
     flat = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if isinstance(s, FlashPrompt):
+        _refuse_dropout(kwargs.get("dropout", 0.0))
+        return flash.attend(*flat, where=s, scale=kwargs.get("scaling"))[None], None
     q, k, v = (_padded(x[: s.n_prompt], s.prompt_slots, s.prompts) for x in flat)
     # right-padded, so plain causal attention never lets a real token see padding
     out, _ = sdpa_attention_forward(module, q, k, v, None, **kwargs)
@@ -647,6 +691,14 @@ def _refuse_window(window: int | None, longest: int) -> None:
         raise ConfigError(
             f"the model attends only to the last {window} tokens, but prompt and completion have "
             f"{longest}: the group-packed forward does not do sliding windows. Set packing=off."
+        )
+
+
+def _refuse_dropout(dropout: float) -> None:
+    if dropout:
+        raise ConfigError(
+            f"the model drops {dropout:g} of its attention (attention_dropout in its config.json), "
+            "which grpo.packing=group_flash does not do. Set grpo.packing=group."
         )
 
 

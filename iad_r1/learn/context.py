@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.packing import Packing, choose_packing
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
 from iad_r1.store.progress import Bar, progress
@@ -35,6 +37,20 @@ class Context:
     @property
     def model(self) -> Any:
         return self.backbone.model
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How groups are computed, `grpo.packing=auto` decided: on every rank alike, and written
+        to the manifest with the kernels. ConfigError if no kernel does what was asked for."""
+        wanted = self.config.grpo.packing
+        chosen, through = choose_packing(wanted, self.model)
+        if any(other != chosen for other in distributed.everyone(chosen)):
+            chosen, through = "group", "SDPA, because kernels fail on another rank"
+        if distributed.is_main():
+            self.folder.update_manifest(packing={"chosen": chosen, "through": through})
+            if self.model.device.type != "cpu":
+                print(f"attention: grpo.packing={chosen}, through {through}", flush=True)
+        return chosen
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl."""

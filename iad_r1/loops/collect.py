@@ -195,6 +195,6 @@ def open_gate(context: Context, sampler: Sampler, prompter: Prompter) -> Gate | 
         [prompter.encode(sample) for sample in context.dataset.rl[: rollout.parity.probes]],
         rollout.parity,
         temperature=rollout.temperature,
-        packing=context.config.grpo.packing,
+        packing=context.packing,
         path=context.folder.path / "parity.csv",
     )

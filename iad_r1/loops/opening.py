@@ -32,11 +32,14 @@ def open_run(
 
     `start` is where the weights come from; None: those of the backbone.
     """
-    check_packing(config.grpo.packing, distributed.device(config.engine))
+    device, dtype = distributed.device(config.engine), getattr(torch, config.engine.precision)
+    check_packing(config.grpo.packing, device, dtype)
     dataset = open_data(config, folder)
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
     stage = start.stage if start else "base"
-    return Context(config, folder, tracker, dataset, backbone, stage)
+    context = Context(config, folder, tracker, dataset, backbone, stage)
+    _ = context.packing  # chosen, or refused, before the first step
+    return context
 
 
 def open_data(config: Config, folder: RunFolder) -> Dataset:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from iad_r1.backbones.backbone import Inputs, Prompt
-from iad_r1.backbones.packing import Logprobs, completion_logprobs, micro_batches, vision_features
+from iad_r1.backbones.packing import (
+    Logprobs,
+    Packing,
+    completion_logprobs,
+    micro_batches,
+    vision_features,
+)
 from iad_r1.errors import MismatchError
 from iad_r1.learn import optim
 from iad_r1.learn.context import Context
@@ -83,6 +89,7 @@ class Policy:
 
     def __init__(self, context: Context, steps: int) -> None:
         config, self.grpo = context.config, context.config.grpo
+        self.packing: Packing = context.packing
         self.model, self.backbone, self.rollout = context.model, context.backbone, config.rollout
         parts = config.tuning.train
         optim.train_only(self.model, vision=self.grpo.vision_lr_scale > 0, parts=parts)
@@ -207,7 +214,7 @@ class Policy:
             model,
             [batch.prompts[group] for group in groups],
             [batch.tokens_PG[group] for group in groups],
-            packing=self.grpo.packing,
+            packing=self.packing,
             vision=None if vision is None else [vision[group] for group in groups],
             temperature=self.rollout.temperature,
             token_budget=None if torch.is_grad_enabled() else self.grpo.token_budget,
@@ -329,7 +336,7 @@ class Policy:
             [batch.prompts[group] for group in groups],
             [batch.tokens_PG[group] for group in groups],
             self.grpo.token_budget,
-            self.grpo.packing,
+            self.packing,
         )
         return [[groups[i] for i in part] for part in parts]
 

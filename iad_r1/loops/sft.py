@@ -147,6 +147,7 @@ class _Phase:
             self.context.model,
             prompts,
             [[target.tokens] for target, _ in targets],
+            packing="group_flash" if self.context.packing == "group_flash" else "group",
             vision=vision,
             entropy=False,
         )

@@ -103,7 +103,7 @@ class Grpo(Optimiser, Length):
     degenerate_groups: Literal["keep", "skip", "resample"]
     resample_limit: Count
     truncated: Literal["keep", "mask"]
-    packing: Literal["group", "group_flex", "off"]
+    packing: Literal["auto", "group", "group_flash", "group_flex", "off"]
     token_budget: Count | None
     collapse: Collapse
     rollouts_every: Count

@@ -69,8 +69,19 @@ def assert_same(weights, others, atol=1e-5):
 def test_packed_and_unpacked_training_move_the_weights_alike(make_context, rewarded):
     packed = trained(make_context("grpo.packing=group", "grpo.steps=1"))
     assert_same(packed, trained(make_context("grpo.packing=off", "grpo.steps=1")))
+    assert_same(packed, trained(make_context("grpo.packing=group_flash", "grpo.steps=1")))
     with cases.flex_on_cpu():
         assert_same(packed, trained(make_context("grpo.packing=group_flex", "grpo.steps=1")))
+
+
+def test_the_packing_that_was_chosen_is_in_the_manifest(make_context):
+    for wanted, chosen in {
+        "auto": {"chosen": "group", "through": "SDPA"},
+        "group_flash": {"chosen": "group_flash", "through": "plain steps"},
+    }.items():
+        context = make_context(f"grpo.packing={wanted}")
+        assert context.packing == chosen["chosen"]
+        assert context.folder.read_json("manifest.json")["packing"] == chosen
 
 
 def test_micro_batches_do_not_change_the_step(make_context, rewarded):

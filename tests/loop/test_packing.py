@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import packing_cases as cases
 import pytest
@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from iad_r1.backbones import packing
+from iad_r1.backbones.flash import FlashPrompt, Plain
 from iad_r1.backbones.packing import (
+    Packing,
     adapter_off,
     check_packing,
     completion_logprobs,
@@ -30,8 +32,6 @@ from iad_r1.objective.losses import policy_loss
 from iad_r1.store.run_folder import RunFolder
 
 EXACT = 1e-5  # relative, float32: what the order of additions may change
-
-Packing = Literal["group", "group_flex", "off"]
 
 
 def weighted_sum(
@@ -105,6 +105,17 @@ def test_through_flexattention_packed_equals_unpacked_and_sdpa(family: str) -> N
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
+def test_through_flashattention_packed_equals_unpacked(family: str) -> None:
+    """Parts, merging and backward pass are those of a GPU; the kernels are plain steps here."""
+    model = cases.model(family)
+    prompts, groups = cases.two_groups(family, 4)
+    groups[1][2] = groups[1][2][:1]  # nothing of it is fed
+    assert_same(model, prompts, groups, "group_flash")
+    groups[0] = [row[:1] for row in groups[0]]  # nothing of the group
+    assert_same(model, prompts, groups, "group_flash")
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
 def test_packed_equals_unpacked_under_lora(family: str) -> None:
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(0)
@@ -128,7 +139,7 @@ def test_packed_equals_unpacked_with_gradient_checkpointing(family: str) -> None
     assert cases.relative(again, plain) < EXACT
 
 
-@pytest.mark.parametrize("kind", ["group", "group_flex"])
+@pytest.mark.parametrize("kind", ["group", "group_flash", "group_flex"])
 def test_packed_equals_unpacked_with_lora_and_checkpointing_together(kind: Packing) -> None:
     torch.manual_seed(0)
     model = get_peft_model(
@@ -181,7 +192,7 @@ def dense_mask(prompt_length: int, lengths: list[int]) -> Tensor:
     return causal & (same | (segment == 0)[None, :])
 
 
-@pytest.mark.parametrize("kind", ["group", "group_flex"])
+@pytest.mark.parametrize("kind", ["group", "group_flash", "group_flex"])
 def test_packed_attention_equals_the_four_dimensional_mask(kind: Packing) -> None:
     torch.manual_seed(0)
     module: Any = torch.nn.Module()
@@ -192,11 +203,11 @@ def test_packed_attention_equals_the_four_dimensional_mask(kind: Packing) -> Non
     key, value = torch.randn(1, 2, n, 8), torch.randn(1, 2, n, 8)
     where = torch.tensor([7]), torch.tensor(lengths), torch.zeros(4, dtype=torch.long)
     with cases.flex_on_cpu():
-        layout = (
-            packing.FlexPrompt.build(*where)
-            if kind == "group_flex"
-            else packing.SharedPrompt.build(*where, share=2, dtype=torch.float32)
-        )
+        layout = {
+            "group": lambda: packing.SharedPrompt.build(*where, share=2, dtype=torch.float32),
+            "group_flash": lambda: FlashPrompt.build(*where, kernel=Plain()),
+            "group_flex": lambda: packing.FlexPrompt.build(*where),
+        }[kind]()
         got, _ = packing.shared_prompt_attention(module, query, key, value, None, layout)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query,
@@ -489,6 +500,7 @@ def test_a_sliding_window_shorter_than_the_text_is_refused() -> None:
         for layout in (
             packing.SharedPrompt.build(*where, share=1, dtype=torch.float32),
             packing.FlexPrompt.build(*where),
+            FlashPrompt.build(*where, kernel=Plain()),
         ):
             attend = functools.partial(
                 packing.shared_prompt_attention, module, x, x, x, None, layout
@@ -508,8 +520,10 @@ def test_flexattention_is_refused_before_anything_is_read_where_it_cannot_train(
         open_run(config, RunFolder(tmp_path / "never"), None, None)
     gpu = torch.device("cuda")
     monkeypatch.setattr(packing, "find_spec", {"triton": object()}.get)
-    check_packing("group_flex", gpu)
-    check_packing("off", torch.device("cpu"))
+    check_packing("group_flex", gpu, torch.float32)
+    check_packing("off", torch.device("cpu"), torch.float32)
     monkeypatch.setattr(packing, "find_spec", {}.get)
     with pytest.raises(ConfigError, match="Triton, which is not installed"):
-        check_packing("group_flex", gpu)
+        check_packing("group_flex", gpu, torch.float32)
+    with pytest.raises(ConfigError, match=r"group_flash needs engine.precision=bfloat16"):
+        check_packing("group_flash", gpu, torch.float32)

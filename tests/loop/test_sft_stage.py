@@ -151,6 +151,15 @@ def test_packed_samples_have_the_gradient_of_each_alone(context):
     assert cases.relative(packed, torch.cat([g.flatten() for g in grads])) < 1e-5
 
 
+def test_flash_attention_gives_the_gradient_of_sdpa(make_context):
+    found = {}
+    for packing in ("group", "group_flash"):
+        context = make_context(f"grpo.packing={packing}", "sft.phases.0.augment=false")
+        found[packing] = gradient_of(context, list(context.dataset.sft[:4]))
+    assert not torch.equal(found["group_flash"], found["group"])  # another order of additions
+    assert cases.relative(found["group_flash"], found["group"]) < 1e-5
+
+
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_no_sample_of_a_packed_batch_reaches_another(family):
     """The gradient of one sample's loss is exactly zero in the inputs of the others."""
