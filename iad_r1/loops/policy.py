@@ -207,8 +207,11 @@ class Policy:
             return torch.zeros_like(batch.sampler)
         return self.logprobs(model, batch, range(len(batch.prompts))).logprob
 
-    def logprobs(self, model: nn.Module, batch: Batch, groups: Sequence[int]) -> Logprobs:
-        """What `model` says of the completions of some groups."""
+    def logprobs(
+        self, model: nn.Module, batch: Batch, groups: Sequence[int], *, entropy: bool = False
+    ) -> Logprobs:
+        """What `model` says of the completions of some groups. Its `entropy` is reported with the
+        loss, so other passes do without."""
         vision = batch.vision
         return completion_logprobs(
             model,
@@ -218,6 +221,7 @@ class Policy:
             vision=None if vision is None else [vision[group] for group in groups],
             temperature=self.rollout.temperature,
             token_budget=None if torch.is_grad_enabled() else self.grpo.token_budget,
+            entropy=entropy,
             suppressed=self.backbone.placeholders,
         )
 
@@ -287,7 +291,7 @@ class Policy:
         """The share of the groups `part` in the loss (Eq. 11), its statistics, and the log-probs
         it was made of."""
         self.model.train()
-        policy = self.logprobs(self.model, batch, part)
+        policy = self.logprobs(self.model, batch, part, entropy=True)
         own = policy.logprob.detach()
         rows, width = batch.rows_of(part), own.shape[1]
         before = own if old is None else old[rows, :width]

@@ -5,6 +5,7 @@ SC-GRPO with one completion per prompt, the target, in place of the sampler.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -107,8 +108,9 @@ class _Phase:
         do not see each other.
 
         A part has at most `sft.token_budget` tokens, or a single sample. Words that name the place
-        count `location_weight` times, untrained spans not at all. On several ranks these are the
-        parts of the rank.
+        count `location_weight` times, untrained spans not at all; with `loss_normalisation=sample`
+        the weights of each target sum to 1, so the loss is the mean over samples. On several ranks
+        these are the parts of the rank.
         """
         batch = distributed.share(batch)
         shots = [self.shots(sample, step) for sample in batch]
@@ -183,7 +185,7 @@ class _Phase:
         return int(self.random(sample, step).random() < self.sft.one_shot_share)
 
     def target(self, sample: Sample, shots: int) -> Weighted:
-        """Tokens of the sample's target and the loss weight of each."""
+        """Tokens of the sample's target and the loss weight of each (see `losses`)."""
         config = self.context.config
         target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid))
         encode = self.context.backbone.encode_target
@@ -193,6 +195,8 @@ class _Phase:
             float(trained) * (1.0 if plain else self.phase.location_weight)
             for trained, plain in zip(encoded.trained, outside, strict=True)
         ]
+        if self.sft.loss_normalisation == "sample" and any(weights):
+            weights = [weight / math.fsum(weights) for weight in weights]
         return encoded, weights
 
     def augment(self, sample: Sample, step: int) -> Augment | None:

@@ -59,6 +59,7 @@ class Sft(Optimiser):
     target: Literal["chain_of_thought", "direct"]
     samples: Literal["sft", "rl"]
     one_shot_share: Share
+    loss_normalisation: Literal["token", "sample"]
     token_budget: Count | None
     max_length: Count | None
     phases: Annotated[list[SftPhase], Field(min_length=1)]

@@ -293,3 +293,19 @@ def test_the_gradient_of_a_step_is_that_of_equation_11(make_context, monkeypatch
         )
         assert expected.norm() > 1e-3
         assert cases.relative(found, expected) < 2e-5
+
+
+def test_entropy_is_computed_for_the_loss_alone(make_context, rewarded, monkeypatch):
+    """The reference, the old policy and idle ranks are asked for log-probs, and for those alone."""
+    asked = []
+
+    def counted(*given, entropy, **more):
+        asked.append((torch.is_grad_enabled(), entropy))
+        return completion_logprobs(*given, entropy=entropy, **more)
+
+    monkeypatch.setattr("iad_r1.loops.policy.completion_logprobs", counted)
+    found = taken(make_context("grpo.minibatches=2"))
+    assert asked == [(False, False)] * 2  # reference and old policy
+    found.policy.idle(found.batch)
+    found.policy.learn(found.batch, 0)
+    assert asked[2:] == [(True, False), (True, True), (True, True)]

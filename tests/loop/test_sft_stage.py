@@ -226,3 +226,40 @@ def test_a_token_budget_changes_how_a_step_is_computed_and_not_what_it_is(
         found = phase.losses(batch, 0)
         assert len(found) == parts if parts else 1 < len(found) < 8
         assert cases.relative(gradient_of(split, batch, phase=phase), whole) < 1e-5
+
+
+def test_by_sample_the_loss_is_the_mean_of_the_samples_own_means(make_context, monkeypatch):
+    """Whole, sample by sample, and in the shares of two ranks; longer answers count no more."""
+    context = make_context(
+        "sft.loss_normalisation=sample", "sft.one_shot_share=0", "sft.phases.0.augment=false"
+    )
+    batch = [*context.dataset.sft[:3], *context.dataset.sft[10:13]]
+    phase = phase_of(context)
+    found = gradient_of(context, batch, phase=phase)
+    context.model.zero_grad(set_to_none=True)
+    means, sizes = [], set()
+    for sample in batch:  # one at a time, through the model's own forward
+        target = context.backbone.encode_target(chain_of_thought(sample, 0).text).tokens
+        inputs = Prompter(context.backbone, context.config.sft.prompt).encode(sample).inputs
+        alone = cases.plain_logprobs(context.model, inputs, list(target))
+        weight = torch.tensor(phase.target(sample, 0)[1])
+        means.append(-(alone * weight).sum() / weight.sum())
+        sizes.add(len(target))
+    assert len(sizes) > 1
+    loss = torch.stack(means).mean()
+    loss.backward()
+    grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in context.model.parameters())
+    expected = torch.cat([grad.flatten() for grad in grads])
+    assert loss_of(phase, batch) == pytest.approx(loss.item(), rel=1e-5)
+    assert cases.relative(found, expected) < 1e-5
+
+    alone = phase.sft.model_copy(update={"token_budget": 1})
+    monkeypatch.setattr(phase, "sft", alone)
+    assert cases.relative(gradient_of(context, batch, phase=phase), expected) < 1e-5
+
+    monkeypatch.setattr(sft.distributed, "total", lambda _: float(len(batch)))
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(sft.distributed, "share", lambda items, rank=rank: items[rank::2])
+        halves.append(gradient_of(context, batch, phase=phase))
+    assert cases.relative(halves[0] + halves[1], expected) < 1e-5
