@@ -35,6 +35,7 @@ class Learner:
         steps: of the whole schedule.
         lr_scale: of all learning rates.
         vision_lr_scale: of the vision tower's, on top.
+        offloaded: whether AdamW's states will be moved to main memory.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Learner:
         *,
         lr_scale: float = 1.0,
         vision_lr_scale: float = 1.0,
+        offloaded: bool = False,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -55,9 +57,11 @@ class Learner:
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
             vision_lr_scale=vision_lr_scale,
+            offloaded=offloaded,
         )
         self.schedule = optim.scheduler(self.adam, settings.schedule, settings.warmup_steps, steps)
         self.masters = self.begin_masters()
+        self.hooks = [optim.hand_over(weight, master) for weight, master in self.masters]
 
     def begin_masters(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Weights that are not float32, each with the float32 copy that learns in its place."""
@@ -107,6 +111,8 @@ class Learner:
 
     def close(self) -> None:
         """After the last update: the model is an ordinary one again, whole on every rank."""
+        for hook in self.hooks:
+            hook.remove()
 
     def save(self, folder: Path) -> None:
         """Write optimiser and schedule into `folder`; every rank calls it."""

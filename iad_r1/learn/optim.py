@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import get_scheduler
 
 from iad_r1.backbones.families import PARTS, Part, part_of
@@ -31,10 +32,13 @@ def optimizer(
     betas: Sequence[float],
     weight_decay: float,
     vision_lr_scale: float,
+    offloaded: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over what requires a gradient; the vision tower at `learning_rate * vision_lr_scale`.
 
-    Biases, norms and embeddings of one dimension are not decayed.
+    Biases, norms and embeddings of one dimension are not decayed. On a GPU, and where its states
+    are `offloaded` from one, it is torch's fused kernel: the default one holds square roots of all
+    second moments at once, and works on one thread of a CPU.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -50,6 +54,7 @@ def optimizer(
             for (vision, decayed), parameters in groups.items()
         ],
         betas=(betas[0], betas[1]),
+        fused=offloaded or next(model.parameters()).is_cuda or None,
     )
 
 
@@ -123,17 +128,17 @@ def update(
 ) -> float:
     """Sum over ranks, clip, step and clear; returns the gradient norm before clipping.
 
-    `masters`: weights with the float32 copies that `optim` steps in their place.
+    `masters`: weights with the float32 copies that `optim` steps in their place, and that hold
+    their gradients.
 
     TrainingError if the gradient is not finite: the weights are then left as they were.
     """
-    distributed.sum_gradients(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    copies = {id(weight): master for weight, master in masters}
+    learned = [copies.get(id(weight), weight) for weight in model.parameters()]
+    distributed.sum_gradients(learned)
+    norm = nn.utils.clip_grad_norm_(learned, max_grad_norm)
     if not torch.isfinite(norm):
         raise not_finite(float(norm), where)
-    for weight, master in masters:
-        master.grad = None if weight.grad is None else weight.grad.float()
-        weight.grad = None  # one at a time, so that two whole gradients never stand side by side
     optim.step()
     schedule.step()
     with torch.no_grad():
@@ -146,14 +151,33 @@ def update(
 
 def masters(optim: torch.optim.Optimizer) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Have a fresh optimiser step float32 copies of the weights that are of another precision;
-    returns each weight with its copy."""
+    returns each weight with its copy.
+    """
     found = []
     for group in optim.param_groups:
         for index, weight in enumerate(group["params"]):
             if weight.dtype != torch.float32:
-                group["params"][index] = weight.detach().float().requires_grad_()
-                found.append((weight, group["params"][index]))
+                master = weight.detach().float().requires_grad_()
+                group["params"][index] = master
+                found.append((weight, master))
     return found
+
+
+def hand_over(weight: nn.Parameter, master: torch.Tensor) -> RemovableHandle:
+    """Add every gradient of a weight to that of its float32 copy as soon as a backward pass has it.
+
+    So micro-batches are added in float32, and no gradient stands there twice.
+    """
+
+    def move(weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad.add_(weight.grad)
+        weight.grad = None
+
+    return weight.register_post_accumulate_grad_hook(move)
 
 
 def batches(items: Sequence[T], size: int, steps: int, seed: int) -> list[list[T]]:

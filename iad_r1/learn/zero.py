@@ -68,7 +68,14 @@ class ZeroLearner(Learner):
         lr_scale: float = 1.0,
         vision_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(model, settings, steps, lr_scale=lr_scale, vision_lr_scale=vision_lr_scale)
+        super().__init__(
+            model,
+            settings,
+            steps,
+            lr_scale=lr_scale,
+            vision_lr_scale=vision_lr_scale,
+            offloaded=engine.offload == "cpu",
+        )
         self.parted = engine.name == "zero3"  # the weights too
         self.config = deepspeed_config(engine, settings.max_grad_norm)
         self.taken = 0  # optimiser steps
@@ -217,7 +224,10 @@ class ZeroLearner(Learner):
         name = "fp32_partitioned_groups_flat" if self.parted else "single_partition_of_fp32_groups"
         for part in getattr(zero, name):
             moments = {key: torch.zeros_like(part) for key in MOMENTS}
-            self.adam.state[part] = {"step": torch.tensor(float(self.taken)), **moments}
+            # the fused kernel counts where it computes
+            device = part.device if self.adam.defaults["fused"] else torch.device("cpu")
+            step = torch.tensor(float(self.taken), device=device)
+            self.adam.state[part] = {"step": step, **moments}
         if not self.parted:
             zero._lazy_init_hp_params_optimizer_state()
 

@@ -7,7 +7,7 @@ Toward Training Trillion Parameter Models", section 3 and figure 1). With P para
 (2 in bfloat16, 4 in float32), T of them trained, on N ranks:
 
     engine    weights   gradients   AdamW moments   float32 master weights
-    single    bP        bT          8T              4T if b = 2
+    single    bP        4T          8T              4T if b = 2
     zero2     bP        bT / N      8T / N          4T / N   (kept by DeepSpeed in float32 too)
     zero3     bP / N    bT / N      8T / N          4T / N
 
@@ -181,7 +181,7 @@ def states(model: Architecture, setup: Setup) -> States:
     weights = b * model.parameters + (t * count if setup.lora else 0)
     copy = b * model.parameters if setup.reference else 0
     if setup.engine == "single":
-        return States(weights, t * count, 8 * count, 4 * count if t == 2 else 0, copy)
+        return States(weights, 4 * count, 8 * count, 4 * count if t == 2 else 0, copy)
     if setup.engine == "zero3":
         weights, copy = _share(weights, n), _share(copy, n)
     gradients, optimiser, master = (_share(size * count, n) for size in (t, 8, 4))
@@ -415,19 +415,20 @@ def training(
 
 
 def _update(model: Architecture, setup: Setup, gradients: int) -> int:
-    """What the optimiser's step needs: float32 gradients (with engine=single in the place of those
-    of the backward pass, under ZeRO beside them), and on a GPU the square roots of all second
-    moments at once (torch's foreach AdamW), on a CPU two values for each weight of the largest
-    matrix."""
+    """What the optimiser's step needs beside the states: with engine=single the gradients, which
+    are float32, and on a CPU two values for each weight of the largest matrix; under ZeRO float32
+    gradients beside those of the backward pass, and on a CPU the square roots of all second moments
+    at once. torch's fused AdamW, on a GPU, needs nothing."""
     count = trained(model, setup)
     if setup.engine != "single":
-        return gradients + (0 if setup.offload else _share(8 * count, setup.ranks))
+        beside = (4 if setup.cuda else 8) * count
+        return gradients + (0 if setup.offload else _share(beside, setup.ranks))
     if setup.cuda:
-        return 8 * count
+        return gradients
     largest = max(model.text.table, *(i * o for i, o in model.text.linears))
     if setup.lora is not None:
         largest = setup.lora.rank * max(model.text.hidden, model.text.intermediate)
-    return 4 * count + 8 * largest
+    return gradients + 8 * largest
 
 
 # --------------------------------------------------------------------------- sampling

@@ -147,8 +147,8 @@ def command(config: Config, stage: PlanSettings, option: Option) -> Iterator[str
         yield "engine.offload=cpu"
     if setup.checkpointing:
         yield "tuning.gradient_checkpointing=true"
-    if option.forwards > 1:
-        yield f"{step}.token_budget={option.work.budget}"
+    if (budget := _budget(option)) != (config.sft if step == "sft" else config.grpo).token_budget:
+        yield f"{step}.token_budget={'null' if budget is None else budget}"
     if step == "sft":
         return
     yield f"rollout={option.rollout}"
@@ -158,6 +158,13 @@ def command(config: Config, stage: PlanSettings, option: Option) -> Iterator[str
         if (length := option.work.prompt + option.work.length) > 4096:
             yield f"rollout.max_model_len={length}"
     yield f"init=outputs/sft-{config.backbone.name}-{data.name}/<timestamp>"
+
+
+def _budget(option: Option) -> int | None:
+    """`token_budget` of an option; None: all prompts of a rank in one forward."""
+    if option.forwards == 1 and option.work.groups > 1:
+        return None
+    return 1 if option.work.groups == 1 else option.work.budget
 
 
 # --------------------------------------------------------------------------- printing

@@ -11,20 +11,20 @@ import contextlib
 import io
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.settings.engine import Processes
 from iad_r1.store import checkpoints
 
 T = TypeVar("T")
+BUCKET = 2**26  # elements of gradients that are summed at once
 PATIENCE = timedelta(minutes=30)  # a rank may wait this long for the slowest; a dead one is noticed
 
 
@@ -144,14 +144,14 @@ def total(value: float) -> float:
     return found.item()
 
 
-def sum_gradients(model: nn.Module) -> None:
+def sum_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Replace every gradient by its sum over ranks; a rank without one contributes zeros.
 
     A parameter that no rank has a gradient for keeps none, so the optimiser leaves it alone.
     """
     if world() == 1:
         return
-    learning = [p for p in model.parameters() if p.requires_grad]
+    learning = [p for p in parameters if p.requires_grad]
     found = torch.tensor([float(p.grad is not None) for p in learning])
     dist.all_reduce(found)
     learning = [p for p, count in zip(learning, found.tolist(), strict=True) if count]
@@ -160,7 +160,21 @@ def sum_gradients(model: nn.Module) -> None:
     for parameter in learning:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in learning if p.grad is not None])
-    dist.all_reduce(flat)
-    for parameter, part in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    for bucket in _buckets(learning):
+        flat = torch.cat([p.grad.flatten() for p in bucket if p.grad is not None])
+        dist.all_reduce(flat)
+        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _buckets(parameters: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Neighbours of together `BUCKET` elements, or a single larger one: what is summed at once is
+    copied first."""
+    bucket: list[torch.Tensor] = []
+    for parameter in parameters:
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

@@ -47,6 +47,12 @@ def test_training_ends_at_whichever_limit_comes_first(steps, epochs, wanted):
     assert optim.n_steps(Length(steps=steps, epochs=epochs), items=80, batch_size=8) == wanted
 
 
+PAPERS = Optimiser(
+    learning_rate=1e-6, adam_betas=[0.9, 0.999], schedule="constant_with_warmup",
+    warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, save_every=1,
+)  # fmt: skip
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +99,36 @@ def test_an_infinite_gradient_leaves_the_weights_as_they_were():
     with pytest.raises(TrainingError, match="sft step 3: the gradient norm is"):
         optim.update(model, adam, schedule, 1.0, "sft step 3")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_gradients_of_micro_batches_are_added_in_float32_and_none_stands_twice():
+    """In bfloat16 1 + 1/512 is 1: all but the first part would be lost."""
+    model = Model().to(torch.bfloat16)
+
+    def loss(share: float) -> torch.Tensor:
+        return (model.language.weight * share).sum()
+
+    learner = Learner(model, PAPERS, 10)
+    weight, master = next((w, m) for w, m in learner.masters if w is model.language.weight)
+    parts = [partial(loss, share) for share in (1, *[2**-9] * 8)]
+    learner.accumulate(parts, "here")
+    assert all(p.grad is None for p in model.parameters())
+    assert master.grad is not None and master.grad.dtype == torch.float32
+    assert (master.grad == 1 + 8 * 2**-9).all()
+    learner.close()
+    model.language.weight.sum().backward()
+    assert weight.grad is not None, "a model that is handed on keeps its gradients itself"
+
+
+def test_states_in_main_memory_are_stepped_by_the_kernel_that_uses_all_threads():
+    def kernel(**options):
+        adam = optim.optimizer(
+            Model(), learning_rate=1.0, betas=(0.9, 0.99), weight_decay=0.1, vision_lr_scale=1.0,
+            **options,
+        )  # fmt: skip
+        return adam.defaults["fused"]
+
+    assert kernel(offloaded=True) is True and not kernel()
 
 
 def test_a_block_has_the_class_of_the_defect_in_it_and_cells_are_row_major():
@@ -162,13 +198,9 @@ def test_updates_smaller_than_bfloat16_can_add_are_not_lost(tmp_path):
     """At the papers' learning rate every single step rounds away; their sum must not, and a
     checkpoint between them must not round it away either."""
     torch.manual_seed(0)
-    settings = Optimiser(
-        learning_rate=1e-6, adam_betas=[0.9, 0.999], schedule="constant_with_warmup",
-        warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, save_every=1,
-    )  # fmt: skip
     model = Model().to(torch.bfloat16)
     start = model.language.bias.detach().clone()
-    learner = Learner(model, settings, 2000)
+    learner = Learner(model, PAPERS, 2000)
     for step in range(2000):
         learner.accumulate([lambda: model.language.bias.sum()], "")
         learner.update("")
@@ -176,7 +208,8 @@ def test_updates_smaller_than_bfloat16_can_add_are_not_lost(tmp_path):
             assert torch.equal(model.language.bias, start)  # one step is too small to be seen
         if step == 1000:
             learner.save(tmp_path)
-            learner = Learner(model, settings, 2000)
+            learner.close()
+            learner = Learner(model, PAPERS, 2000)
             learner.load(tmp_path)
     moved = (start - model.language.bias).float()
     torch.testing.assert_close(moved, torch.full_like(moved, 2e-3), atol=2**-9, rtol=0)

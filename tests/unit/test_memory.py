@@ -89,9 +89,10 @@ def test_full_bfloat16_training_with_master_weights_takes_16_bytes_per_parameter
         assert total(found) == 16 * QWEN_3B.parameters
 
 
-def test_one_process_takes_16_bytes_in_either_precision_with_float32_copies_in_bfloat16() -> None:
+def test_one_process_has_float32_gradients_in_either_precision_and_float32_copies_in_bfloat16():
     half = memory.states(QWEN_3B, Setup())
-    assert total(half) == 16 * QWEN_3B.parameters and half.master == 4 * QWEN_3B.parameters
+    assert total(half) == 18 * QWEN_3B.parameters and half.master == 4 * QWEN_3B.parameters
+    assert half.gradients == 4 * QWEN_3B.parameters
     full = memory.states(QWEN_3B, Setup(precision="float32"))
     assert total(full) == 16 * QWEN_3B.parameters and full.master == 0
 
@@ -149,7 +150,7 @@ def test_the_adapter_is_counted_as_peft_builds_it() -> None:
 
 def test_a_frozen_tower_has_neither_gradients_nor_moments() -> None:
     found = memory.states(QWEN_3B, Setup(train=LANGUAGE))
-    assert found.gradients == 2 * QWEN_3B.text.parameters
+    assert found.gradients == 4 * QWEN_3B.text.parameters
     assert found.weights == 2 * QWEN_3B.parameters
 
 
