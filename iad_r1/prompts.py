@@ -389,7 +389,9 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         ),
         "anomaly_r1_train": Template(
             text=f"{{image}}{{question}} {_R1_TRAINING}",
-            source="AnomalyR1, released training script",
+            question=TEST_IMAGE,
+            source="AnomalyR1, released training script; its data always ask, so the question is "
+            "Table 8's, for data that do not",
         ),
         # MMAD
         "mmad": _MMAD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,7 @@ class Backbone:
         ends: the tokens that end an answer; an engine stops at any of them.
         end_of_turn: the one of them that a trained answer ends with.
         placeholders: tokens that stand for image content and must never be sampled.
+        max_pixels: the limit that pictures are shown within; None: the checkpoint's own.
 
     Raises ConfigError if the architecture is not known here.
     """
@@ -86,6 +88,9 @@ class Backbone:
             for name in ("image_token_id", "video_token_id", "vision_start_token_id")
             if (token := getattr(model.config, name, None)) is not None
         )
+        self.max_pixels: int | None = None
+        names, pictures = _LIMITED[self.family.sizing], processor.image_processor
+        self._own = {name: copy.deepcopy(getattr(pictures, name)) for name in names}
         _save_with_the_hubs_names(model)
         if self.family.segments:
             use_batched_windows(self.model.model.visual)
@@ -125,13 +130,19 @@ class Backbone:
             self.write(partial)
 
     def write(self, folder: Path) -> None:
-        """Write into a folder that exists; of a model with an adapter, the adapter alone."""
+        """Write into a folder that exists; of a model with an adapter, the adapter alone.
+
+        Pictures are limited there as the checkpoint that was loaded had it: the limit of a stage
+        is no property of the weights.
+        """
+        shown = self._show_tilings(self._own.get(TILINGS))
         if isinstance(self.model, PeftModel):
             # embeddings are never resized here; to find that out, peft would look on the hub
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        self._show_tilings(shown)
+        self.own_processor().save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
         """Take over the weights that `write` left, bit for bit, in place."""
@@ -143,10 +154,37 @@ class Backbone:
         self.model.load_state_dict(saved.model.state_dict())
 
     def limit_pixels(self, max_pixels: int | None) -> None:
-        """Show no picture larger than this; None leaves the checkpoint's own limit. What that means
-        for a family is said in `families.Family`. The limit is saved with the weights."""
+        """Show no picture larger than this from now on; None: the checkpoint's own limit. What that
+        means for a family is said in `families.Family`."""
+        pictures = self.processor.image_processor
+        _set(pictures, self._own)
         if max_pixels is not None:
-            _LIMITS[self.family.sizing](self.model.config, self.processor, max_pixels)
+            _set(pictures, _LIMITS[self.family.sizing](pictures, max_pixels))
+        if TILINGS in self._own:
+            self._show_tilings(pictures.image_grid_pinpoints)
+        self.max_pixels = max_pixels
+
+    def own_processor(self) -> Any:
+        """The processor with the limit of the checkpoint: a copy, since this one is in use."""
+        found = copy.copy(self.processor)
+        found.image_processor = copy.deepcopy(self.processor.image_processor)
+        _set(found.image_processor, self._own)
+        return found
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """Tokens that a picture of this size takes in a prompt, within the limit of now."""
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return counted["num_image_tokens"][0]
+
+    def text_tokens(self, conversation: Conversation) -> int:
+        """Tokens of a prompt that are no picture's; `picture_tokens` counts the rest."""
+        ids = self.tokenizer(self._templated(conversation))["input_ids"]
+        return len(ids) - conversation.images
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest sequence that the model was made for."""
+        return self.model.config.get_text_config().max_position_embeddings
 
     def fit(self, image: Image) -> Image:
         """The picture at the size the model will see it, where the processor only rounds and limits
@@ -174,11 +212,23 @@ class Backbone:
                 f"the prompt asks for {conversation.images} image(s) and {len(images)} were given: "
                 f"{conversation.text!r}"
             )
-        text = self.processor.apply_chat_template(
-            _messages(conversation), add_generation_prompt=True, tokenize=False
-        )
+        text = self._templated(conversation)
         inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
         return Prompt(text, tuple(images), dict(inputs), name)
+
+    def _templated(self, conversation: Conversation) -> str:
+        return self.processor.apply_chat_template(
+            _messages(conversation), add_generation_prompt=True, tokenize=False
+        )
+
+    def _show_tilings(self, tilings: Any) -> Any:
+        """Have the model count a picture's tokens from the tilings that its processor has, where
+        it does (`tilings`); returns what it counted from before."""
+        config = self.model.config
+        before = getattr(config, TILINGS, None)
+        if tilings:
+            config.image_grid_pinpoints = copy.deepcopy(tilings)
+        return before
 
     def encode_target(self, text: str, untrained: Sequence[tuple[int, int]] = ()) -> EncodedTarget:
         """Tokens of `text` and the end of turn; tokens touching an untrained span are not trained.
@@ -233,32 +283,44 @@ def _save_with_the_hubs_names(model: Any) -> None:
 # --------------------------------------------------------------------------- limits of picture size
 
 
-def _limit_area(_config: Any, processor: Any, max_pixels: int) -> None:
-    processor.image_processor.size["longest_edge"] = max_pixels
+TILINGS = "image_grid_pinpoints"
+_LIMITED: Mapping[Sizing, tuple[str, ...]] = {  # settings of the pictures' processor
+    "area": ("size",),
+    "tilings": (TILINGS,),
+    "tiles": ("max_patches", "min_patches"),
+    "square": (),
+}
 
 
-def _limit_tilings(config: Any, processor: Any, max_pixels: int) -> None:
-    """The model counts a picture's tokens from the same list, so both get the shorter one."""
-    known = [list(sides) for sides in processor.image_processor.image_grid_pinpoints]
+def _set(pictures: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(pictures, name, copy.deepcopy(value))
+
+
+def _limit_area(pictures: Any, max_pixels: int) -> dict[str, Any]:
+    size = copy.deepcopy(pictures.size)
+    size["longest_edge"] = max_pixels
+    return {"size": size}
+
+
+def _limit_tilings(pictures: Any, max_pixels: int) -> dict[str, Any]:
+    known = [list(sides) for sides in pictures.image_grid_pinpoints]
     kept = [sides for sides in known if math.prod(sides) <= max_pixels]
-    kept = kept or [min(known, key=math.prod)]
-    processor.image_processor.image_grid_pinpoints = kept
-    config.image_grid_pinpoints = kept
+    return {TILINGS: kept or [min(known, key=math.prod)]}
 
 
-def _limit_tiles(_config: Any, processor: Any, max_pixels: int) -> None:
-    tile = processor.image_processor.size
-    room = max_pixels // (tile["height"] * tile["width"])
-    pictures = processor.image_processor
-    pictures.max_patches = max(1, min(room, pictures.max_patches))
-    pictures.min_patches = min(pictures.min_patches, pictures.max_patches)
+def _limit_tiles(pictures: Any, max_pixels: int) -> dict[str, Any]:
+    room = max_pixels // (pictures.size["height"] * pictures.size["width"])
+    most = max(1, min(room, pictures.max_patches))
+    return {"max_patches": most, "min_patches": min(pictures.min_patches, most)}
 
 
-def _limit_nothing(_config: Any, _processor: Any, _max_pixels: int) -> None:
+def _limit_nothing(_pictures: Any, _max_pixels: int) -> dict[str, Any]:
     """Every picture has the same size."""
+    return {}
 
 
-_LIMITS: Mapping[Sizing, Callable[[Any, Any, int], None]] = {
+_LIMITS: Mapping[Sizing, Callable[[Any, int], dict[str, Any]]] = {
     "area": _limit_area,
     "tilings": _limit_tilings,
     "tiles": _limit_tiles,

@@ -32,6 +32,17 @@ def open_image(sample: Sample) -> Image.Image:
     return _REMEMBERED.get(sample.image)
 
 
+def size(sample: Sample) -> tuple[int, int]:
+    """Width and height of what `open_image` gives, from the file's header. Raises DataError."""
+    if isinstance(sample.image, Image.Image):
+        return sample.image.size
+    with opened(sample.image, "image") as image:
+        # a PNG that names its turn behind its pixels would have to be decoded for it
+        told = image.format != "PNG" or "exif" in image.info
+        turned = told and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        return (image.height, image.width) if turned else image.size
+
+
 def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
     """True where the sample is defective, [H, W] in the geometry of `open_image`; None without
     a mask. Raises DataError when it cannot be read or does not fit the picture.

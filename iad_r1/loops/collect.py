@@ -20,7 +20,7 @@ from iad_r1.processes import distributed
 from iad_r1.prompts import form as released_form
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.parity import Gate, OwnWeights
-from iad_r1.rollouts.prompting import Prompter, Room
+from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Sampler, Sampling
 from iad_r1.settings.rollout import HfRollout
 from iad_r1.types import Completion, Group, Sample, Score
@@ -68,8 +68,7 @@ class Collector:
             rollout.top_k,
         )
         self.pool = context.dataset.rl
-        room = Room("grpo.max_length", self.grpo.max_length, rollout.max_tokens)
-        self.prompter = Prompter(context.backbone, self.grpo.prompt, room)
+        self.prompter = open_prompter(config, context.backbone, "grpo")
         self.prompts = Ahead(self.prompter.encode, config.engine.picture_threads)
         self.read_answer = partial(
             schema.read_answer,

@@ -27,7 +27,7 @@ from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
-from iad_r1.rollouts.prompting import Prompter, Room
+from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
@@ -105,13 +105,12 @@ def result(
 def open_asking(config: Config, backbone: Backbone) -> Asking:
     """A model to ask, with its weights as they are now."""
     asked = config.evaluate
-    room = Room("evaluate.max_length", asked.max_length, asked.max_tokens)
+    prompter = open_prompter(config, backbone, "evaluate")  # before the sampler: it sets the limit
     types = vocabulary(config.rewards.vocabulary or "default")
     grader = Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
     sampler = open_sampler(config, backbone, asked.batch_size)
     sampler.sync()
-    prompter, threads = Prompter(backbone, asked.prompt, room), config.engine.picture_threads
-    return Asking(backbone, prompter, sampler, grader, asked, threads)
+    return Asking(backbone, prompter, sampler, grader, asked, config.engine.picture_threads)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
+from iad_r1.loops import lengths
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints
@@ -38,6 +39,7 @@ def open_run(
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
+    context.config = lengths.derived(context)
     _ = context.packing  # chosen, or refused, before the first step
     return context
 
@@ -94,20 +96,11 @@ def check_references(config: Config, dataset: Dataset) -> None:
 def open_backbone(
     config: Config, folder: RunFolder, start: Start | None, corpus: Callable[[], Iterator[str]]
 ) -> Backbone:
-    """The weights to begin with, and how large a picture they are shown.
+    """The weights to begin with.
 
     An earlier run's weights, published ones, or those that are built here: then `corpus` is what
     the tiny tokenizer learns its words from.
     """
-    backbone = load_weights(config, folder, start, corpus)
-    backbone.limit_pixels(config.backbone.max_pixels)
-    return backbone
-
-
-def load_weights(
-    config: Config, folder: RunFolder, start: Start | None, corpus: Callable[[], Iterator[str]]
-) -> Backbone:
-    """See `open_backbone`."""
     dtype = getattr(torch, config.engine.precision)
     device = str(distributed.device(config.engine))
     if start is not None:

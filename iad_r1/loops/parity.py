@@ -17,7 +17,7 @@ from iad_r1.loops.opening import open_run
 from iad_r1.processes import distributed
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.parity import Row
-from iad_r1.rollouts.prompting import Prompter
+from iad_r1.rollouts.prompting import open_prompter
 from iad_r1.settings.backbone import LoraTuning
 from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import RunFolder
@@ -32,8 +32,9 @@ def run(config: Config, folder: RunFolder) -> None:
     with distributed.joined(config.engine):
         start = find_start(config.init) if config.init is not None else None
         context = open_run(config, folder, None, start)
+        prompter = open_prompter(config, context.backbone, "grpo")
         sampler = open_sampler(config, context.backbone, config.rollout.batch_size)
-        gate = open_gate(context, sampler, Prompter(context.backbone, config.grpo.prompt))
+        gate = open_gate(context, sampler, prompter)
         assert gate is not None, "the stage asks for a sampler with weights of its own"
         sampler.sync()
         rows = [gate.check("start", 0)]

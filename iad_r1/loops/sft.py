@@ -27,7 +27,7 @@ from iad_r1.learn.context import Context
 from iad_r1.learn.learner import Learner, Part, open_learner
 from iad_r1.learn.saving import Saver
 from iad_r1.processes import distributed
-from iad_r1.rollouts.prompting import Augment, Prompter, Room
+from iad_r1.rollouts.prompting import Augment, open_prompter
 from iad_r1.settings.training import SftPhase
 from iad_r1.types import Sample
 
@@ -49,9 +49,7 @@ class _Phase:
         self.context, self.phase, self.index = context, phase, index
         self.sft = context.config.sft
         self.samples = getattr(context.dataset, self.sft.samples)
-        self.prompter = Prompter(
-            context.backbone, self.sft.prompt, Room("sft.max_length", self.sft.max_length)
-        )
+        self.prompter = open_prompter(context.config, context.backbone, "sft")
         self.seed = context.config.seed * 1000 + index
         self.name = f"PA-SFT {index + 1}/{len(self.sft.phases)}"
         self.learner: Learner | None = None  # while the leg runs

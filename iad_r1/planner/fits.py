@@ -32,7 +32,7 @@ class Question:
     main: int  # bytes of the host's main memory, for offloading
     overhead: int
     workspace: int  # of a vLLM engine
-    picture: Picture
+    picture: dict[StepName, Picture]  # within the limit of the step
     pictures: int
     text: dict[StepName, int]  # tokens of a prompt that are not a picture's
     length: dict[StepName, int]  # of an answer, or of the longest completion
@@ -148,7 +148,7 @@ def best(
             work = Work(
                 groups=groups,
                 text=question.text[step],
-                picture=question.picture,
+                picture=question.picture[step],
                 pictures=question.pictures,
                 completions=question.group if step == "grpo" else 1,
                 length=question.length[step],

@@ -52,7 +52,7 @@ def content(config: Config, stage: PlanSettings, question: Question) -> dict[str
         "usable_gib": round(question.limit / GIB, 2),
         "assumed": {
             **stage.model_dump(include={"picture", "pictures", "overhead", "workspace", "margin"}),
-            "picture_tokens": question.picture.tokens,
+            "picture_tokens": {step: found.tokens for step, found in question.picture.items()},
             "prompt_tokens": dict(question.text),
             "completion_tokens": dict(question.length),
             "batch": dict(question.batch),
@@ -155,8 +155,6 @@ def command(config: Config, stage: PlanSettings, option: Option) -> Iterator[str
     if option.rollout == "vllm":
         share = option.sampling.total / (stage.gpu_memory * GIB)
         yield f"rollout.memory={math.ceil(20 * share) / 20:.2f}"  # in steps of 5 %
-        if (length := option.work.prompt + option.work.length) > 4096:
-            yield f"rollout.max_model_len={length}"
     yield f"init=outputs/sft-{config.backbone.name}-{data.name}/<timestamp>"
 
 
@@ -177,8 +175,7 @@ def show(result: Mapping[str, Any], question: Question, console: Console) -> Non
     console.print(
         f"[bold]{result['backbone']}[/bold]: {count:.2f} B parameters on {place}, "
         f"{result['usable_gib']:.1f} GiB usable each; a picture of "
-        f"{'x'.join(map(str, result['assumed']['picture']))} is "
-        f"{question.picture.tokens:,} tokens"
+        f"{'x'.join(map(str, result['assumed']['picture']))} is {_sizes(question)}"
     )
     for step in TITLES:
         for tuning in TUNINGS:
@@ -187,6 +184,14 @@ def show(result: Mapping[str, Any], question: Question, console: Console) -> Non
         _advise(result["recommended"][step], title, console)
     for note in result["notes"]:
         console.print(f"[dim]{note}[/dim]")
+
+
+def _sizes(question: Question) -> str:
+    """What the picture becomes in each step, which may limit it differently."""
+    tokens = {TITLES[step]: found.tokens for step, found in question.picture.items()}
+    if len(set(tokens.values())) == 1:
+        return f"{tokens[TITLES['sft']]:,} tokens"
+    return " and ".join(f"{count:,} tokens in {title}" for title, count in tokens.items())
 
 
 def _table(result: Mapping[str, Any], step: StepName, tuning: Tuning, question: Question) -> Table:

@@ -18,6 +18,7 @@ Values = Mapping[str, Any]
 
 WITH_ATTENTION_BIAS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
 QWEN_MIN_PIXELS = 56 * 56  # preprocessor_config.json of Qwen2-VL and Qwen2.5-VL
+QWEN_MAX_PIXELS = 16384 * 28 * 28
 INTERNVL_TILES = 12  # max_dynamic_patch of InternVL2.5, and a thumbnail beside more than one
 
 
@@ -276,20 +277,24 @@ def _first(value: int | Sequence[int]) -> int:
 def picture(model: Architecture, width: int, height: int, max_pixels: int | None) -> Picture:
     """What a picture of `width` x `height` pixels becomes, as the processor of the model has it.
 
-    `max_pixels` limits it first where sizes are limited by area (the Qwen families).
+    `max_pixels` limits it as `Backbone.limit_pixels` does; None: as the published processor does.
     """
     vision = model.vision
     if vision.kind.startswith("qwen"):
-        limit = max_pixels or width * height
+        limit = max_pixels or QWEN_MAX_PIXELS
         rows, columns = _multiples(height, width, 14 * vision.merge, limit)
         return Picture(rows * columns * vision.merge**2, rows * columns)
     per_tile = vision.side**2 + vision.class_token
     if model.model_type == "internvl":
-        tiles = _internvl_tiles(width, height, vision.side * 14, model.max_tiles)
+        side = vision.side * 14
+        most = model.max_tiles
+        if max_pixels is not None:
+            most = max(1, min(max_pixels // side**2, most))
+        tiles = _internvl_tiles(width, height, side, most)
         return Picture(tiles * per_tile, tiles * (vision.side // vision.merge) ** 2)
     if not model.pinpoints:
         return Picture(per_tile, vision.side**2)
-    tiles, tokens = _any_resolution(model, height, width)
+    tiles, tokens = _any_resolution(model, height, width, max_pixels)
     return Picture(tiles * per_tile, tokens)
 
 
@@ -306,10 +311,14 @@ def _multiples(height: int, width: int, unit: int, max_pixels: int) -> tuple[int
     return rows, columns
 
 
-def _any_resolution(model: Architecture, height: int, width: int) -> tuple[int, int]:
+def _any_resolution(
+    model: Architecture, height: int, width: int, max_pixels: int | None
+) -> tuple[int, int]:
     """Tiles, overview included, and tokens (`_get_unpadded_features` of the two processors)."""
     side = model.vision.side
-    best = _best_resolution(height, width, model.pinpoints)
+    small = [point for point in model.pinpoints if math.prod(point) <= (max_pixels or math.inf)]
+    choices = small or [min(model.pinpoints, key=math.prod)]
+    best = _best_resolution(height, width, choices)
     tile = math.gcd(*(edge for point in model.pinpoints for edge in point))
     rows, columns = side * (best[0] // tile), side * (best[1] // tile)
     tiles = (best[0] // tile) * (best[1] // tile) + 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
 from iad_r1 import prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.data import images
-from iad_r1.errors import DataError
+from iad_r1.errors import DataError, MismatchError
+from iad_r1.settings.base import Pictures
+from iad_r1.settings.config import Config
 from iad_r1.types import Conversation, Sample
 
 Augment = Callable[[Image.Image], Image.Image]
@@ -41,23 +44,37 @@ class Room:
             raise DataError(
                 f"{prompt.name}: its prompt has {length:,} tokens and its answer takes {free:,}, "
                 f"more than {self.setting}={self.tokens:,}. Show smaller pictures "
-                f"(backbone.max_pixels), or set {self.setting}={length + free}."
+                f"({self.setting.replace('length', 'pixels')}), or set "
+                f"{self.setting}={length + free}."
             )
 
 
 class Prompter:
     """Builds the prompt of a sample from a named template.
 
+    All stages of a run share one processor, so each has a limit only while it lasts: opening a
+    prompter sets it, and a prompter that another one has followed refuses to encode.
+
     Args:
-        backbone: whose processor encodes the prompt and whose limits size the pictures.
+        backbone: whose processor encodes the prompt.
         template: a name from `iad_r1.prompts`.
         room: for prompt and answer; None is any.
+        pictures: how large the stage shows them; None is as the checkpoint does.
     """
 
-    def __init__(self, backbone: Backbone, template: str, room: Room | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        template: str,
+        room: Room | None = None,
+        pictures: Pictures | None = None,
+    ) -> None:
         self.backbone = backbone
         self.template = template
         self.room = room or Room("max_length", None)
+        self.pictures = pictures or Pictures(max_pixels=None, max_size=None)
+        self.max_pixels = self.pictures.max_pixels
+        backbone.limit_pixels(self.max_pixels)
 
     def conversation(self, sample: Sample, shots: int) -> Conversation:
         """The words of the prompt, with one `{image}` for each picture."""
@@ -69,12 +86,47 @@ class Prompter:
 
         DataError if it leaves no room for the answer.
         """
-        pictures = [self.backbone.fit(images.open_image(s)) for s in shown(sample, shots)]
+        self._check_limit()
+        pictures = [self.picture(each) for each in shown(sample, shots)]
         if augment:
             pictures = [augment(picture) for picture in pictures]
         prompt = self.backbone.encode(self.conversation(sample, shots), pictures, sample.id)
         self.room.check(prompt)
         return prompt
+
+    def picture(self, sample: Sample) -> Image.Image:
+        """The picture of one sample as this stage shows it."""
+        found = images.open_image(sample)
+        size = self.pictures.within(found.size)
+        if size != found.size:
+            found = found.resize(size, Image.Resampling.LANCZOS)
+        return self.backbone.fit(found)
+
+    def length(self, sample: Sample, shots: int = 0) -> int:
+        """Tokens of the prompt, as `encode` would make it, from the sizes of its pictures alone."""
+        self._check_limit()
+        words = self.backbone.text_tokens(self.conversation(sample, shots))
+        sizes = (self.pictures.within(images.size(each)) for each in shown(sample, shots))
+        return words + sum(self.backbone.picture_tokens(*size) for size in sizes)
+
+    def _check_limit(self) -> None:
+        if self.backbone.max_pixels != self.max_pixels:
+            raise MismatchError(
+                f"a stage that shows pictures within max_pixels={self.max_pixels} would encode "
+                f"them within {self.backbone.max_pixels}, the limit of another one. This is a "
+                "fault of ours; please report it."
+            )
+
+
+def open_prompter(
+    config: Config, backbone: Backbone, stage: Literal["sft", "grpo", "evaluate"]
+) -> Prompter:
+    """The prompter of a stage: its template, how long its prompts may get with their answers, and
+    how large it shows pictures. Of PA-SFT the answers are known, and checked with each prompt."""
+    settings = getattr(config, stage)
+    answers = {"sft": 0, "grpo": config.rollout.max_tokens, "evaluate": config.evaluate.max_tokens}
+    room = Room(f"{stage}.max_length", settings.max_length, answers[stage])
+    return Prompter(backbone, settings.prompt, room, settings)
 
 
 def shown(sample: Sample, shots: int) -> Sequence[Sample]:

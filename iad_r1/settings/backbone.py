@@ -28,9 +28,7 @@ class HubBackbone(Section):
     trust_remote_code: bool
     evaluation_only: bool
     license: str
-    max_pixels: Count | None
-    sft_max_length: Count
-    grpo_max_length: Count
+    grpo_max_pixels: Count | None
     sft_learning_rate: Above0
     sft_save_every: Count
     released_test_prompt: str

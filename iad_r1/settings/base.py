@@ -15,7 +15,7 @@ from pydantic import NonNegativeInt as Count0
 from pydantic import PositiveFloat as Above0
 from pydantic import PositiveInt as Count
 
-__all__ = ["CONF", "Above0", "AtLeast0", "Count", "Count0", "Section", "Share"]
+__all__ = ["CONF", "Above0", "AtLeast0", "Count", "Count0", "Pictures", "Section", "Share"]
 
 
 def conf_of(package: Path) -> Path:
@@ -24,6 +24,7 @@ def conf_of(package: Path) -> Path:
 
 
 CONF = conf_of(Path(__file__).resolve().parents[1])
+Side = Annotated[int, Field(ge=28)]  # pixels; one image token of the Qwen families
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,3 +32,22 @@ class Section(BaseModel):
     """A group of settings: typed, complete, nothing else accepted, never changed later."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Pictures(Section):
+    """How large the pictures of a stage are shown. Both are limits: nothing is enlarged.
+
+    `max_pixels` is handed to the processor; null: the checkpoint's own limit. What it means for a
+    family is said in `backbones/families.py`. `max_size` is [width, height], into which a picture
+    is scaled before the processor sees it; null: any.
+    """
+
+    max_pixels: Annotated[int, Field(ge=1024)] | None  # one image token of the tiny model
+    max_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None
+
+    def within(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A size (width, height) made smaller to fit into `max_size`, its proportions kept."""
+        if self.max_size is None:
+            return size
+        scale = min(most / side for side, most in zip(size, self.max_size, strict=True))
+        return size if scale >= 1 else (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))

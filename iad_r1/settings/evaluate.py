@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Count, Count0, Section
+from iad_r1.settings.base import Count, Count0, Pictures
 
 
-class Evaluate(Section):
+class Evaluate(Pictures):
     """Greedy answers on held-out images, and what is computed from them."""
 
     prompt: str

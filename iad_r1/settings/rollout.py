@@ -38,7 +38,7 @@ class AnyVllmRollout(Rollout):
     """vLLM, wherever it runs."""
 
     max_num_seqs: Count
-    max_model_len: Count
+    max_model_len: Count | None
     max_images: Count
     memory: Annotated[float, Field(gt=0, lt=1)]
     kv_cache_gib: Above0 | None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Above0, AtLeast0, Count, Count0, Section, Share
+from iad_r1.settings.base import Above0, AtLeast0, Count, Count0, Pictures, Section, Share
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 
@@ -52,7 +52,7 @@ class SftPhase(Length):
     augment: bool
 
 
-class Sft(Optimiser):
+class Sft(Optimiser, Pictures):
     """PA-SFT: supervised fine-tuning on answers that perceive before they judge."""
 
     prompt: str
@@ -82,7 +82,7 @@ class Collapse(Section):
     stop: bool
 
 
-class Grpo(Optimiser, Length):
+class Grpo(Optimiser, Length, Pictures):
     """SC-GRPO: group relative policy optimisation with a structured reward."""
 
     prompt: str

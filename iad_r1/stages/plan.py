@@ -101,7 +101,7 @@ def ask(config: Config, stage: PlanSettings, model: Architecture) -> Question:
     if stage.gpus == 0:
         total = psutil.virtual_memory().total
     full, lora = _tuning(config, "full"), _tuning(config, "lora")
-    width, height = stage.picture
+    size = (stage.picture[0], stage.picture[1])
     return Question(
         model=model,
         gpus=stage.gpus,
@@ -109,7 +109,10 @@ def ask(config: Config, stage: PlanSettings, model: Architecture) -> Question:
         main=int(stage.main_memory * GIB),
         overhead=int(stage.overhead * GIB),
         workspace=int(stage.workspace * GIB),
-        picture=picture(model, width, height, config.backbone.max_pixels),
+        picture={
+            "sft": picture(model, *config.sft.within(size), config.sft.max_pixels),
+            "grpo": picture(model, *config.grpo.within(size), config.grpo.max_pixels),
+        },
         pictures=stage.pictures,
         text={"sft": _tokens(config.sft.prompt), "grpo": _tokens(config.grpo.prompt)},
         length={"sft": stage.answer, "grpo": config.rollout.max_tokens},

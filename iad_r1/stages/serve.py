@@ -43,7 +43,7 @@ class Stage(stages.Stage):
 
     def run(self, config: Config, folder: RunFolder) -> None:
         from iad_r1.loops.opening import corpus, open_backbone
-        from iad_r1.rollouts.colocate.sampler import require_vllm
+        from iad_r1.rollouts.colocate.sampler import require_vllm, tile_limit
         from iad_r1.rollouts.server.sampler import served
         from iad_r1.rollouts.server.start import become_server
 
@@ -51,4 +51,6 @@ class Stage(stages.Stage):
         require_vllm()
         backbone = open_backbone(config, folder, pipeline.begin(config), lambda: corpus(config))
         folder.update_manifest(status="serving")
-        become_server(backbone, config.rollout, folder.path / "model", served(config).name)
+        backbone.limit_pixels(config.grpo.max_pixels)
+        name = served(config, tile_limit(backbone)).name
+        become_server(backbone, config.rollout, folder.path / "model", name)

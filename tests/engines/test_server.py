@@ -53,14 +53,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """The twin that the servers describe."""
     path = twins.build_twin("qwen25vl_3b", tmp_path_factory.mktemp("twin") / "twin", seed=1)
     found = Backbone.load(path)
-    found.limit_pixels(compose.compose(MODEL).backbone.max_pixels)
+    found.limit_pixels(compose.compose(MODEL).grpo.max_pixels)
     return found
 
 
 def engine_for(backbone: Backbone, *urls: str, **changes: Any) -> ServerSampler:
     config = compose.compose([*MODEL, *ROLLOUT, f"rollout.servers=[{','.join(urls)}]"])
     assert isinstance(config.rollout, VllmServerRollout)
-    wanted = served(config)
+    wanted = served(config, None)
     if "wanted" in changes:
         wanted = Served(changes.pop("wanted"), wanted.command)
     return ServerSampler(backbone, config.rollout.model_copy(update=changes), wanted)

@@ -132,7 +132,7 @@ def test_a_card_says_data_recipe_metrics_and_licence(tmp_path):
         "| MVTec-AD, test | 1 | 1725 | 81.2 [79.0, 83.5] | - | 40.0 | 99.5 |",
         "The base: Qwen Research License.",
         "commit `0123456789ab`, torch 2.13.0.",
-        "Largest picture: 480,000 pixels.",
+        "Largest picture in training: the base's own limit.",
     ):
         assert said in card, said
     assert "77.7" not in card  # another stage's

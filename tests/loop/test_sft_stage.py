@@ -14,7 +14,7 @@ from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.data.targets import Target, chain_of_thought
 from iad_r1.errors import TrainingError
 from iad_r1.loops import sft
-from iad_r1.rollouts.prompting import Prompter
+from iad_r1.rollouts.prompting import open_prompter
 
 
 def phase_of(context, index: int = 0):
@@ -39,7 +39,7 @@ def context(make_context):
 
 def test_the_loss_is_the_mean_negative_log_likelihood_of_the_target_tokens(context):
     batch = list(context.dataset.sft[:5])
-    prompter = Prompter(context.backbone, context.config.sft.prompt)
+    prompter = open_prompter(context.config, context.backbone, "sft")
     total, count = 0.0, 0
     with torch.no_grad():
         found = loss_of(phase_of(context), batch)
@@ -139,7 +139,7 @@ def test_packed_samples_have_the_gradient_of_each_alone(context):
     """Samples of unequal length, in one sequence, against the model's own forward one by one."""
     batch = [*context.dataset.sft[:4], *context.dataset.sft[10:13]]
     packed = gradient_of(context, batch)
-    prompter = Prompter(context.backbone, context.config.sft.prompt)
+    prompter = open_prompter(context.config, context.backbone, "sft")
     targets = [context.backbone.encode_target(chain_of_thought(s, 0).text).tokens for s in batch]
     assert len({len(target) for target in targets}) > 1
     context.model.zero_grad(set_to_none=True)
@@ -240,7 +240,7 @@ def test_by_sample_the_loss_is_the_mean_of_the_samples_own_means(make_context, m
     means, sizes = [], set()
     for sample in batch:  # one at a time, through the model's own forward
         target = context.backbone.encode_target(chain_of_thought(sample, 0).text).tokens
-        inputs = Prompter(context.backbone, context.config.sft.prompt).encode(sample).inputs
+        inputs = open_prompter(context.config, context.backbone, "sft").encode(sample).inputs
         alone = cases.plain_logprobs(context.model, inputs, list(target))
         weight = torch.tensor(phase.target(sample, 0)[1])
         means.append(-(alone * weight).sum() / weight.sum())

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from iad_r1.backbones import published
+from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.backbones.published import build
 from iad_r1.errors import ConfigError
@@ -54,12 +55,12 @@ def test_a_configuration_saved_by_transformers_reads_the_same(name: str) -> None
     "name", ["qwen25vl_3b", "llava15_7b", "llava16_8b", "llava_ov_05b", "internvl25_4b"]
 )
 def test_a_picture_is_counted_as_its_processor_cuts_it(name: str) -> None:
-    processor: Any = build.build_processor(name)
-    config, model = build.model_config(name), widths_of(published.read(name)["config"])
-    if name.startswith("qwen"):
-        processor.image_processor.size["longest_edge"] = 480_000
+    backbone = Backbone(build.build_random(name, device="meta"), build.build_processor(name))
+    processor, config = backbone.processor, backbone.model.config
+    model = widths_of(published.read(name)["config"])
     stream = random.Random(name)
-    for _ in range(4):
+    for limit in (None, 480_000, 480_000, 200_000):
+        backbone.limit_pixels(limit)
         size = (stream.randint(60, 1400), stream.randint(60, 1400))
         word = processor.tokenizer.decode([config.image_token_id])
         out = processor(text=[word], images=[Image.new("RGB", size)], return_tensors="pt")
@@ -68,7 +69,7 @@ def test_a_picture_is_counted_as_its_processor_cuts_it(name: str) -> None:
         tiles = pixels.flatten(0, -4).shape[0] if pixels.ndim > 2 else 1
         per_tile = model.vision.side**2 + model.vision.class_token
         patches = tiles * per_tile if per_tile else pixels.shape[0]
-        assert picture(model, *size, 480_000) == Picture(patches, tokens), size
+        assert picture(model, *size, limit) == Picture(patches, tokens), (size, limit)
 
 
 def test_a_model_of_another_type_is_refused_by_name() -> None:

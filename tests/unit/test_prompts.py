@@ -167,7 +167,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         ({"name": "mmad", "options": OPTIONS}, "needs question"),
         ({"name": "mmad", "question": "Where?"}, "needs options"),
         ({"name": "anomaly_r1_released", "question": "Where?"}, "needs options"),
-        ({"name": "anomaly_r1_train"}, "needs question"),
+        ({"name": "mmad"}, "needs question"),
         ({"name": "pa_sft", "options": OPTIONS}, "no place for options"),
         ({"name": "pa_sft", "knowledge": "x"}, "no place for knowledge='x'"),
         ({"name": "base_as_policy", "question": "x"}, "no place for question='x'"),

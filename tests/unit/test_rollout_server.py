@@ -355,13 +355,14 @@ def test_a_variable_that_the_user_set_is_kept():
         "backbone=qwen25vl_7b",
         "weights=tiny",
         "engine.precision=float32",
-        "backbone.max_pixels=9999",
     ],
 )
 def test_runs_that_need_other_servers_ask_for_another_name(other):
-    same = vllm_server.served(compose.compose([*SERVER, "seed=3"]))
-    assert same == vllm_server.served(compose.compose(SERVER))
-    assert vllm_server.served(compose.compose([*SERVER, other])).name != same.name
+    same = vllm_server.served(compose.compose([*SERVER, "seed=3"]), None)
+    assert same == vllm_server.served(compose.compose(SERVER), None)
+    assert vllm_server.served(compose.compose([*SERVER, other]), None).name != same.name
+    tiled = vllm_server.served(compose.compose(SERVER), 9999)
+    assert tiled.name != same.name and "grpo.max_pixels=9999" in tiled.command
     assert "stage=serve rollout=vllm_server backbone=qwen25vl_3b" in same.command
 
 

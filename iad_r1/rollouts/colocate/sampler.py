@@ -63,6 +63,7 @@ class VllmSampler(Sampler):
 
     def __init__(self, backbone: Backbone, settings: VllmRollout) -> None:
         self.backbone, self.settings = backbone, settings
+        self.tiles = tile_limit(backbone)
         self.sums: dict[str, float] | None = None  # of the weights as they were last sent
         self.resets = (
             self.reset_encoder_cache, self.reset_processor_cache, self.reset_prefix_cache
@@ -71,10 +72,15 @@ class VllmSampler(Sampler):
         self._guest = dist.is_torchelastic_launched()  # of the trainer's process group, which stays
         self._requests = 0
         self._folder = tempfile.TemporaryDirectory(prefix="iad_r1-engine-")
-        write_description(backbone, Path(self._folder.name))
+        write_description(backbone, Path(self._folder.name), settings.max_model_len)
         with no_side_effects(), vllm_errors("did not start"):
             self.llm = start(Path(self._folder.name), backbone, settings)
         self._sleep()
+
+    def serves(self, backbone: Backbone, settings: VllmRollout) -> bool:
+        """Whether it would be started in the same way for these."""
+        same = self.backbone is backbone and self.settings == settings
+        return same and self.tiles == tile_limit(backbone)
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
@@ -260,9 +266,9 @@ _kept: list[VllmSampler] = []  # at most one: vLLM keeps state that its instance
 
 
 def kept(backbone: Backbone, settings: VllmRollout) -> VllmSampler:
-    """The sampler of this process for `backbone`, started if it is not there yet. Its weights are
-    those of the last `sync`."""
-    if _kept and (_kept[0].backbone is not backbone or _kept[0].settings != settings):
+    """The sampler of this process for `backbone`, started if it is not there yet, or if it was
+    started for another limit of tiles. Its weights are those of the last `sync`."""
+    if _kept and not _kept[0].serves(backbone, settings):
         _kept.pop().stop()
     if not _kept:
         _kept.append(VllmSampler(backbone, settings))
@@ -273,15 +279,33 @@ def kept(backbone: Backbone, settings: VllmRollout) -> VllmSampler:
 # --- starting ----------------------------------------------------------------------------------
 
 
-def write_description(backbone: Backbone, folder: Path) -> None:
+def tile_limit(backbone: Backbone) -> int | None:
+    """The limit of picture sizes that vLLM's own processor has to know: where a picture is cut into
+    tiles. Where its area alone counts, every picture is handed over at its final size."""
+    return backbone.max_pixels if backbone.family.sizing in ("tilings", "tiles") else None
+
+
+def write_description(backbone: Backbone, folder: Path, max_model_len: int | None) -> None:
     """Write what vLLM needs to build the model without its weights: configuration and processor,
-    as the trainer uses them, picture sizes included."""
+    as the trainer uses them.
+
+    Where the area of a picture is limited, it is limited to what any stage may show and a prompt of
+    `max_model_len` tokens has room for: vLLM reserves memory for the largest picture there may be.
+    """
     model = unwrap(backbone.model)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    backbone.processor.save_pretrained(folder)
+    processor = backbone.processor
+    if backbone.family.sizing == "area":
+        processor = backbone.own_processor()
+        pictures, shown = processor.image_processor, backbone.processor.image_processor
+        most = max(pictures.size["longest_edge"], shown.size["longest_edge"])
+        if max_model_len is not None:
+            most = min(most, max_model_len * (pictures.patch_size * pictures.merge_size) ** 2)
+        pictures.size["longest_edge"] = most
+    processor.save_pretrained(folder)
 
 
 def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
@@ -453,15 +477,14 @@ def as_completion(
     return Completion(backbone.decode(tokens), tokens, logprobs, stop)
 
 
-def check_length(prompt: Prompt, max_tokens: int, max_model_len: int) -> None:
+def check_length(prompt: Prompt, max_tokens: int, max_model_len: int | None) -> None:
     """DataError if prompt and completion do not fit: nothing is ever cut off."""
     length = prompt.inputs["input_ids"].shape[1]
-    if length + max_tokens > max_model_len:
+    if max_model_len is not None and length + max_tokens > max_model_len:
         raise DataError(
             f"{prompt.name or 'a prompt'}: {length} prompt tokens and {max_tokens} of the answer "
             f"do not fit into rollout.max_model_len={max_model_len}. Use "
-            f"rollout.max_model_len={length + max_tokens}, or smaller pictures "
-            "(backbone.max_pixels)."
+            f"rollout.max_model_len={length + max_tokens}, or smaller pictures (max_pixels)."
         )
 
 

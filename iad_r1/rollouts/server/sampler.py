@@ -55,14 +55,16 @@ class Served:
     command: str
 
 
-def served(config: Config) -> Served:
-    """A server's name says which model it runs, in which precision and with which picture sizes."""
+def served(config: Config, tiles: int | None) -> Served:
+    """A server's name says which model it runs, in which precision and with which picture sizes.
+
+    `tiles`: the limit that its own processor has to know (`tile_limit`).
+    """
     backbone, kind, precision = config.backbone, config.weights.name, config.engine.precision
     chosen = f"backbone={backbone.name} weights={kind} engine.precision={precision}"
-    return Served(
-        f"{chosen} backbone.max_pixels={backbone.max_pixels}",
-        f"python run.py stage=serve rollout=vllm_server {chosen}",
-    )
+    if tiles is not None:
+        chosen += f" grpo.max_pixels={tiles}"
+    return Served(chosen, f"python run.py stage=serve rollout=vllm_server {chosen}")
 
 
 class ServerSampler(Sampler):
@@ -303,11 +305,12 @@ class ServerSampler(Sampler):
                 f"  wanted is  {self.wanted.name}\nStart it with: {self.wanted.command}; or leave "
                 "it out of rollout.servers."
             )
-        if model["max_model_len"] < self.settings.max_model_len:
+        wanted = self.settings.max_model_len
+        if wanted is not None and model["max_model_len"] < wanted:
             raise ConfigError(
-                f"{server.url} has room for {model['max_model_len']} tokens, and this run asks for "
-                f"rollout.max_model_len={self.settings.max_model_len}. Start the server with the "
-                "same value, or lower the run's."
+                f"{server.url} has room for {model['max_model_len']} tokens, and this run needs "
+                f"{wanted}. Start the server with rollout.max_model_len={wanted}, or lower that of "
+                "the run, which then refuses longer prompts."
             )
 
 

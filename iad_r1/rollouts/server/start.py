@@ -36,7 +36,7 @@ def become_server(
 ) -> NoReturn:
     """Describe the model in the folder `model` and serve it as `name`, in place of this process, so
     that signals reach the server as they would reach `vllm serve`."""
-    write_description(backbone, model)
+    write_description(backbone, model, settings.max_model_len)
     on_gpu = backbone.model.device.type == "cuda"
     typed = command(model, settings, unwrap(backbone.model).dtype, on_gpu, name)
     print(f"{name}\n\n  {shlex.join(typed)}\n", flush=True)

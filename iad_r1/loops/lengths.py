@@ -1,0 +1,141 @@
+"""How long the prompts of a run get, before any of them is made.
+
+From the sizes of the pictures, the words of the prompts and the processor's own arithmetic. What
+does not fit is said before the first step is taken, and vLLM is given room for the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.learn.context import Context
+from iad_r1.loops import evaluate
+from iad_r1.processes import distributed
+from iad_r1.rollouts.prompting import open_prompter
+from iad_r1.settings.config import Config
+from iad_r1.settings.rollout import AnyVllmRollout
+from iad_r1.types import Sample
+
+Stage = Literal["sft", "grpo", "evaluate"]
+STAGES: tuple[Stage, ...] = ("sft", "grpo", "evaluate")
+
+
+@dataclass(frozen=True)
+class Longest:
+    """The longest prompt of a stage, in tokens, and those kept free for its answer."""
+
+    stage: Stage
+    sample: Sample
+    shots: int
+    prompt: int
+    answer: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.answer
+
+    def __str__(self) -> str:
+        shown = f" with {self.shots} reference picture{'s' * (self.shots > 1)}" * bool(self.shots)
+        answer = f" and its answer takes {self.answer:,}" * bool(self.answer)
+        return f"{self.sample.id}{shown}: its prompt has {self.prompt:,} tokens{answer}"
+
+
+def derived(context: Context) -> Config:
+    """The settings with `rollout.max_model_len=null` replaced by what the longest prompt that vLLM
+    will be asked takes with its completion.
+
+    ConfigError if a prompt is longer than the model was made for, DataError if it is longer than a
+    limit that was set.
+    """
+    config, rollout = context.config, context.config.rollout
+    found = list(_found(context, config))
+    for longest in found:
+        _check_positions(context, longest)
+        _check(longest, f"{longest.stage}.max_length", getattr(config, longest.stage).max_length)
+    if distributed.is_main():
+        context.folder.update_manifest(
+            longest_prompts={
+                one.stage: {"tokens": one.prompt, "of": one.sample.id} for one in found
+            }
+        )
+    asked = [longest for longest in found if longest.stage != "sft"]
+    if not asked or not isinstance(rollout, AnyVllmRollout):
+        return config
+    longest = max(asked, key=lambda one: one.tokens)
+    _check(longest, "rollout.max_model_len", rollout.max_model_len)
+    room = rollout.max_model_len or longest.tokens
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"max_model_len": room})})
+
+
+def _found(context: Context, config: Config) -> Iterator[Longest]:
+    """The longest prompt of every stage of the run; `stage=parity` has the prompts of SC-GRPO."""
+    chosen: list[Stage] = [stage for stage in STAGES if stage in config.tasks()]
+    if not chosen:
+        chosen = ["grpo"]
+    for stage in chosen:
+        samples, shots = _asked(context, stage)
+        if samples:
+            yield _longest(context, config, stage, samples, shots)
+
+
+def _asked(context: Context, stage: Stage) -> tuple[Sequence[Sample], int]:
+    """What a stage shows, and the most references beside it."""
+    config, dataset = context.config, context.dataset
+    if stage == "sft":
+        return getattr(dataset, config.sft.samples), int(config.sft.one_shot_share > 0)
+    if stage == "grpo":
+        return dataset.rl, 0
+    return list(chain.from_iterable(evaluate.splits(context).values())), max(config.evaluate.shots)
+
+
+def _longest(
+    context: Context, config: Config, stage: Stage, samples: Sequence[Sample], shots: int
+) -> Longest:
+    prompter = open_prompter(config, context.backbone, stage)
+    lengths = [prompter.length(sample, shots) for sample in samples]
+    prompt = max(lengths)
+    sample = samples[lengths.index(prompt)]
+    return Longest(stage, sample, shots, prompt, prompter.room.answer)
+
+
+def _check(longest: Longest, setting: str, most: int | None) -> None:
+    if most is not None and longest.tokens > most:
+        raise DataError(
+            f"{longest}, more than {setting}={most:,}. Set {setting}=null, which is as long as is "
+            f"needed, or {setting}={longest.tokens}, or show smaller pictures "
+            f"({longest.stage}.max_pixels)."
+        )
+
+
+def _check_positions(context: Context, longest: Longest) -> None:
+    most = context.backbone.positions
+    if longest.tokens > most:
+        ways = list(_ways_out(context, longest.stage, most))
+        raise ConfigError(
+            f"{longest}, more than the {most:,} positions of {context.config.backbone.name}. "
+            + (f"What fits: {', or '.join(ways)}." if ways else "Ask for shorter answers.")
+        )
+
+
+def _ways_out(context: Context, stage: Stage, most: int) -> Iterator[str]:
+    """Fewer references, and smaller pictures: the first of each that fits."""
+    config = context.config
+    samples, shots = _asked(context, stage)
+    for fewer in range(shots - 1, -1, -1):
+        if _longest(context, config, stage, samples, fewer).tokens <= most:
+            kept = [count for count in config.evaluate.shots if count <= fewer] or [fewer]
+            of = f"evaluate.shots={kept}" if stage == "evaluate" else "sft.one_shot_share=0"
+            yield of.replace(" ", "")
+            break
+    pixels = 2**24
+    while pixels >= 2**12:
+        pixels //= 2
+        settings = getattr(config, stage).model_copy(update={"max_pixels": pixels})
+        smaller = config.model_copy(update={stage: settings})
+        if _longest(context, smaller, stage, samples, shots).tokens <= most:
+            yield f"{stage}.max_pixels={pixels}"
+            return
