@@ -139,12 +139,14 @@ class Score:
 @dataclass(frozen=True)
 class Group:
     """One picture with its G completions and what each of them earned. `attempt` counts how often
-    it was drawn anew, with another picture (0: not at all)."""
+    it was drawn anew, with another picture (0: not at all); `version` says which weights drew it:
+    how many batches they had learned."""
 
     sample: Sample
     completions: Sequence[Completion]
     scores: Sequence[Score]
     attempt: int = 0
+    version: int = 0
 
     def rewards(self) -> list[float]:
         """[G] totals."""

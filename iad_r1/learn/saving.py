@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,17 +25,28 @@ from iad_r1.store.run_folder import write_json
 BEST = {"pretrain": ("loss", min), "sft": ("loss", min), "grpo": ("reward", max)}
 
 
+class Batches(Protocol):
+    """What a loop has made of batches that are still to be learned."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint; rank 0 calls it."""
+
+    def load(self, folder: Path, step: int) -> None:
+        """Take it up from the checkpoint after `step` steps; every rank calls it."""
+
+
 class Saver:
     """Writes the checkpoints of one leg of a stage, and takes the leg up from the newest of them.
 
     A stage has one leg, or several with an optimiser of their own (the phases of PA-SFT); its
-    steps are numbered through. A checkpoint falls between two batches, so rollouts never have to
-    be kept.
+    steps are numbered through. A checkpoint falls between two batches, so of rollouts those alone
+    have to be kept that were drawn ahead.
 
     Args:
         learner: of this leg.
         first, last: the leg's steps are `range(first, last)`.
         extra: modules beside the model that learn too, by name.
+        batches: what was drawn ahead, if anything is.
     """
 
     def __init__(
@@ -48,10 +59,11 @@ class Saver:
         *,
         leg: int = 0,
         extra: Mapping[str, nn.Module] | None = None,
+        batches: Batches | None = None,
     ) -> None:
         self.context, self.stage, self.learner = context, stage, learner
         self.first, self.last, self.leg = first, last, leg
-        self.extra = extra or {}
+        self.extra, self.batches = extra or {}, batches
         self.settings = context.config.checkpoint
         self.every = learner.settings.save_every
         self.asked_to_stop: list[int] = []
@@ -103,6 +115,8 @@ class Saver:
             self.context.backbone.write(partial)
             for name, module in self.extra.items():
                 torch.save(module.state_dict(), partial / f"{name}.pt")
+        if self.batches is not None:
+            self.batches.save(partial)
         write_json(
             partial / checkpoints.STATE,
             {"step": step, "leg": self.leg, "ranks": distributed.world(), "best": self.best},
@@ -136,6 +150,8 @@ class Saver:
         self.best = state["best"]
         if state["leg"] == self.leg:
             self.learner.load(newest.path)
+            if self.batches is not None:
+                self.batches.load(newest.path, newest.step)
             self._load_random(newest)
         self.context.rewind(self.stage, newest.step)
         if distributed.is_main():

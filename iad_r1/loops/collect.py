@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from iad_r1 import rewards, schema
 from iad_r1.backbones.backbone import Prompt
 from iad_r1.data.ahead import Ahead
+from iad_r1.errors import MismatchError
 from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
 from iad_r1.loops.rollout_log import failed_rows, reward_statistics
@@ -22,8 +23,9 @@ from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.parity import Gate, OwnWeights
 from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Sampler, Sampling
+from iad_r1.rollouts.server.sampler import ServerSampler
 from iad_r1.settings.rollout import HfRollout
-from iad_r1.types import Completion, Group, Sample, Score
+from iad_r1.types import Completion, Group, Sample, Score, StopReason
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,28 @@ class Collected:
     def tokens(self) -> int:
         """Completion tokens of all groups."""
         return sum(len(c.tokens) for group in self.groups for c in group.completions)
+
+    def as_json(self) -> dict[str, Any]:
+        """All that `Collector.collected` needs to make it again: prompts and scores follow."""
+        groups = [
+            {
+                "id": group.sample.id,
+                "attempt": group.attempt,
+                "version": group.version,
+                "completions": [asdict(completion) for completion in group.completions],
+            }
+            for group in self.groups
+        ]
+        return {"statistics": self.statistics, "groups": groups}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a rank has drawn, by slot, before the others know of it; `version` as in `Group`."""
+
+    prompts: dict[int, Prompt]
+    completions: dict[int, list[Completion]]
+    version: int
 
 
 class Collector:
@@ -78,27 +102,54 @@ class Collector:
         self.rewards = rewards.load(config.rewards, config.grid)
         self.sampler = open_sampler(config, context.backbone, rollout.batch_size)
         self.gate = open_gate(context, self.sampler, self.prompter)
+        self.version = 0  # of the sampler's weights: batches that they have learned
 
     def close(self) -> None:
-        """Give the sampler back."""
+        """Give the sampler back; what it is drawing in another thread is given up."""
         self.sampler.close()
 
     def synchronise(self, step: int, clock: Clock) -> None:
         """Give the sampler the weights as they are now, and check it where it keeps its own."""
         self.sampler.sync()
+        self.version = step
         clock.lap("sync")
         if self.gate is not None and self.gate.due(step):
             with self.whole():
                 self.gate.check("grpo", step)
             clock.lap("parity")
 
+    def agree(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> dict[str, float]:
+        """`sampler_gap` of a batch that older weights drew: what sampler and trainer say now, both
+        with the weights of `step`, of short completions to some of its prompts."""
+        if self.gate is None:
+            return {}
+        with self.whole():
+            gap = self.gate.agree(prompts, f"grpo step {step}")
+        clock.lap("parity")
+        return {"sampler_gap": gap}
+
+    def let_weights_move(self) -> None:
+        """Say that the weights will be learned from now on, although the sampler still draws."""
+        if isinstance(self.sampler, ServerSampler):
+            self.sampler.let_weights_move()
+
     def collect(
-        self, samples: Sequence[Sample], step: int, clock: Clock, then: Sequence[Sample] = ()
+        self,
+        samples: Sequence[Sample],
+        step: int,
+        clock: Clock,
+        then: Sequence[Sample] = (),
+        asked: Asked | None = None,
     ) -> Collected:
         """A scored group for every sample, while the prompts of the batch `then` are prepared. With
         `degenerate_groups=resample`, groups that carry no signal are drawn anew with other
-        pictures, `resample_limit` times at most (DAPO's dynamic sampling, bounded)."""
-        prompts, groups = self.draw(dict(enumerate(samples)), step, 0, clock, then)
+        pictures, `resample_limit` times at most (DAPO's dynamic sampling, bounded).
+
+        asked: the first draw, if it was made already.
+        """
+        first = dict(enumerate(samples))
+        asked = asked or self.ask(first, step, 0, clock, then)
+        prompts, groups = self.scored(first, asked, 0, clock)
         statistics = reward_statistics(list(groups.values()), self.read_answer)
         clock.lap("score")
         if self.grpo.degenerate_groups == "resample":
@@ -109,39 +160,68 @@ class Collector:
                     break
                 drawn += len(slots)
                 others = {slot: self.other(step, slot, attempt) for slot in slots}
-                new_prompts, new_groups = self.draw(others, step, attempt, clock)
+                asked = self.ask(others, step, attempt, clock)
+                new_prompts, new_groups = self.scored(others, asked, attempt, clock)
                 prompts |= new_prompts
                 groups |= new_groups
             statistics["resampled_groups"] = drawn
             statistics["degenerate_left"] = len(degenerate(groups)) / len(groups)
         return Collected(list(prompts.values()), list(groups.values()), statistics)
 
-    def draw(
+    def collected(
+        self, saved: Mapping[str, Any], samples: Sequence[Sample], step: int
+    ) -> Collected:
+        """The batch of a step as `Collected.as_json` told it, on any number of ranks."""
+        groups = list[Group]()
+        for slot, one in enumerate(saved["groups"]):
+            attempt = one["attempt"]
+            sample = self.other(step, slot, attempt) if attempt else samples[slot]
+            if sample.id != one["id"]:
+                raise MismatchError(
+                    f"the checkpoint before grpo step {step} holds completions to {one['id']}, but "
+                    f"this run would show {sample.id} there. Its data have changed: start anew."
+                )
+            said = [
+                Completion(c["text"], (*c["tokens"],), (*c["logprobs"],), StopReason(c["stop"]))
+                for c in one["completions"]
+            ]
+            (scores,) = self.score([sample], [said])
+            groups.append(Group(sample, said, scores, attempt, one["version"]))
+        mine = distributed.share(groups)
+        prompts = self.prompts.take([group.sample for group in mine])
+        return Collected(prompts, groups, dict(saved["statistics"]))
+
+    def ask(
         self,
         samples: Mapping[int, Sample],
         step: int,
         attempt: int,
         clock: Clock,
         then: Sequence[Sample] = (),
-    ) -> tuple[dict[int, Prompt], dict[int, Group]]:
-        """The prompts of this rank, and the scored groups of all, by their slots in the batch.
-
-        Every rank draws for the slots it learns from; all ranks call the sampler, also those that
-        hold none.
-        """
+    ) -> Asked:
+        """This rank's part of a draw: the slots that it learns from. All ranks call the sampler,
+        also those that hold none; they tell each other nothing here, so a thread may do it beside
+        the learning."""
         mine = [slot for slot in samples if slot % distributed.world() == distributed.rank()]
         encoded = self.prompts.take([samples[n] for n in mine], then=distributed.share(then))
-        prompts = dict(zip(mine, encoded, strict=True))
         clock.lap("pictures")
-        said = dict(zip(mine, self.sample([*prompts.values()], step, mine, attempt), strict=True))
-        found = {slot: group for part in distributed.everyone(said) for slot, group in part.items()}
+        said = self.sample(encoded, step, mine, attempt)
+        prompts = dict(zip(mine, encoded, strict=True))
+        return Asked(prompts, dict(zip(mine, said, strict=True)), self.version)
+
+    def scored(
+        self, samples: Mapping[int, Sample], asked: Asked, attempt: int, clock: Clock
+    ) -> tuple[dict[int, Prompt], dict[int, Group]]:
+        """The prompts of this rank, and the scored groups of all, by their slots in the batch."""
+        parts = distributed.everyone(asked.completions)
+        found = {slot: group for part in parts for slot, group in part.items()}
         completions_PG = [found[slot] for slot in samples]
         clock.lap("sample")
         scores_PG = self.score(list(samples.values()), completions_PG)
         clock.lap("score")
         drawn = zip(samples.items(), completions_PG, scores_PG, strict=True)
-        return prompts, {
-            slot: Group(sample, completions, scores, attempt)
+        return asked.prompts, {
+            slot: Group(sample, completions, scores, attempt, asked.version)
             for (slot, sample), completions, scores in drawn
         }
 

@@ -16,6 +16,7 @@ from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock, peak_memory
 from iad_r1.learn.saving import Saver
 from iad_r1.loops.collect import Collector
+from iad_r1.loops.overlap import Overlap
 from iad_r1.loops.policy import Policy
 from iad_r1.loops.rollout_log import rollout_rows
 from iad_r1.objective.advantages import advantages
@@ -33,7 +34,8 @@ def train(context: Context) -> None:
     policy = Policy(context, steps)
     collector = Collector(context, policy.learner.whole)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
-    saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved())
+    overlap = Overlap(collector, batches, grpo.overlap)
+    saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved(), batches=overlap)
     watch = guards.CollapseWatch(grpo.collapse)
     with collector.prompts, context.progress("SC-GRPO", steps) as bar:
         for step in saver.steps(bar):
@@ -41,15 +43,15 @@ def train(context: Context) -> None:
             clock = Clock()
             policy.refresh_reference(step)
             collector.synchronise(step, clock)
-            asked, *later = batches[step : step + 2]
-            drawn = collector.collect(asked, step, clock, *later)  # sampled and scored
-            with guards.kept(folder, "grpo", step, partial(collector.rows, drawn)):
+            drawn = overlap.take(step, clock)  # sampled and scored
+            rows = partial(collector.rows, drawn)
+            with overlap.beside(step + 1, clock), guards.kept(folder, "grpo", step, rows):
                 gains_PG = advantages(drawn.rewards_PG(), grpo.advantage)
                 batch = policy.batch(drawn.prompts, share(drawn.groups), share(gains_PG))
                 batch = policy.with_reference(batch)
                 batch = policy.with_old(batch)
                 clock.lap("reference")
-                learned = policy.learn(batch, step)
+                learned = policy.learn(batch, step, overlap.check)
                 clock.lap("update")
             values = {**drawn.statistics, **spread(gains_PG), **learned, **clock.scalars()}
             values["tokens_per_second"] = drawn.tokens() / values["seconds_step"]

@@ -6,7 +6,7 @@ Axes as in `loops/grpo.py`; P, N and T here count what is this rank's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -227,8 +227,11 @@ class Policy:
 
     # --- learning from it -----------------------------------------------------------------------
 
-    def learn(self, batch: Batch, step: int) -> dict[str, float]:
-        """`updates_per_batch` passes over the batch, each in `minibatches` optimiser steps.
+    def learn(
+        self, batch: Batch, step: int, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """`updates_per_batch` passes over the batch, each in `minibatches` optimiser steps; `check`
+        is called before every forward, and ends the step if it raises.
 
         Returns the mean loss of the steps, the largest gradient norm, the last learning rate,
         statistics over the tokens of all of them, and how far the sampler was from the policy.
@@ -238,8 +241,8 @@ class Policy:
         taken: list[dict[str, float]] = []
         mismatch: dict[str, float] = {}
         for groups in self.minibatches(batch) * self.grpo.updates_per_batch:
-            gradients.append(self.gradient(batch, old, groups, where))
-            if not taken:  # the policy is still the one that was sampled from
+            gradients.append(self.gradient(batch, old, groups, where, check))
+            if not taken:  # the policy is still the one that was synchronised
                 old = gradients[0].logprobs if old is None else old
                 mismatch = self.check_sampler(batch, old, where)
             taken.append(self.learner.update(where))
@@ -262,11 +265,16 @@ class Policy:
         ]
 
     def gradient(
-        self, batch: Batch, old: Tensor | None, groups: Sequence[int], where: str
+        self,
+        batch: Batch,
+        old: Tensor | None,
+        groups: Sequence[int],
+        where: str,
+        check: Callable[[], None] = lambda: None,
     ) -> Gradient:
         """Add the gradient of the loss of `groups` of every rank (Eq. 11), some at a time.
 
-        old: as `Batch.old`.
+        old: as `Batch.old`. check: as in `learn`.
         """
         rows = batch.rows_of(groups)
         n_tokens = distributed.total(float(batch.counted[rows].sum()))
@@ -274,6 +282,7 @@ class Policy:
         stats, own = list[LossStats](), torch.zeros_like(batch.sampler)
 
         def part_of_loss(part: Sequence[int]) -> Tensor:
+            check()
             loss, found, logprob = self.loss(batch, old, part, int(n_sequences), int(n_tokens))
             stats.append(found.cpu())
             own[batch.rows_of(part), : logprob.shape[1]] = logprob
@@ -351,7 +360,9 @@ class Policy:
         that the settings do not explain: where top-p and top-k cut off improbable tokens, the
         others share out their probability.
         MismatchError above the limit: then the two do not run the same policy. Where single tokens
-        are corrected for (`grpo.importance`), it is the mean that the limit holds for.
+        are corrected for (`grpo.importance`), it is the mean that the limit holds for. With
+        `grpo.overlap` the sampler's weights were older by a step: then the parity gate compares the
+        two with the same weights, and here the limit is what the correction's cap can make good.
         """
         _, mine = self._weigh(own, batch.sampler, batch.counted)
         stats = reduce(ImportanceStats.__add__, distributed.everyone(mine))
@@ -360,6 +371,9 @@ class Policy:
         unexplained = torch.maximum(-apart, apart - explained).clamp(min=0)
         gap = max(distributed.everyone(float(unexplained.max()) if len(apart) else 0.0))
         mean = distributed.total(float(unexplained.sum())) / max(stats.tokens, 1)
+        if self.grpo.overlap:
+            self._check_overlap(mean, where)
+            return stats.scalars()
         limit = SAMPLER_LIMIT[next(self.model.parameters()).dtype]
         if not (gap if self.grpo.importance.level == "off" else mean) <= limit:
             raise MismatchError(
@@ -370,3 +384,14 @@ class Policy:
                 "grpo.packing=off; if that helps, the packed forward is at fault: report it."
             )
         return {"sampler_gap": gap, **stats.scalars()}
+
+    def _check_overlap(self, mean: float, where: str) -> None:
+        """MismatchError if a step moves the policy further than `grpo.importance` corrects."""
+        limit = math.log(self.grpo.importance.cap)
+        if not mean <= limit:
+            raise MismatchError(
+                f"{where}: the policy is {mean:.3g} nats per token from the one that drew the "
+                f"batch one step earlier, further than grpo.importance.cap="
+                f"{self.grpo.importance.cap:g} corrects (log cap: {limit:.3g}). Use a lower "
+                "grpo.learning_rate, or grpo.overlap=0."
+            )

@@ -130,6 +130,21 @@ class Gate:
             )
         return row
 
+    def agree(self, prompts: Sequence[Prompt], where: str) -> float:
+        """`gap` on prompts of a batch in place of the fixed probes, at most as many; every rank
+        calls it with prompts of its own, right after the sampler was synchronised.
+
+        MismatchError with the likely cause above the limit.
+        """
+        probes, self.probes = self.probes, list(prompts[: len(self.probes)])
+        try:
+            gap = self.gap()
+            if not gap <= self.limit:
+                self.fail(where, gap)
+        finally:
+            self.probes = probes
+        return gap
+
     def gap(self, packing: Packing | None = None) -> float:
         """Largest difference between sampler and trainer on a token, over all ranks, in nats;
         infinite if one of them is not a number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from iad_r1.settings.rollout import HfRollout
+from iad_r1.settings.rollout import HfRollout, VllmServerRollout
 from iad_r1.settings.training import Length
 
 if TYPE_CHECKING:
@@ -80,6 +80,35 @@ def _grpo_rules(config: Config) -> Iterator[str]:
         yield (
             f"grpo.reference_refresh={grpo.reference_refresh} with grpo.kl_coef=0: without a KL "
             "term there is no reference to refresh. Use grpo.reference_refresh=null."
+        )
+    if grpo.overlap:
+        yield from _overlap(config)
+
+
+def _overlap(config: Config) -> Iterator[str]:
+    grpo, rollout = config.grpo, config.rollout
+    if grpo.overlap > 1:
+        yield (
+            f"grpo.overlap={grpo.overlap}: a batch is drawn at most one step ahead of the one that "
+            "is learned. Use grpo.overlap=1."
+        )
+    if not isinstance(rollout, VllmServerRollout):
+        yield (
+            f"grpo.overlap={grpo.overlap} with rollout={rollout.name}: completions are drawn in "
+            "the training process, which cannot learn meanwhile. Use rollout=vllm_server, or "
+            "grpo.overlap=0."
+        )
+    if grpo.importance.level == "off":
+        yield (
+            f"grpo.overlap={grpo.overlap} with grpo.importance.level=off: the weights that draw a "
+            "batch are one step older than those that learn it, and nothing corrects for it. Use "
+            "grpo.importance.level=token, or grpo.overlap=0."
+        )
+    if grpo.importance.cap <= 1:
+        yield (
+            f"grpo.overlap={grpo.overlap} with grpo.importance.cap={grpo.importance.cap:g}: the "
+            "tokens that a step makes likelier would not be corrected for. Use "
+            "grpo.importance.cap=2."
         )
 
 

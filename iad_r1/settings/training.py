@@ -98,6 +98,7 @@ class Grpo(Optimiser, Length, Pictures):
     reference_refresh: Count | None
     updates_per_batch: Count
     minibatches: Count
+    overlap: Count0
     importance: Importance
     aggregation: Literal["sequence_mean", "token_mean", "fixed_length"]
     advantage: Literal["group_std", "no_std", "leave_one_out", "batch_std"]

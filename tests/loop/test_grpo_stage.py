@@ -166,8 +166,8 @@ def test_a_batch_is_learned_from_as_it_is_and_all_its_passes_have_the_first_for_
     found = taken(make_context("grpo.updates_per_batch=3", "grpo.learning_rate=3e-3"))
     policy, gradient, asked = found.policy, Policy.gradient, []
 
-    def watched(self, batch, old, groups, where):
-        result = gradient(self, batch, old, groups, where)
+    def watched(self, batch, old, *given):
+        result = gradient(self, batch, old, *given)
         asked.append((batch, old, result.logprobs))
         return result
 

@@ -66,6 +66,33 @@ def test_cut_off_sampling_needs_the_correction(cut):
         assert made.grpo.importance.level == level
 
 
+AHEAD = ["rollout=vllm_server", "grpo.overlap=1", "grpo.importance.level=token"]
+
+
+@pytest.mark.parametrize("recipe", ["backbone=tiny", "recipe=paper", "recipe=released"])
+def test_no_recipe_draws_ahead_unless_told_to(recipe):
+    backbone = [] if recipe == "backbone=tiny" else ["backbone=qwen25vl_3b"]
+    assert compose.compose([*backbone, recipe]).grpo.overlap == 0
+    assert compose.compose([*backbone, recipe, *AHEAD]).grpo.overlap == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["grpo.overlap=2"], r"overlap=2: .*Use grpo\.overlap=1"),
+        (["grpo.overlap=-1"], r"grpo\.overlap=-1"),
+        (["rollout=hf"], r"overlap=1 with rollout=hf: .*Use rollout=vllm_server"),
+        (["rollout=vllm"], r"overlap=1 with rollout=vllm: .*Use rollout=vllm_server"),
+        (["grpo.importance.level=off"], r"importance\.level=off: .*nothing corrects for it"),
+        (["grpo.importance.cap=1"], r"importance\.cap=1: .*Use grpo\.importance\.cap=2"),
+    ],
+)
+def test_drawing_ahead_is_refused_where_it_cannot_be_right(settings, said):
+    kept = [given for given in AHEAD if given.split("=")[0] != settings[0].split("=")[0]]
+    with pytest.raises(ConfigError, match=said):
+        compose.compose([*kept, *settings])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -87,6 +87,8 @@ class ServerSampler(Sampler):
         self._change: Change | None = None
         self._run, self._syncs = secrets.token_hex(8), 0
         self._restoring = threading.Lock()
+        self._desks: set[_Desk] = set()  # of the calls that are under way
+        self._moving = self._closed = False
 
     def stream(
         self, asked: Iterable[tuple[Prompt, Seed]], sampling: Sampling
@@ -103,7 +105,10 @@ class ServerSampler(Sampler):
             )
         waiting: dict[int, Prompt] = {}
         desk = _Desk(self.servers, self._room(sampling.group_size), self._answer)
+        self._desks.add(desk)
         try:
+            if self._closed:
+                raise Stopped
             for index, (prompt, seed) in enumerate(asked):
                 waiting[index] = prompt
                 desk.put(index, self._request(prompt, sampling, seed))
@@ -113,6 +118,7 @@ class ServerSampler(Sampler):
                 yield self._next(desk, waiting)
         finally:
             desk.close()
+            self._desks.discard(desk)
 
     def sync(self, change: Change | None = None) -> None:
         """Send the trainer's weights as they are now to all servers; every rank calls it at the
@@ -125,6 +131,12 @@ class ServerSampler(Sampler):
         MismatchError names every weight that has no counterpart on the other side, and a server
         that runs another model; TrainingError a server that stays away.
         """
+        if self._desks:
+            raise MismatchError(
+                "the rollout servers would be given other weights while they draw a batch, so its "
+                "completions would be of both. Use grpo.overlap=0, and report this."
+            )
+        self._moving = False
         self._syncs += 1
         # from all ranks: nobody asks the servers any more
         self.version = f"{distributed.everyone(self._run)[0]}/{self._syncs}"
@@ -175,8 +187,17 @@ class ServerSampler(Sampler):
         """Forget keys and values of prompts."""
         self._reset("/reset_prefix_cache")
 
+    def let_weights_move(self) -> None:
+        """Say that the trainer's weights change from now on: until the next `sync` a server that
+        lost its weights cannot be given them again."""
+        self._moving = True
+
     def close(self) -> None:
-        """Nothing is held: the servers go on, and the next run gives them its own weights."""
+        """Give up what another thread is asking, which gets `Stopped`. The servers go on, and the
+        next run gives them its own weights."""
+        self._closed = True
+        for desk in list(self._desks):
+            desk.close()
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -277,6 +298,12 @@ class ServerSampler(Sampler):
                 return
             self._check(server)
             self._check_not_shared(server)
+            if self._moving:
+                raise TrainingError(
+                    f"{server.url} has lost its weights while it drew a batch, and they cannot be "
+                    "sent again: the policy is being trained meanwhile (grpo.overlap=1). "
+                    "Checkpoints are intact: go on with the same command and resume=auto."
+                )
             _say(f"{server.url} has lost its weights: it is given them again before it answers.")
             check_whole(self.backbone.model.parameters())
             push([server], self._weights(), self.version)
@@ -355,8 +382,10 @@ class _Desk:
         return found
 
     def close(self) -> None:
-        """End the threads; what is under way is given up."""
+        """End the threads; what is under way is given up. Whoever waits for an answer, in another
+        thread, gets `Stopped`."""
         self._stop.set()
+        self._done.put(Stopped())
         for _ in range(self._threads):
             self._todo.put(None)
         for server in self.servers:
