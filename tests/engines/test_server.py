@@ -22,6 +22,9 @@ from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.command import compose
 from iad_r1.errors import DataError, MismatchError, TrainingError
+from iad_r1.loops import grpo
+from iad_r1.loops.collect import Collector
+from iad_r1.loops.opening import open_run
 from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.parity import Gate
 from iad_r1.rollouts.sampling import Sampling
@@ -30,7 +33,8 @@ from iad_r1.rollouts.server import sampler as vllm_server
 from iad_r1.rollouts.server.client import Server
 from iad_r1.rollouts.server.sampler import Served, ServerSampler, served
 from iad_r1.settings.rollout import VllmServerRollout
-from iad_r1.types import Conversation
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Conversation, Score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # servers start slowly on a busy CPU
 LIMIT = 1e-4  # nats, float32
@@ -322,6 +326,46 @@ def test_two_ranks_share_servers_of_which_one_loses_its_weights_again_and_again(
     assert all(float(row["gap"]) < LIMIT < float(row["shown"]) for row in checks)
     answered = [file for file in (folder / "predictions").iterdir() if file.read_text()]
     assert answered
+
+
+AHEAD = [
+    "stage=grpo", "grpo.from_base=true", *MODEL, *ROLLOUT, "rollout.max_tokens=8",
+    "rollout.parity.every=2", "rollout.parity.probes=2", "rollout.parity.tokens=4",
+    "data.sizes.sft=8", "data.sizes.rl=8", "data.sizes.validation=4", "data.sizes.test=4",
+    "grpo.prompts_per_step=2", "grpo.group_size=2", "grpo.steps=3", "tracking=none",
+    "grpo.degenerate_groups=keep", "grpo.learning_rate=1e-4", "grpo.overlap=1",
+    "grpo.importance.level=token",
+]  # fmt: skip
+
+
+def test_a_batch_drawn_beside_the_one_before_it_is_of_weights_one_step_older(
+    running, tmp_path, monkeypatch
+):
+    config = compose.compose([*AHEAD, f"rollout.servers=[{running[0].url}]"])
+    context = open_run(config, RunFolder.create(tmp_path, "ahead"), None, None)
+    monkeypatch.setattr(
+        Collector,
+        "score",
+        lambda _, __, groups: [[Score(sum(c.tokens) % 7) for c in group] for group in groups],
+    )
+    rows: list[dict[str, float]] = []
+    monkeypatch.setattr(context, "log", lambda _, __, values: rows.append(dict(values)))
+    grpo.train(context)
+    assert [row["staleness"] for row in rows] == [0, 1, 1]
+    assert max(row["sampler_gap"] for row in rows) < LIMIT  # both sides with the same weights
+    assert rows[0]["sampler_gap_max"] < LIMIT < min(row["sampler_gap_max"] for row in rows[1:])
+
+
+def test_two_ranks_draw_ahead(running, tmp_path):
+    urls = ",".join(server.url for server in running)
+    process = run_py(*AHEAD, "engine.ranks=2", f"rollout.servers=[{urls}]",
+                     "stage.tasks=[grpo]", cwd=tmp_path)  # fmt: skip
+    process.wait()
+    assert process.returncode == 0, (tmp_path / "output.txt").read_text()
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["staleness"] for row in rows] == [0, 1, 1]
+    assert max(row["sampler_gap"] for row in rows) < LIMIT
 
 
 def test_a_server_killed_and_started_again_is_given_its_weights_before_it_answers(
