@@ -77,7 +77,7 @@ def settings(sequences: int, length: int, device: str) -> VllmRollout:
         name="vllm", temperature=1.0, top_p=1.0, top_k=0, max_tokens=length, batch_size=sequences,
         max_num_seqs=sequences, max_model_len=length, max_images=1, memory=0.35,
         kv_cache_gib=None if on_gpu else 2.0, eager=not on_gpu, sleep=True, patience=600.0,
-        parity=Parity(every=1, probes=1, tokens=1, limit=None),
+        parity=Parity(every=1, probes=1, tokens=1),
     )  # fmt: skip
 
 

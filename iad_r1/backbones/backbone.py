@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
 from iad_r1.backbones.families import Sizing, family_of
+from iad_r1.backbones.float32_head import use_float32_head
 from iad_r1.backbones.windows import use_batched_windows
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.store import checkpoints
@@ -94,6 +95,7 @@ class Backbone:
         _save_with_the_hubs_names(model)
         if self.family.segments:
             use_batched_windows(self.model.model.visual)
+        use_float32_head(model)
 
     @classmethod
     def load(

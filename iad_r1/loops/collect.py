@@ -119,14 +119,14 @@ class Collector:
             clock.lap("parity")
 
     def agree(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> dict[str, float]:
-        """`sampler_gap` of a batch that older weights drew: what sampler and trainer say now, both
+        """The gaps of a batch that older weights drew: what sampler and trainer say now, both
         with the weights of `step`, of short completions to some of its prompts."""
         if self.gate is None:
             return {}
         with self.whole():
             gap = self.gate.agree(prompts, f"grpo step {step}")
         clock.lap("parity")
-        return {"sampler_gap": gap}
+        return {"sampler_gap": gap.largest, "sampler_gap_high": gap.high}
 
     def let_weights_move(self) -> None:
         """Say that the weights will be learned from now on, although the sampler still draws."""
@@ -273,6 +273,7 @@ def open_gate(context: Context, sampler: Sampler, prompter: Prompter) -> Gate | 
         context.backbone,
         [prompter.encode(sample) for sample in context.dataset.rl[: rollout.parity.probes]],
         rollout.parity,
+        context.config.grpo.gap_limit,
         temperature=rollout.temperature,
         packing=context.packing,
         path=context.folder.path / "parity.csv",

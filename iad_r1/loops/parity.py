@@ -61,13 +61,14 @@ def move(context: Context) -> None:
 def table(config: Config, rows: list[Row]) -> Table:
     """What was compared, for the terminal."""
     found = Table(title=f"parity of {config.backbone.name} ({config.tuning.name})")
-    for name in ("weights", "largest gap", "limit", "vision weight changed", "seconds"):
+    for name in ("weights", "mean gap", "95 %", "largest", "vision weight changed", "seconds"):
         found.add_column(name, justify="left" if name == "weights" else "right")
     for row in rows:
         found.add_row(
             {"start": "as loaded", "moved": "after a change"}[row.stage],
+            f"{row.mean:.2g} nats (limit {row.mean_limit:.2g})",
+            f"{row.high:.2g} nats (limit {row.high_limit:.2g})",
             f"{row.gap:.2g} nats",
-            f"{row.limit:.2g}",
             f"{row.shown:.2g} nats",
             f"{row.seconds:.1f}",
         )

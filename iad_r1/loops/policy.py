@@ -31,10 +31,8 @@ from iad_r1.learn.reference import Reference
 from iad_r1.objective.advantages import is_degenerate
 from iad_r1.objective.losses import ImportanceStats, LossStats, importance_weights, policy_loss
 from iad_r1.processes import distributed
+from iad_r1.rollouts.gap import Gap, limits
 from iad_r1.types import Completion, Group, StopReason
-
-# Sampler and trainer read the same weights, so only rounding may separate them.
-SAMPLER_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats, worst token
 
 
 @dataclass(frozen=True)
@@ -357,33 +355,35 @@ class Policy:
         """How far sampler and trainer are apart on the same tokens, before anything is capped.
 
         `own` [N, T] are the trainer's log-probs. `sampler_gap` is the largest difference, in nats,
-        that the settings do not explain: where top-p and top-k cut off improbable tokens, the
-        others share out their probability.
-        MismatchError above the limit: then the two do not run the same policy. Where single tokens
-        are corrected for (`grpo.importance`), it is the mean that the limit holds for. With
-        `grpo.overlap` the sampler's weights were older by a step: then the parity gate compares the
-        two with the same weights, and here the limit is what the correction's cap can make good.
+        that the settings do not explain, and `sampler_gap_high` the 95 % quantile: where top-p and
+        top-k cut off improbable tokens, the others share out their probability.
+        MismatchError if the mean or the quantile is above its limit: then the two do not run the
+        same policy. Where single tokens are corrected for (`grpo.importance`), the mean decides.
+        With `grpo.overlap` the sampler's weights were older by a step: then the parity gate
+        compares the two with the same weights, and here the limit is what the correction's cap can
+        make good.
         """
         _, mine = self._weigh(own, batch.sampler, batch.counted)
         stats = reduce(ImportanceStats.__add__, distributed.everyone(mine))
         explained = math.inf if self.rollout.top_k else -math.log(self.rollout.top_p)
         apart = (batch.sampler - own)[batch.counted]
-        unexplained = torch.maximum(-apart, apart - explained).clamp(min=0)
-        gap = max(distributed.everyone(float(unexplained.max()) if len(apart) else 0.0))
-        mean = distributed.total(float(unexplained.sum())) / max(stats.tokens, 1)
+        gap = Gap.of(torch.maximum(-apart, apart - explained).clamp(min=0))
         if self.grpo.overlap:
-            self._check_overlap(mean, where)
+            self._check_overlap(gap.mean, where)
             return stats.scalars()
-        limit = SAMPLER_LIMIT[next(self.model.parameters()).dtype]
-        if not (gap if self.grpo.importance.level == "off" else mean) <= limit:
+        limit = limits(self.grpo.gap_limit, next(self.model.parameters()).dtype)
+        if self.grpo.importance.level != "off":
+            limit = replace(limit, high=math.inf)
+        if not gap.within(limit):
             raise MismatchError(
-                f"{where}: sampler and trainer disagree by up to {gap:.3g} nats on a token, "
-                f"{mean:.3g} on average (limit {limit:g}). They should run the same weights on the "
-                "same prompt; training on these completions would follow another policy's "
-                "gradient. Try "
-                "grpo.packing=off; if that helps, the packed forward is at fault: report it."
+                f"{where}: sampler and trainer disagree {gap.against(limit)}. They should run the "
+                "same weights on the same prompt; training on these completions would follow "
+                "another policy's gradient. Try grpo.packing=off; if that helps, the packed "
+                "forward is at fault: report it. If every figure is just above its limit from the "
+                "first step on, it is the rounding of your kernels: raise grpo.gap_limit.mean and "
+                "grpo.gap_limit.high."
             )
-        return {"sampler_gap": gap, **stats.scalars()}
+        return {"sampler_gap": gap.largest, "sampler_gap_high": gap.high, **stats.scalars()}
 
     def _check_overlap(self, mean: float, where: str) -> None:
         """MismatchError if a step moves the policy further than `grpo.importance` corrects."""

@@ -10,7 +10,6 @@ one message: the number, its limit, and the likely cause, found by trying remedi
 from __future__ import annotations
 
 import csv
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,14 +24,13 @@ from iad_r1.backbones.packing import Packing, completion_logprobs, unwrap
 from iad_r1.errors import MismatchError
 from iad_r1.processes import distributed
 from iad_r1.rollouts.colocate.sampler import VllmSampler, check_ids
+from iad_r1.rollouts.gap import Gap, Limits, limits
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.rollouts.server.sampler import ServerSampler
 from iad_r1.settings.rollout import Parity
+from iad_r1.settings.training import GapLimit
 from iad_r1.types import Completion
 
-# nats, worst token. Rounding explains 2e-6 in float32; bfloat16 kernels of the two sides round in
-# another order, 3e-2 on the tiny twins and more with depth.
-LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 SUM_LIMIT = 1e-6  # of |sum|: the same numbers, added in the same precision
 GROUP = 2  # completions of each probe: the second finds the first one's prompt in the cache
 TILES = "image_num_patches"  # of a picture that InternVL's processor cuts up
@@ -44,9 +42,10 @@ OwnWeights = VllmSampler | ServerSampler
 
 @dataclass(frozen=True)
 class Row:
-    """One check, as a line of `parity.csv`. Gaps are in nats, of the worst token.
+    """One check, as a line of `parity.csv`. Gaps are in nats.
 
-    `gap` is between sampler and trainer; `shown` the same after a vision weight was changed in the
+    `mean` and `high` (95 % quantile) of the gaps between sampler and trainer are what the limits
+    hold for, `gap` is the largest. `shown` is the mean after a vision weight was changed in the
     sampler alone, which has to stand out; `sums` the largest relative difference between
     weights that were sent and weights that the sampler holds, over `weights` parameters that can be
     read there.
@@ -56,8 +55,11 @@ class Row:
     step: int
     probes: int
     tokens: int
+    mean: float
+    mean_limit: float
+    high: float
+    high_limit: float
     gap: float
-    limit: float
     shown: float
     sums: float
     weights: int
@@ -71,7 +73,8 @@ class Gate:
         sampler: synchronised; it is so again after every check.
         backbone: the trainer's side.
         probes: prompts, the same at every check.
-        settings: how many tokens, and the limit.
+        settings: how many tokens, and how often.
+        limit: of the gaps.
         temperature: the run's own, so that what is compared is what is trained.
         packing: of the trainer's forward.
         path: of `parity.csv`; None keeps no history. Written by rank 0.
@@ -83,6 +86,7 @@ class Gate:
         backbone: Backbone,
         probes: Sequence[Prompt],
         settings: Parity,
+        limit: GapLimit,
         *,
         temperature: float,
         packing: Packing,
@@ -93,7 +97,7 @@ class Gate:
         self.packing: Packing = packing
         self.path = path
         self.every, self._checked = settings.every, False
-        self.limit = settings.limit or LIMIT[unwrap(backbone.model).dtype]
+        self.limit: Limits = limits(limit, unwrap(backbone.model).dtype)
 
     def due(self, step: int) -> bool:
         """Whether this step is one to check; the first one of a process always is."""
@@ -111,26 +115,28 @@ class Gate:
                 compare_inputs(self.sampler, probe)
         sums, weights = self.compare_sums(where)
         gap = self.gap()
-        if not gap <= self.limit:
+        if not gap.within(self.limit):
             self.fail(where, gap)
         shown = self.gap_with_changed_vision()
         row = Row(
-            stage, step, len(self.probes), self.sampling.max_tokens, gap, self.limit, shown, sums,
-            weights, time.perf_counter() - start,
+            stage, step, len(self.probes), self.sampling.max_tokens, gap.mean, self.limit.mean,
+            gap.high, self.limit.high, gap.largest, shown, sums, weights,
+            time.perf_counter() - start,
         )  # fmt: skip
         if self.path is not None and distributed.is_main():
             append(self.path, row)
-        least = max(2 * gap, self.limit / 10)  # stale features leave `shown` at `gap` itself
+        # stale features leave `shown` at the mean gap itself
+        least = max(2 * gap.mean, self.limit.mean / 10)
         if not shown > least:
             raise MismatchError(
-                f"{where}: a change of a vision weight moves no log-prob of the sampler (largest "
+                f"{where}: a change of a vision weight moves no log-prob of the sampler (mean "
                 f"difference {shown:.3g} nats, it should exceed {least:.3g}). Likely cause: "
                 "image features or prompts of the old weights are still cached, or vision weights "
                 "do not reach the sampler. Use rollout=hf, and report this."
             )
         return row
 
-    def agree(self, prompts: Sequence[Prompt], where: str) -> float:
+    def agree(self, prompts: Sequence[Prompt], where: str) -> Gap:
         """`gap` on prompts of a batch in place of the fixed probes, at most as many; every rank
         calls it with prompts of its own, right after the sampler was synchronised.
 
@@ -139,21 +145,18 @@ class Gate:
         probes, self.probes = self.probes, list(prompts[: len(self.probes)])
         try:
             gap = self.gap()
-            if not gap <= self.limit:
+            if not gap.within(self.limit):
                 self.fail(where, gap)
         finally:
             self.probes = probes
         return gap
 
-    def gap(self, packing: Packing | None = None) -> float:
-        """Largest difference between sampler and trainer on a token, over all ranks, in nats;
-        infinite if one of them is not a number."""
+    def gap(self, packing: Packing | None = None) -> Gap:
+        """How far sampler and trainer are apart, over the tokens of all ranks."""
         seeds = [(0, index) for index in range(len(self.probes))]
         groups = self.sampler.generate(self.probes, self.sampling, seeds)
-        apart = difference(
-            groups, self.trainer_logprobs(groups, packing or self.packing), self.probes
-        )
-        return max(distributed.everyone(apart))
+        said = self.trainer_logprobs(groups, packing or self.packing)
+        return Gap.of(difference(groups, said))
 
     @torch.no_grad()
     def trainer_logprobs(self, groups: Completions, packing: Packing) -> Tensor:
@@ -191,29 +194,31 @@ class Gate:
         return worst, len(sent.keys() & held.keys())
 
     def gap_with_changed_vision(self) -> float:
-        """`gap` while the sampler alone has another vision weight."""
+        """Mean gap while the sampler alone has another vision weight."""
         self.sampler.sync(change=_Once())
-        found = self.gap()
+        found = self.gap().mean
         self.sampler.sync()
         return found
 
-    def fail(self, where: str, gap: float) -> None:
+    def fail(self, where: str, gap: Gap) -> None:
         """Raise, with the cause that trying remedies points at. Ranks try the same ones."""
         cause = "none of the usual causes: report this with the versions in manifest.json"
         for name, remedy in self.remedies():
-            if remedy() <= self.limit:
+            if remedy().within(self.limit):
                 cause = name
                 break
         raise MismatchError(
-            f"{where}: sampler and trainer disagree by {gap:.3g} nats on a token (limit "
-            f"{self.limit:g}): they do not run the same policy. Likely cause: {cause}."
+            f"{where}: sampler and trainer disagree {gap.against(self.limit)}: they do not run "
+            f"the same policy. Likely cause: {cause}. If every figure is just above its limit and "
+            "no cause was found, it is the rounding of your kernels: raise grpo.gap_limit.mean "
+            "and grpo.gap_limit.high. Otherwise use rollout=hf."
         )
 
-    def remedies(self) -> list[tuple[str, Callable[[], float]]]:
+    def remedies(self) -> list[tuple[str, Callable[[], Gap]]]:
         """Causes, each with a trial of what would remove it and the gap that is left."""
 
-        def after(*actions: Callable[[], Any]) -> Callable[[], float]:
-            def trial() -> float:
+        def after(*actions: Callable[[], Any]) -> Callable[[], Gap]:
+            def trial() -> Gap:
                 for action in actions:
                     action()
                 return self.gap()
@@ -246,15 +251,15 @@ class _Once:
         return tensor + 4 * noise * tensor.float().std().to(tensor)
 
 
-def difference(groups: Completions, trainer: Tensor, probes: Sequence[Prompt]) -> float:
-    """Largest |sampler - trainer| over the tokens of all groups; infinite if one is not finite."""
+def difference(groups: Completions, trainer: Tensor) -> Tensor:
+    """[n] |sampler - trainer| of the tokens of all groups."""
     flat = [completion for group in groups for completion in group]
-    worst = 0.0 if probes else math.inf
-    for row, completion in enumerate(flat):
-        said = torch.tensor(completion.logprobs, dtype=torch.float64)
-        apart = (said - trainer[row, : len(said)].cpu().double()).abs().max().item()
-        worst = max(worst, apart if math.isfinite(apart) else math.inf)
-    return worst
+    return torch.cat(
+        [
+            (torch.tensor(one.logprobs, dtype=torch.float64) - row[: len(one.tokens)]).abs()
+            for one, row in zip(flat, trainer.cpu().double(), strict=True)
+        ]
+    )
 
 
 # --- what reaches both sides -------------------------------------------------------------------

@@ -31,7 +31,6 @@ class Parity(Section):
     every: Count
     probes: Count
     tokens: Count
-    limit: Above0 | None
 
 
 class AnyVllmRollout(Rollout):

@@ -73,6 +73,14 @@ class Importance(Section):
     cap: Above0
 
 
+class GapLimit(Section):
+    """The largest |sampler - trainer| of a token's log-prob that is taken for rounding, in nats
+    (`rollouts/gap.py`)."""
+
+    mean: Above0 | None
+    high: Above0 | None
+
+
 class Collapse(Section):
     """When a policy counts as collapsed: one answer whatever it sees, or no exploration left."""
 
@@ -100,6 +108,7 @@ class Grpo(Optimiser, Length, Pictures):
     minibatches: Count
     overlap: Count0
     importance: Importance
+    gap_limit: GapLimit
     aggregation: Literal["sequence_mean", "token_mean", "fixed_length"]
     advantage: Literal["group_std", "no_std", "leave_one_out", "batch_std"]
     degenerate_groups: Literal["keep", "skip", "resample"]

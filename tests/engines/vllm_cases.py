@@ -14,6 +14,7 @@ from PIL import Image
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.settings.rollout import Parity
+from iad_r1.settings.training import GapLimit
 from iad_r1.types import Completion, Conversation
 
 SETTINGS = {
@@ -31,7 +32,7 @@ SETTINGS = {
     "eager": True,
     "sleep": True,
     "patience": 120.0,
-    "parity": Parity(every=1, probes=2, tokens=8, limit=None),
+    "parity": Parity(every=1, probes=2, tokens=8),
 }
 SMALL = [
     "rollout=vllm",
@@ -93,6 +94,7 @@ def gated(engine: Any, backbone: Backbone, path: Path) -> Iterator[Any]:
         backbone,
         prompts(backbone, LONG),
         SETTINGS["parity"],
+        GapLimit(mean=None, high=None),
         temperature=1.0,
         packing="group",
         path=path,

@@ -28,9 +28,9 @@ LOGGED = {
     "kl", "clip_fraction_low", "clip_fraction_high", "ratio_min", "ratio_mean", "ratio_max",
     "entropy", "length_mean", "length_max", "truncated", "yes_rate", "gold_yes_rate",
     "invalid_rate", "loss", "grad_norm", "learning_rate", "sampler_gap", "sampler_gap_mean",
-    "sampler_gap_max", "importance_min", "importance_mean", "importance_max", "importance_capped",
-    "tokens_per_second", "peak_memory_mib", "seconds_step", "seconds_sync", "seconds_pictures",
-    "seconds_sample", "seconds_score", "seconds_reference", "seconds_update",
+    "sampler_gap_high", "sampler_gap_max", "importance_min", "importance_mean", "importance_max",
+    "importance_capped", "tokens_per_second", "peak_memory_mib", "seconds_step", "seconds_sync",
+    "seconds_pictures", "seconds_sample", "seconds_score", "seconds_reference", "seconds_update",
 }  # fmt: skip
 
 
@@ -125,8 +125,12 @@ def test_a_sampler_that_disagrees_keeps_the_step_too(make_context, monkeypatch):
 
     monkeypatch.setattr(Collector, "sample", lying)
     context = make_context("grpo.degenerate_groups=keep")
-    with pytest.raises(MismatchError, match=r"disagree by up to 0\.1 nats") as error:
+    with pytest.raises(MismatchError, match=r"disagree by 0\.1 nats on average") as error:
         grpo.train(context)
+    said = str(error.value)
+    assert "grpo step 0" in said and "(limit 1e-05)" in said and "(limit 0.0001)" in said
+    assert "same weights on the same prompt" in said
+    assert "grpo.packing=off" in said and "grpo.gap_limit.mean" in said
     assert_whole(context, failed(context, error))
 
 

@@ -12,6 +12,7 @@ trainer's token ids at every request.
 from __future__ import annotations
 
 import atexit
+import copy
 import gc
 import importlib.util
 import os
@@ -294,7 +295,10 @@ def write_description(backbone: Backbone, folder: Path, max_model_len: int | Non
     """
     model = unwrap(backbone.model)
     model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
+    config = copy.deepcopy(model.config)
+    for part in (config, config.get_text_config()):  # vLLM builds the language model from its own
+        part.head_dtype = "float32"  # as the trainer's (`backbones/float32_head.py`)
+    config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     processor = backbone.processor
