@@ -1,6 +1,6 @@
 """Drawing a batch while the batch before it is learned: seconds per step of SC-GRPO.
 
-    python bench/overlap.py --quick              6 steps of each kind, under 45 s
+    python bench/overlap.py --quick              5 steps of each kind; a minute on two busy cores
     python bench/overlap.py --json FILE          20 steps of each kind
 
 A vLLM server (`stage=serve`) draws in a process of its own on the CPU, and the loop of the product
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import torch
 
 from bench import record
 from iad_r1.command import compose
+from iad_r1.learn.context import Context
 from iad_r1.loops import grpo
 from iad_r1.loops.opening import open_run
 from iad_r1.rollouts.server.client import Server
@@ -54,8 +55,8 @@ PARTS = ("step", "sync", "parity", "sample", "reference", "update")
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a server on a free port."""
+def serving(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a server on a free port, and what waits until it answers."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     command = [sys.executable, str(REPOSITORY / "run.py"), "stage=serve", *SETTINGS]
@@ -64,30 +65,33 @@ def serving(folder: Path) -> Iterator[str]:
         [*command, f"rollout.port={port}"], cwd=folder, stdout=output, stderr=subprocess.STDOUT
     )
     url = f"http://127.0.0.1:{port}"
+    client = Server(url, 280, "run.py stage=serve")
+
+    def healthy() -> None:
+        if process.poll() is not None:
+            raise SystemExit((folder / "server.txt").read_text())
+        client.ask("/health")
+
     try:
-        client = Server(url, 280, "run.py stage=serve")
-
-        def healthy() -> None:
-            if process.poll() is not None:
-                raise SystemExit((folder / "server.txt").read_text())
-            client.ask("/health")
-
-        client.patiently(healthy)
-        yield url
+        yield url, lambda: client.patiently(healthy)
     finally:
         process.terminate()
         process.wait()
         output.close()
 
 
-def measure(overlap: int, steps: int, url: str, folder: Path) -> dict[str, Any]:
-    """Median seconds of a step and of its parts."""
+def opened(overlap: int, steps: int, url: str, folder: Path) -> Context:
+    """A run with its data and weights."""
     config = compose.compose(
         [*SETTINGS, *RUN, f"rollout.servers=[{url}]", f"grpo.overlap={overlap}",
          f"grpo.steps={steps}"]
     )  # fmt: skip
     torch.manual_seed(config.seed)
-    context = open_run(config, RunFolder.create(folder, f"overlap{overlap}"), None, None)
+    return open_run(config, RunFolder.create(folder, f"overlap{overlap}"), None, None)
+
+
+def measure(context: Context) -> dict[str, Any]:
+    """Median seconds of a step and of its parts."""
     lines: list[dict[str, float]] = []
     with mock.patch.object(context, "log", lambda _, __, values: lines.append(dict(values))):
         grpo.train(context)
@@ -106,13 +110,15 @@ def measure(overlap: int, steps: int, url: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="6 steps of each kind, under 45 s")
+    parser.add_argument("--quick", action="store_true", help="5 steps of each kind")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load, steps = os.getloadavg()[0], 6 if options.quick else 20
-    with tempfile.TemporaryDirectory() as place, serving(Path(place)) as url:
-        apart, beside = (measure(overlap, steps, url, Path(place)) for overlap in (0, 1))
+    load, steps = os.getloadavg()[0], 5 if options.quick else 20
+    with tempfile.TemporaryDirectory() as place, serving(Path(place)) as (url, wait):
+        runs = [opened(overlap, steps, url, Path(place)) for overlap in (0, 1)]
+        wait()
+        apart, beside = map(measure, runs)
     ratio = round(apart["seconds"]["step"] / beside["seconds"]["step"], 2)
     commit = subprocess.run(
         ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],

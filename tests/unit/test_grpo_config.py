@@ -44,6 +44,7 @@ def test_the_released_preset_differs_from_the_papers_where_its_table_says_and_no
     changed = {k for k in paper.keys() | released.keys() if paper.get(k) != released.get(k)}
     assert {k for k in changed if not k.startswith(".rewards.")} == {
         ".sft.phases.0.epochs",
+        ".sft.loss_normalisation",
         ".grpo.prompt",
         ".grpo.importance.level",
         ".rollout.temperature",
