@@ -19,16 +19,18 @@ Starting the sampler is not counted, but told.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_grpo import tiny
 from grpo_step import QUESTION, Workload, environment
 from PIL import Image
 from rollout import Ragged, arguments, lengths, measure, open_sampler, ratios, report
 
+from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.types import Conversation
 
@@ -55,7 +57,9 @@ def streamed(sampler: Ragged, prompts: Sequence[Prompt]) -> int:
 
 def twin(pictures: int) -> tuple[Backbone, list[Prompt]]:
     """The tiny model, and a prompt for each picture of noise."""
-    backbone, rng = tiny("qwen25vl_3b"), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = Backbone.load(twins.build_twin("qwen25vl_3b", Path(folder) / "twin"))
+    rng = np.random.default_rng(0)
     drawn = rng.integers(0, 255, (pictures, SIDE, SIDE, 3), dtype=np.uint8)
     asked = Conversation("{image}" + QUESTION)
     return backbone, [backbone.encode(asked, [Image.fromarray(pixels)]) for pixels in drawn]
