@@ -3,12 +3,11 @@
     python bench/sampler_gap.py --json FILE      depths 16, 24 and 36; minutes on two cores
     python bench/sampler_gap.py --quick          depth 16 alone
 
-The model is a random Qwen2.5-VL twin made deep, with weights of unit gain (a random network of
-standard size is nearly linear) and a head so peaked that the entropy of its first 16 tokens is 0.3
-nats, as that of a trained policy; over 48 tokens it is about 1. transformers samples from it with a
-cache, token by token; the trainer computes the same tokens in one packed forward. Both read the
-same weights, so all that is between them is rounding. Then the trainer's side gets one fault at a
-time, each in sizes that halve:
+The model is a random Qwen2.5-VL twin made deep, with weights of standard size. Its last norm is
+scaled up towards an entropy of 0.3 nats, as that of a trained policy, but the search ends before:
+over 48 tokens it is about 1. transformers samples from it with a cache, token by token; the trainer
+computes the same tokens in one packed forward. Both read the same weights, so all that is between
+them is rounding. Then the trainer's side gets one fault at a time, each in sizes that halve:
 
     layer        noise on one matrix of the middle layer, as a share of its own size
     stale        noise on all weights of the language model, as after steps that were not sent
@@ -58,7 +57,7 @@ Groups = list[list[Completion]]
 def peaked_twin(
     folder: Path, depth: int, dtype: torch.dtype, seed: int = 0, gain: float = 1.0
 ) -> Backbone:
-    """A random twin of `depth` layers whose first 16 tokens have an entropy of about 0.3 nats."""
+    """A random twin of `depth` layers whose last norm is scaled towards an entropy of 0.3 nats."""
     small = Backbone.load(build_twin("qwen25vl_7b", folder, seed))
     config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
