@@ -37,6 +37,7 @@ from torch import Tensor
 
 from iad_r1.errors import ConfigError
 
+Triple = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 # relative difference to SDPA in float32, of outputs and of gradients, that rounding explains
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -46,6 +47,7 @@ class Spans:
     """Sequences that lie one behind the other: those of the queries, and the keys of each.
 
     Attributes:
+        causal: whether a query sees no key behind its own place.
         queries, keys: [sequences + 1] int32, first token of every sequence and the end of the last.
         longest_queries, longest_keys: tokens of the longest sequence.
     """
@@ -54,15 +56,18 @@ class Spans:
     keys: Tensor
     longest_queries: int
     longest_keys: int
+    causal: bool
 
     @staticmethod
-    def build(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Spans:
+    def build(
+        queries: Sequence[int], keys: Sequence[int], device: torch.device, causal: bool
+    ) -> Spans:
         """From the lengths of all sequences."""
 
         def bounds(lengths: Sequence[int]) -> Tensor:
             return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
-        return Spans(bounds(queries), bounds(keys), max(queries), max(keys))
+        return Spans(bounds(queries), bounds(keys), max(queries), max(keys), causal)
 
 
 class Kernel(Protocol):
@@ -71,26 +76,16 @@ class Kernel(Protocol):
     name: str
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor]:
         """q [n, h, d], k and v [m, k, d] -> output [n, h, d] and log-sum-exp [h, n] f32, nats."""
         ...
 
     def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        spans: Spans,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v. `out` and `lse` are what the queries got over all their keys,
-        of which these may be a part."""
+        self, grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, spans: Spans, scale: float
+    ) -> Triple:
+        """Gradients of q, k and v. `out` and `lse` are what the queries got over all their keys, of
+        which these may be a part."""
         ...
 
 
@@ -102,30 +97,21 @@ class FlashAttn:
         self.name = f"flash-attn {importlib.import_module('flash_attn').__version__}"
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor]:
         out, lse, _, _ = self.operators._flash_attn_varlen_forward(
-            q, k, v, *_arguments(spans), dropout_p=0.0, softmax_scale=scale, causal=causal
+            q, k, v, *_arguments(spans), dropout_p=0.0, softmax_scale=scale, causal=spans.causal
         )
         return out, lse
 
     def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        spans: Spans,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, spans: Spans, scale: float
+    ) -> Triple:
+        q, k, v = qkv
         into = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         self.operators._flash_attn_varlen_backward(
             grad, q, k, v, out, lse, *into, *_arguments(spans), dropout_p=0.0,
-            softmax_scale=scale, causal=causal, window_size_left=-1, window_size_right=-1,
+            softmax_scale=scale, causal=spans.causal, window_size_left=-1, window_size_right=-1,
             softcap=0.0, alibi_slopes=None,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
@@ -138,30 +124,20 @@ class TorchFlash:
     name = f"PyTorch {torch.__version__}"
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor]:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *_arguments(spans), 0.0, causal, False, scale=scale
+            q, k, v, *_arguments(spans), 0.0, spans.causal, False, scale=scale
         )
         return out, lse
 
     def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        spans: Spans,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, spans: Spans, scale: float
+    ) -> Triple:
         # the state of the random numbers, which dropout alone would need
-        state, unused = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
+        state, unused = torch.zeros(2, dtype=torch.uint64, device=out.device), out.new_empty(0)
         return torch.ops.aten._flash_attention_backward(
-            grad, q, k, v, out, lse, *_arguments(spans), 0.0, causal, state, unused, scale=scale
+            grad, *qkv, out, lse, *_arguments(spans), 0.0, spans.causal, state, unused, scale=scale
         )
 
 
@@ -175,38 +151,28 @@ class Plain:
     name = "plain steps"
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor]:
         out = torch.zeros_like(q)
         lse = q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32)
         for own, seen in _sequences(spans):
-            scores = _scores(q[own], k[seen], causal, scale)
+            scores = _scores(q[own], k[seen], spans.causal, scale)
             lse[:, own] = scores.logsumexp(-1).flatten(0, 1)
             p = scores.softmax(-1)
             out[own] = torch.einsum("ksqj,jkd->qksd", p, v[seen].float()).flatten(1, 2).to(q.dtype)
         return out, lse
 
     def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        spans: Spans,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, qkv: Triple, out: Tensor, lse: Tensor, spans: Spans, scale: float
+    ) -> Triple:
+        q, k, v = qkv
         into = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         heads = (k.shape[1], -1)
         for own, seen in _sequences(spans):
             given = grad[own].float().unflatten(1, heads)
             whole = (grad[own].float() * out[own].float()).sum(-1).T.unflatten(0, heads)
-            p = torch.exp(
-                _scores(q[own], k[seen], causal, scale) - lse[:, own].unflatten(0, heads)[..., None]
-            )
+            scores = _scores(q[own], k[seen], spans.causal, scale)
+            p = torch.exp(scores - lse[:, own].unflatten(0, heads)[..., None])
             of_p = torch.einsum("qksd,jkd->ksqj", given, v[seen].float())
             of_scores = p * (of_p - whole[..., None]) * scale
             of_q = torch.einsum("ksqj,jkd->qksd", of_scores, k[seen].float())
@@ -274,9 +240,9 @@ class FlashPrompt:
         some = [length for length in fed if length]
         return FlashPrompt(
             n_prompt=sum(prompts),
-            prompts=Spans.build(prompts, prompts, device),
-            completions=Spans.build(some, some, device) if some else None,
-            shared=Spans.build(of_group, prompts, device),
+            prompts=Spans.build(prompts, prompts, device, causal=True),
+            completions=Spans.build(some, some, device, causal=True) if some else None,
+            shared=Spans.build(of_group, prompts, device, causal=False),
             longest=max(prompts) + max(fed),
             kernel=kernel,
         )
@@ -290,11 +256,10 @@ class _Attend(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, where: FlashPrompt, scale: float
     ) -> Tensor:
         kernel, n = where.kernel, where.n_prompt
-        prompt = q[:n], k[:n], v[:n]
-        out, lse = kernel.forward(*prompt, where.prompts, causal=True, scale=scale)
+        out, lse = kernel.forward(q[:n], k[:n], v[:n], where.prompts, scale)
         if where.completions is not None:
-            own = kernel.forward(q[n:], k[n:], v[n:], where.completions, causal=True, scale=scale)
-            shared = kernel.forward(q[n:], k[:n], v[:n], where.shared, causal=False, scale=scale)
+            own = kernel.forward(q[n:], k[n:], v[n:], where.completions, scale)
+            shared = kernel.forward(q[n:], k[:n], v[:n], where.shared, scale)
             merged, merged_lse = _merged(own, shared)
             out, lse = torch.cat([out, merged]), torch.cat([lse, merged_lse], dim=1)
         ctx.save_for_backward(q, k, v, out, lse)
@@ -307,19 +272,15 @@ class _Attend(torch.autograd.Function):
         where, n = ctx.where, ctx.where.n_prompt
         grad = grad.contiguous()
 
-        def part(
-            queries: slice, keys: slice, spans: Spans, causal: bool
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            return where.kernel.backward(
-                grad[queries], q[queries], k[keys], v[keys], out[queries],
-                lse[:, queries].contiguous(), spans, causal=causal, scale=ctx.scale,
-            )  # fmt: skip
+        def part(queries: slice, keys: slice, spans: Spans) -> Triple:
+            qkv, own = (q[queries], k[keys], v[keys]), lse[:, queries].contiguous()
+            return where.kernel.backward(grad[queries], qkv, out[queries], own, spans, ctx.scale)
 
         first, rest = slice(0, n), slice(n, None)
-        of_q, of_k, of_v = part(first, first, where.prompts, True)
+        of_q, of_k, of_v = part(first, first, where.prompts)
         if where.completions is not None:
-            own_q, own_k, own_v = part(rest, rest, where.completions, True)
-            shared_q, shared_k, shared_v = part(rest, first, where.shared, False)
+            own_q, own_k, own_v = part(rest, rest, where.completions)
+            shared_q, shared_k, shared_v = part(rest, first, where.shared)
             of_q = torch.cat([of_q, own_q + shared_q])
             of_k = torch.cat([of_k + shared_k, own_k])
             of_v = torch.cat([of_v + shared_v, own_v])

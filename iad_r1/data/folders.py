@@ -9,9 +9,11 @@ Hidden files and folders are left alone. Every other mask must belong to a pictu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
@@ -192,6 +194,14 @@ def words(name: str) -> str:
 def relative(path: Path, root: Path) -> str:
     """A path as it is named in an id: wherever the data set lies."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file says. Raises DataError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}.") from None
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -1,4 +1,13 @@
-"""Settings of a run that is small enough for a test."""
+"""A run that is small enough for a test: its settings, and what came of it."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+
+from iad_r1.learn.context import Context
+from iad_r1.loops import grpo
 
 SMALL = [
     "data.sizes.sft=24",
@@ -13,3 +22,19 @@ SMALL = [
     "engine.ranks=1",
     "tracking=none",
 ]
+
+
+def logged(context: Context) -> list[dict[str, float]]:
+    """The metrics of each step of a training."""
+    lines: list[dict[str, float]] = []
+    with mock.patch.object(context, "log", lambda stage, step, values: lines.append(dict(values))):
+        grpo.train(context)
+    return lines
+
+
+def weights(context: Context) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in context.model.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

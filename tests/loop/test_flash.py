@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,19 +24,19 @@ LAYERS = [(4, 4, 32), (6, 2, 16), (14, 2, 64)]  # query heads, key heads, size
 class Unmerged(Plain):
     """Its backward pass takes output and log-sum-exp of its own keys, as without merging."""
 
-    def backward(self, grad, q, k, v, out, lse, spans, *, causal, scale):
-        out, lse = self.forward(q, k, v, spans, causal=causal, scale=scale)
-        return super().backward(grad, q, k, v, out, lse, spans, causal=causal, scale=scale)
+    def backward(self, grad, qkv, out, lse, spans, scale):
+        out, lse = self.forward(*qkv, spans, scale)
+        return super().backward(grad, qkv, out, lse, spans, scale)
 
 
 class LooksAhead(Plain):
-    def forward(self, q, k, v, spans, *, causal, scale):
-        return super().forward(q, k, v, spans, causal=False, scale=scale)
+    def forward(self, q, k, v, spans, scale):
+        return super().forward(q, k, v, replace(spans, causal=False), scale)
 
 
 class LeavesKeysOfUnusedPromptsUnwritten(Plain):
-    def backward(self, grad, q, k, v, out, lse, spans, *, causal, scale):
-        found = super().backward(grad, q, k, v, out, lse, spans, causal=causal, scale=scale)
+    def backward(self, grad, qkv, out, lse, spans, scale):
+        found = super().backward(grad, qkv, out, lse, spans, scale)
         bounds = spans.queries.tolist()
         for index, keys in enumerate(spans.keys.tolist()[:-1]):
             if bounds[index] == bounds[index + 1]:
@@ -46,9 +47,10 @@ class LeavesKeysOfUnusedPromptsUnwritten(Plain):
 class AveragesHeads(Plain):
     """Gradients of a key that several query heads read are a mean instead of a sum."""
 
-    def backward(self, grad, q, k, v, out, lse, spans, *, causal, scale):
-        found = super().backward(grad, q, k, v, out, lse, spans, causal=causal, scale=scale)
-        return found[0], found[1] / (q.shape[1] // k.shape[1]), found[2]
+    def backward(self, grad, qkv, out, lse, spans, scale):
+        found = super().backward(grad, qkv, out, lse, spans, scale)
+        readers = qkv[0].shape[1] // qkv[1].shape[1]
+        return found[0], found[1] / readers, found[2]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -96,11 +98,11 @@ def test_a_model_that_drops_attention_is_refused() -> None:
 def test_pytorchs_operators_take_what_they_are_given() -> None:
     """On the meta device, which checks arguments and shapes and computes nothing."""
     q, k = (torch.empty(9, h, 64, dtype=torch.bfloat16, device="meta") for h in (4, 2))
-    spans = Spans.build([4, 5], [4, 5], torch.device("meta"))
+    spans = Spans.build([4, 5], [4, 5], torch.device("meta"), causal=True)
     kernel = TorchFlash()
-    out, lse = kernel.forward(q, k, k, spans, causal=True, scale=0.5)
+    out, lse = kernel.forward(q, k, k, spans, 0.5)
     assert out.shape == q.shape and lse.shape == (4, 9) and lse.dtype == torch.float32
-    found = kernel.backward(out, q, k, k, out, lse, spans, causal=True, scale=0.5)
+    found = kernel.backward(out, (q, k, k), out, lse, spans, 0.5)
     assert [x.shape for x in found] == [q.shape, k.shape, k.shape]
 
 
@@ -113,8 +115,8 @@ def published(kernel: Plain) -> Any:
         return_softmax=False, block_table=None, leftpad_k=None, seqused_k=None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         assert dropout_p == softcap == 0 and (window_size_left, window_size_right) == (-1, -1)
-        spans = Spans(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        out, lse = kernel.forward(q, k, v, spans, causal=causal, scale=softmax_scale)
+        spans = Spans(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        out, lse = kernel.forward(q, k, v, spans, softmax_scale)
         return out, lse, q.new_empty(0), torch.empty(2)
 
     def backward(
@@ -123,10 +125,8 @@ def published(kernel: Plain) -> Any:
         softcap, alibi_slopes, deterministic, rng_state=None,
     ) -> Tensor:  # fmt: skip
         assert dropout_p == softcap == 0 and (window_size_left, window_size_right) == (-1, -1)
-        spans = Spans(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        found = kernel.backward(
-            dout, q, k, v, out, softmax_lse, spans, causal=causal, scale=softmax_scale
-        )
+        spans = Spans(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        found = kernel.backward(dout, (q, k, v), out, softmax_lse, spans, softmax_scale)
         for into, values in zip((dq, dk, dv), found, strict=True):
             into.copy_(values)
         return softmax_lse

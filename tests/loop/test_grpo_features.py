@@ -6,10 +6,10 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
+from small_run import logged, same, weights
 
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import MismatchError
@@ -43,22 +43,6 @@ def kept(context: Context) -> tuple[Policy, Batch]:
 def complete(policy: Policy, drawn: Collected) -> Batch:
     batch = policy.batch(drawn.prompts, drawn.groups, advantages(drawn.rewards_PG()))
     return policy.with_old(policy.with_reference(batch))
-
-
-def logged(context: Context) -> list[dict[str, float]]:
-    """The metrics of each step of a training."""
-    lines: list[dict[str, float]] = []
-    with mock.patch.object(context, "log", lambda stage, step, values: lines.append(dict(values))):
-        grpo.train(context)
-    return lines
-
-
-def weights(context: Context) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in context.model.parameters()]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # ----------------------------------------------------------- importance between sampler and trainer

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
+from small_run import logged, same, weights
 
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
@@ -110,22 +110,6 @@ def by_tokens(self, samples, groups):
 def _served(monkeypatch):
     monkeypatch.setattr(collect, "open_sampler", lambda config, b, _: Server(b, config.rollout))
     monkeypatch.setattr(Collector, "score", by_tokens)
-
-
-def logged(context: Context) -> list[dict[str, float]]:
-    """The metrics of each step of a training."""
-    lines: list[dict[str, float]] = []
-    with mock.patch.object(context, "log", lambda stage, step, values: lines.append(dict(values))):
-        grpo.train(context)
-    return lines
-
-
-def weights(context: Context) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in context.model.parameters()]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 KIT = Path(__file__).parents[2] / "bench" / "gpu" / "kit.py"
 PROGRAM = """
 import json, subprocess, sys, time
@@ -17,10 +19,11 @@ into.write_text(json.dumps({"half": 1}))
 if kind == "breaks":
     sys.exit("out of luck")
 if kind == "hangs":
-    subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(3); open({str(into.parent.parent / 'late')!r}, 'w')"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    into.write_text(json.dumps({"half": 1, "child": child.pid}))
     time.sleep(60)
 into.write_text(json.dumps({"half": 1, "whole": 2, "status": "ok"}))
-"""  # noqa: E501
+"""
 
 
 def ran(tmp_path: Path, cases: list[str], *options: str) -> tuple[int, dict[str, Any], str]:
@@ -36,12 +39,17 @@ def ran(tmp_path: Path, cases: list[str], *options: str) -> tuple[int, dict[str,
     return code, json.loads(numbers.read_text()), log.read_text() if log.is_file() else ""
 
 
+def ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_case_that_fails_or_hangs_keeps_what_it_had_found_and_ends_no_other(tmp_path):
     code, found, log = ran(tmp_path, ["breaks", "hangs", "fine"])
     cases = found["cases"]
     assert [case["status"] for case in cases.values()] == ["failed", "timed_out", "ok"]
     assert [case["half"] for case in cases.values()] == [1, 1, 1]
     assert "more than" in cases["hangs"]["reason"] and "code 1" in cases["breaks"]["reason"]
+    assert ended(cases["hangs"]["child"]), "what a case has started ends with it"
     assert cases["fine"]["whole"] == 2 and "reason" not in cases["fine"]
     assert "out of luck" in log and code == 1
     assert {"device", "driver", "torch", "commit", "date"} <= set(found["about"])

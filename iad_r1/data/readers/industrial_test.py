@@ -10,7 +10,6 @@ is the label: nothing is read from a path. Defects have neither place nor type t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,15 +44,8 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         raise DataError(f"{settings.lists} holds no test_<set>_format.json. {SOURCE}")
     for file in files:
         name = file.stem.removeprefix("test_").removesuffix("_format")
-        for path, row in _rows(file).items():
+        for path, row in folders.read_json(file).items():
             yield _sample(root, name, path, row, settings.templates, f"{file}, {path}")
-
-
-def _rows(file: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}.") from None
 
 
 def _sample(

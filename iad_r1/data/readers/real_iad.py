@@ -10,7 +10,6 @@ are good ones only: it tests, and `train` holds the references.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,16 +48,9 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         raise DataError(f"{lists} holds no <object>.json. {SOURCE}")
     for file in files:
         for split in ("train", "test"):
-            for index, row in enumerate(_rows(file).get(split, ())):
+            for index, row in enumerate(folders.read_json(file).get(split, ())):
                 where = f"{file}, {split} {index}"
                 yield _sample(row, pictures / file.stem, file.stem, split, where)
-
-
-def _rows(file: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}.") from None
 
 
 def _sample(row: Mapping[str, Any], folder: Path, product: str, split: str, where: str) -> Sample:
