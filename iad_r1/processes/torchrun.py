@@ -19,6 +19,7 @@ from contextlib import suppress
 
 import psutil
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from iad_r1.processes import ranks, stopping
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
     asked: list[int] = []
     threading.Thread(target=pass_on, args=(asked,), daemon=True).start()
     ranks.forget(folder.path)
+    end_soon()
     try:
         torchrun.run(given)
     except ChildFailedError as error:
@@ -59,6 +61,15 @@ def main(arguments: list[str]) -> int:
     folder.update_manifest(status="stopped")  # rank 0 may have had to be ended
     stopping.say_stopped(folder.path)
     return INTERRUPTED if asked[:1] == [signal.SIGINT] else 0
+
+
+def end_soon() -> None:
+    """Give the others GRACE seconds when a rank has failed. torchrun's `--shutdown-timeout` is not
+    asked there, and half a minute is long for those that wait for a rank that never comes."""
+    end = SubprocessContext.close
+    SubprocessContext.close = lambda self, death_sig=None, timeout=GRACE: end(
+        self, death_sig, min(timeout, GRACE)
+    )
 
 
 def pass_on(asked: list[int]) -> None:

@@ -80,8 +80,8 @@ def test_three_ranks_share_and_sum(tmp_path):
 
 @pytest.fixture(scope="module")
 def ended_early(tmp_path_factory) -> dict[str, tuple[ForkServerProcess, Path]]:
-    """Runs in which a rank fails. They are started together: torchrun gives ranks that wait for one
-    that never comes half a minute."""
+    """Runs in which a rank fails. They are started together: the ranks that wait for one that never
+    comes get some seconds."""
     started = {}
     for mode, ranks in (("die", 3), ("absent", 2), ("killed", 2)):
         folder = tmp_path_factory.mktemp(mode)
