@@ -86,7 +86,9 @@ class Sample:
     solution: Solution
     mask: Mask | Image | None = None  # non-zero where defective; None when there is none
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
+    shots: int = 0  # the references that training always shows with it
     question: Question = Question()
+    target: str | None = None  # the completion its data set has written; None: written by rule
     where: str = ""  # the row or file that describes it, for an error message
 
     def __post_init__(self) -> None:

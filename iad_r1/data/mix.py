@@ -30,7 +30,7 @@ from scipy import sparse
 
 from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
-from iad_r1.grid import Grid, Rule, cells_from_mask, describe
+from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
 from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, reader
 from iad_r1.types import Dataset, Mask, Sample
 
@@ -150,17 +150,19 @@ def _own(
 
 
 def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
-    """All that a reader knows of. No picture twice, and no mask for two pictures."""
+    """All that a reader knows of. No mask for two pictures, and no picture twice, but in parts that
+    a reader names itself, and with and without a reference."""
     found = list(reader(settings.name).read(settings, seed))
     if not found:
         raise DataError(f"{settings.announce()}: there are no pictures.")
-    pictures: dict[Path, Sample] = {}
+    pictures: dict[tuple[Path, str, int], Sample] = {}
     masks: dict[Path, Sample] = {}
     for sample in found:
         if sample.question.options is not None:  # several of these ask about one picture
             continue
         if isinstance(sample.image, Path):
-            first = pictures.setdefault(sample.image.resolve(), sample)
+            part = "" if sample.split in PLAIN else sample.split
+            first = pictures.setdefault((sample.image.resolve(), part, sample.shots), sample)
             if first is not sample:
                 raise DataError(
                     f"{sample.where}: {sample.image.name} is listed already in {first.where}."
@@ -194,8 +196,10 @@ def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | Non
     """With the place that its mask shows, and what share of the picture that marks; a good picture
     needs no mask."""
     values = images.open_mask(sample)
-    if values is None or sample.question.options is not None:
+    if sample.question.options is not None:
         return sample, None
+    if values is None:
+        return _in_words_of(grid, sample), None
     defective, mask = _is_defective(sample), ", ".join(map(str, _files(sample.mask)))
     if defective and not values.any():
         raise DataError(
@@ -209,6 +213,20 @@ def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | Non
     place = describe(cells_from_mask(values, grid, rule), grid) or None
     solution = replace(sample.solution, location=place)
     return replace(sample, solution=solution), float(values.mean())
+
+
+def _in_words_of(grid: Grid, sample: Sample) -> Sample:
+    """With the place that its data set names in the grid's own words."""
+    said = sample.solution.location
+    if said is None:
+        return sample
+    cells = parse_cells(said, grid)
+    if cells is None:
+        raise DataError(
+            f"the location {said!r} is no place on a {grid} grid. Correct it, or choose the grid "
+            "that the data set was made for (grid=...)."
+        )
+    return replace(sample, solution=replace(sample.solution, location=describe(cells, grid)))
 
 
 def _files(shown: Path | Mask | Image | None) -> tuple[Path, ...]:
@@ -343,7 +361,8 @@ def _referred(
     near-duplicates as long as there are others."""
     if sample.references:
         return sample
-    others = [other for other in pools.get(sample.product, ()) if other.id != sample.id]
+    pool = pools.get(sample.product, ())
+    others = [other for other in pool if other.id != sample.id and not _same_file(other, sample)]
     group = groups.get(sample.id)
     fresh = [other for other in others if group is None or groups[other.id] != group] or others
     if needed and not fresh:
@@ -355,6 +374,10 @@ def _referred(
     stream = random.Random(f"references/{seed}/{sample.id}")
     shown = stream.sample(fresh, min(REFERENCES_PER_SAMPLE, len(fresh)))
     return replace(sample, references=tuple(shown))
+
+
+def _same_file(one: Sample, other: Sample) -> bool:
+    return isinstance(one.image, Path) and one.image == other.image
 
 
 # --- checks and counts -------------------------------------------------------------------------
@@ -451,12 +474,24 @@ def _fingerprint(settings: ReaderSettings, seed: int, photos: Iterable[Photo]) -
     What a reader draws is known by the settings and the reader's `VERSION`."""
     rows = [
         [p.image_digest, p.mask_digest, p.sample.product, p.sample.split,
-         _is_defective(p.sample), p.sample.solution.type]
+         _is_defective(p.sample), p.sample.solution.type, *_written(p.sample)]
         for p in photos
     ]  # fmt: skip
     facts = [settings.model_dump(mode="json", exclude={"root"}), seed, rows]
     version = getattr(reader(settings.name), "VERSION", None)
     return _hash(facts if version is None else [*facts, version])
+
+
+def _written(sample: Sample) -> list[object]:
+    """What its data set says of a sample in words of its own."""
+    solution, asked = sample.solution, sample.question
+    facts = [
+        sample.target,
+        asked.text,
+        asked.options and [dict(asked.options), solution.answer],
+        solution.location if sample.mask is None else None,
+    ]
+    return facts if any(facts) else []
 
 
 def _hash(facts: object) -> str:

@@ -3,8 +3,10 @@
     <think>...</think><answer>No</answer>
     <think>...</think><location>top left</location><type>scratch</type><answer>Yes</answer>
 
-The reasoning perceives, compares with what is expected, locates and names, and decides. It says
-only what the annotations say, in about 18 words: on a CPU every token of a rollout costs time.
+A sample whose data set brings its completion is trained on that, word for word.
+
+The reasoning by rule perceives, compares with what is expected, locates and names, and decides. It
+says only what the annotations say, in about 18 words: on a CPU every token of a rollout costs time.
 """
 
 from __future__ import annotations
@@ -55,12 +57,15 @@ class Target:
 
 
 def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
-    """The target with its reasoning, the same for a sample and seed every time.
+    """The target with its reasoning, the same for a sample and seed every time: as its data set
+    has written it, else by rule.
 
     Where a defect's place is not annotated, `<location>` holds a pseudo-random cell of `grid`,
     drawn from `seed` and the sample's id; where its type is not, `<type>` holds "defect". Both are
     `untrained`, and the reasoning mentions neither.
     """
+    if sample.target is not None:
+        return Target(sample.target)
     stream = random.Random(f"{seed}/{sample.id}")
     expected, sound, defective = stream.choice(_REASONING)
     solution = sample.solution

@@ -249,7 +249,8 @@ class Collector:
 
     def rows(self, drawn: Collected) -> list[dict[str, Any]]:
         """The batch as a table, for when it could not be learned from."""
-        words = self.prompter.conversation(drawn.groups[0].sample, 0).text
+        sample = drawn.groups[0].sample
+        words = self.prompter.conversation(sample, sample.shots).text
         return failed_rows(words, drawn.groups)
 
     def other(self, step: int, slot: int, attempt: int) -> Sample:

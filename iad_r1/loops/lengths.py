@@ -65,6 +65,8 @@ def derived(context: Context) -> Config:
     asked = [longest for longest in found if longest.stage != "sft"]
     if not asked or not isinstance(rollout, AnyVllmRollout):
         return config
+    if any(longest.stage == "grpo" for longest in asked):
+        _check_pictures(context.dataset.rl, rollout.max_images)
     longest = max(asked, key=lambda one: one.tokens)
     _check(longest, "rollout.max_model_len", rollout.max_model_len)
     room = rollout.max_model_len or longest.tokens
@@ -83,7 +85,8 @@ def _found(context: Context, config: Config) -> Iterator[Longest]:
 
 
 def _asked(context: Context, stage: Stage) -> tuple[Sequence[Sample], int]:
-    """What a stage shows, and the most references beside it."""
+    """What a stage shows, and the most references beside it, but for those that belong to a sample
+    in training."""
     config, dataset = context.config, context.dataset
     if stage == "sft":
         return getattr(dataset, config.sft.samples), int(config.sft.one_shot_share > 0)
@@ -96,10 +99,11 @@ def _longest(
     context: Context, config: Config, stage: Stage, samples: Sequence[Sample], shots: int
 ) -> Longest:
     prompter = open_prompter(config, context.backbone, stage)
-    lengths = [prompter.length(sample, shots) for sample in samples]
+    shown = [shots if stage == "evaluate" else max(shots, sample.shots) for sample in samples]
+    lengths = list(map(prompter.length, samples, shown))
     prompt = max(lengths)
-    sample = samples[lengths.index(prompt)]
-    return Longest(stage, sample, shots, prompt, prompter.room.answer)
+    at = lengths.index(prompt)
+    return Longest(stage, samples[at], shown[at], prompt, prompter.room.answer)
 
 
 def _check(longest: Longest, setting: str, most: int | None) -> None:
@@ -109,6 +113,16 @@ def _check(longest: Longest, setting: str, most: int | None) -> None:
             f"needed, or {setting}={longest.tokens}, or show smaller pictures "
             f"({longest.stage}.max_pixels)."
         )
+
+
+def _check_pictures(samples: Sequence[Sample], most: int) -> None:
+    for sample in samples:
+        if sample.shots >= most:
+            raise DataError(
+                f"{sample.id} is shown with {sample.shots} reference pictures, more than "
+                f"rollout.max_images={most} leaves room for. Set rollout.max_images="
+                f"{sample.shots + 1}."
+            )
 
 
 def _check_positions(context: Context, longest: Longest) -> None:

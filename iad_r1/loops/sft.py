@@ -179,8 +179,10 @@ class _Phase:
         return self.prompter.encode(sample, self.shots(sample, step), self.augment(sample, step))
 
     def shots(self, sample: Sample, step: int) -> int:
-        """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts."""
-        return int(self.random(sample, step).random() < self.sft.one_shot_share)
+        """How many reference pictures the prompt shows: 1 for `one_shot_share` of the prompts, and
+        at least those that belong to the sample."""
+        drawn = self.random(sample, step).random() < self.sft.one_shot_share
+        return max(sample.shots, int(drawn))
 
     def target(self, sample: Sample, shots: int) -> Weighted:
         """Tokens of the sample's target and the loss weight of each (see `losses`)."""

@@ -81,11 +81,15 @@ class Prompter:
         asked = sample.question
         return prompts.conversation(self.template, asked.text, shots, asked.options)
 
-    def encode(self, sample: Sample, shots: int = 0, augment: Augment | None = None) -> Prompt:
-        """The prompt with the first `shots` references of the sample, query last.
+    def encode(
+        self, sample: Sample, shots: int | None = None, augment: Augment | None = None
+    ) -> Prompt:
+        """The prompt with the first `shots` references of the sample, query last; None: as many as
+        training always shows with it.
 
         DataError if it leaves no room for the answer.
         """
+        shots = sample.shots if shots is None else shots
         self._check_limit()
         pictures = [self.picture(each) for each in shown(sample, shots)]
         if augment:

@@ -8,7 +8,7 @@ pydantic only, so that a configuration is checked before anything heavy loads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from pydantic_core import PydanticCustomError
@@ -24,6 +24,7 @@ class ReaderSettings(Section):
     """What a reader is told."""
 
     name: str  # of its module
+    tests: ClassVar[bool] = True  # whether there is a test part
 
     def announce(self) -> str:
         """What is read, for the plan that is printed before a run."""

@@ -16,6 +16,7 @@ def contradictions(config: Config) -> Iterator[str]:
     """A sentence for each, with what to type instead."""
     yield from _training_length(config)
     yield from _ranks(config)
+    yield from _test_part(config)
     if "pretrain" in config.tasks() and config.pretrain is None:
         yield (
             f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
@@ -41,6 +42,16 @@ def _training_length(config: Config) -> Iterator[str]:
                 f"{key}.steps and {key}.epochs are both null, so training would never end. "
                 f"Set one, e.g. {key}.epochs=1."
             )
+
+
+def _test_part(config: Config) -> Iterator[str]:
+    asked = "evaluate" in config.tasks() and "test" in config.evaluate.splits
+    if asked and not config.benchmark and not config.data.tests:
+        yield (
+            f"data={config.data.name} trains and has no test part. Choose what to test on "
+            "(benchmark=...), use evaluate.splits=[validation] with data.validation_share=0.05, or "
+            "take evaluate out of stage.tasks."
+        )
 
 
 def _ranks(config: Config) -> Iterator[str]:

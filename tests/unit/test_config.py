@@ -30,6 +30,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
     """What an option asks for besides its own name."""
     return {
         ("data", "photos"): [f"data.root={tmp_path}"],
+        ("data", "expert_ad"): [f"data.root={tmp_path}", "evaluate.splits=[validation]"],
         **{
             ("benchmark", name): [f"benchmark.{name}.root={tmp_path}"]
             for name in names(READERS)
