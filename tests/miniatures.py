@@ -1,4 +1,4 @@
-"""Data sets in miniature, as they lie on disk."""
+"""Data sets in miniature, as they lie on disk, odd corners included."""
 
 from __future__ import annotations
 
@@ -86,3 +86,121 @@ def expert_ad(root: Path) -> Path:
     write_json(root / "PA-SFT" / "Expert_AD_Stage_1.json", sft)
     write_json(root / "SC-GRPO" / "Expert_AD_Stage_2.json", rl)
     return root
+
+
+def like_mvtec(folder: Path, kind: str, suffix: str = ".png", masks: str = "{}_mask.png") -> None:
+    """Two good pictures to train on, two of each kind to test on."""
+    for i in range(2):
+        picture(folder / "train" / "good" / f"{i:03}{suffix}")
+        picture(folder / "test" / "good" / f"{i:03}{suffix}")
+        picture(folder / "test" / kind / f"{i:03}{suffix}")
+        mask(folder / "ground_truth" / kind / masks.format(f"{i:03}"))
+
+
+def mpdd(root: Path) -> None:
+    like_mvtec(root / "bracket_brown", "bend_and_parts_mismatch")
+    like_mvtec(root / "tubes", "anomalous", masks="{}.png")
+
+
+def dtd(root: Path) -> None:
+    like_mvtec(root / "Woven_001", "bad")
+    like_mvtec(root / "Woven_068", "bad")
+    for path in (root / "Woven_068" / "test" / "good").iterdir():
+        path.rename(path.with_name(f"mesh_{path.name}"))
+    picture(root / "Woven_001" / "template" / "000.png")
+
+
+def goodsad(root: Path) -> None:
+    like_mvtec(root / "drink_can", "surface_damage", ".jpg", "{}.png")
+
+
+def mvtec_loco(root: Path) -> None:
+    like_mvtec(root / "pushpins", "logical_anomalies", masks="{}/000.png")
+    mask(root / "pushpins" / "ground_truth" / "logical_anomalies" / "000" / "001.png")
+    picture(root / "pushpins" / "validation" / "good" / "000.png")
+    (root / "pushpins" / "defects_config.json").write_text("[]")
+
+
+def mvtec_ad2(root: Path) -> None:
+    for i in range(2):
+        for part in ("train/good", "validation/good", "test_public/good", "test_public/bad"):
+            picture(root / "can" / part / f"{i:03}_regular.png")
+        mask(root / "can/test_public/ground_truth/bad" / f"{i:03}_regular_mask.png")
+        picture(root / "can" / "test_private" / f"{i:03}_regular.png")
+
+
+def dagm(root: Path) -> None:
+    for folder in (root / "Class2", root / "Class10" / "Class10"):
+        for half, first in (("Test", 1), ("Train", 576)):
+            rows = ["1"]
+            for i in range(first, first + 4):
+                picture(folder / half / f"{i:04}.PNG")
+                flagged = i % 2
+                if flagged:
+                    mask(folder / half / "Label" / f"{i:04}_label.PNG")
+                rows.append(
+                    f"{i}\t{flagged}\t{i:04}.PNG\t0\t{i:04}_label.PNG" + "\t" * (1 - flagged)
+                )
+            (folder / half / "Label" / "Labels.txt").write_text("\n".join(rows))
+
+
+def dagm_flat(root: Path) -> None:
+    for i in range(2):
+        for kind in ("good", "defect"):
+            picture(root / "Class1" / kind / f"{i:04}.PNG")
+
+
+def sdd(root: Path) -> None:
+    like_mvtec(root, "defect")
+
+
+def ds_mvtec(root: Path) -> None:
+    for category, colour in (("bottle", "rgb_mask"), ("grid", "rbg_mask")):
+        for i in range(2):
+            for kind in ("good", "broken"):
+                picture(root / category / "image" / kind / f"{i:03}.png").with_suffix(
+                    ".txt"
+                ).write_text("a caption")
+            mask(root / category / "mask" / "broken" / f"{i:03}_mask.png", 3)
+            mask(root / category / colour / "broken" / f"{i:03}_{colour}.png", (0, 40, 0))
+            picture(root.parent / "MVTec-AD" / category / "train" / "good" / f"{i:03}.png")
+
+
+def real_iad(root: Path) -> None:
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    folder = root / "realiad_1024" / "toy_brick"
+
+    def add(split: str, path: str, kind: str, masked: str | None) -> None:
+        picture(folder / path)
+        named = mask(folder / masked).relative_to(folder).as_posix() if masked else None
+        rows[split].append(
+            {"category": "toy_brick", "anomaly_class": kind, "image_path": path, "mask_path": named}
+        )
+
+    for i in range(3):
+        add("train", f"OK/S000{i}/toy_brick_000{i}_OK_C1_20231027.jpg", "OK", None)
+    add("test", "OK/S0009/toy_brick_0009_OK_C2_20231027.jpg", "OK", None)
+    # a view that does not show the defect of its object
+    add("test", "NG/HS/S0123/toy_brick_0123_NG_HS_C1_20231027.jpg", "OK", None)
+    for view in (2, 3):
+        stem = f"NG/HS/S0123/toy_brick_0123_NG_HS_C{view}_20231027"
+        add("test", f"{stem}.jpg", "HS", f"{stem}.png")
+    rows["test"][-1]["mask_path"] = "not/where/it/says.png"  # then the one beside the picture
+    lists = root / "realiad_jsons" / "realiad_jsons"
+    lists.mkdir(parents=True)
+    (lists / "toy_brick.json").write_text(json.dumps({"meta": {"prefix": ""}, **rows}))
+
+
+def visa(root: Path) -> None:
+    for product in ("candle", "pcb1"):
+        like_mvtec(root / product, "bad", ".JPG", "{}.png")
+
+
+def paper(root: Path) -> None:
+    """The six benchmarks of the papers below one root, as IAD-R1's test set has them."""
+    ds_mvtec(root / "DS-MVTec")
+    visa(root / "VisA")
+    mpdd(root / "MPDD")
+    dagm_flat(root / "DAGM")
+    dtd(root / "DTD")
+    sdd(root / "SDD")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from iad_r1 import prompts, rewards, stages
+from iad_r1.command import roots
 from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings.base import CONF
@@ -31,7 +32,7 @@ from iad_r1.settings.config import Config, load
 ComposeError = (HydraException, OmegaConfBaseException)
 # Settings that hold a path, made absolute where the command was typed. NAME_OR_PATH may also be a
 # name (a hub id, a packaged vocabulary): it is a path if spelled as one, or if it is there.
-PATHS = ("init", "data.root")  # and those of the stage and of every benchmark
+PATHS = ("init", "data.root", "benchmark.root")  # and those of the stage and of every benchmark
 NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
 
@@ -78,10 +79,13 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
     stage = stages.find(plain["stage"]["name"])
     for key in stage.shortcuts:
         plain.pop(key)
-    tested = product(plain["benchmark"], ("root", "lists"))
+    tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))
     paths = (*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths)
     for key in (*paths, *NAME_OR_PATH):
         _make_absolute(plain, key, directory, always=key in paths)
+    missing = list(roots.fill(plain))
+    if missing:
+        raise ConfigError("\n".join(missing))
     try:
         config = load(json.dumps(plain))
     except ConfigError as error:

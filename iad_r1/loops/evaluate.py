@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from iad_r1 import prompts
+from iad_r1 import data, prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.data.ahead import Ahead
 from iad_r1.grid import as_grid
+from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
@@ -37,7 +38,8 @@ ANSWER = "<answer>"
 
 
 def run(context: Context) -> list[dict[str, Any]]:
-    """Answer every chosen split with every number of shots; returns the rows for `results`.
+    """Answer every chosen split with every number of shots; returns the rows for `results`, last
+    the means over several benchmarks.
 
     A split's answers are in `predictions/<stage>.<split>.<shots>shot.jsonl` as they come; images
     answered there already are not asked again.
@@ -63,7 +65,7 @@ def run(context: Context) -> list[dict[str, Any]]:
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
     asking.sampler.close()
-    return rows
+    return [*rows, *averages.of_results(rows, tested(context))]
 
 
 def splits(context: Context) -> dict[str, Sequence[Sample]]:
@@ -75,6 +77,11 @@ def splits(context: Context) -> dict[str, Sequence[Sample]]:
     if "test" in config.splits:
         found |= dict(dataset.test)
     return {name: samples[: config.limit] for name, samples in found.items() if samples}
+
+
+def tested(context: Context) -> Sequence[str]:
+    """The splits of benchmarks."""
+    return list(context.dataset.test) if data.benchmarks(context.config) else []
 
 
 def answered_before(path: Path) -> dict[str, Prediction]:
@@ -191,18 +198,19 @@ def p_yes(
 
 
 def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
-    """Paired differences between consecutive stages on the same images, for `comparisons`."""
-    rows = []
+    """Paired differences between consecutive stages on the same images, for `comparisons`, last the
+    means over several benchmarks."""
+    rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
         for split in splits(context):
             for shots in context.config.evaluate.shots:
                 rows += _compared(context, before, after, split, shots)
-    return rows
+    return [*rows, *averages.of_comparisons(rows, tested(context))]
 
 
 def _compared(
     context: Context, before: str, after: str, split: str, shots: int
-) -> Iterator[Mapping[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     old, new = (
         list(read_predictions(context.folder.predictions(stage, split, shots)).values())
         for stage in (before, after)

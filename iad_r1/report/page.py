@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from iad_r1.judge import averages
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
@@ -66,6 +67,7 @@ def _environment() -> Environment:
 
 def _context(run: RunData, keep: Keep) -> Row:
     rows = tables.summaries(run)
+    means = averages.of_results(rows, run.benchmarks)
     changes = tables.comparisons(run)
     main = tables.main_evaluations(run)
     scored = tables.scores(run, rows)
@@ -80,9 +82,10 @@ def _context(run: RunData, keep: Keep) -> Row:
         "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
         "n_products": _n_products,
         "validated": any(wording.is_validation(item.split) for item in run.evaluations),
-        "missing": [*run.missing, *tables.disagreements(rows, run.summary)],
-        "groups": _groups(rows, changes),
-        "headline_figures": list(_headline_figures(run, rows, keep)),
+        "missing": [*run.missing, *tables.disagreements([*rows, *means], run.summary)],
+        "groups": _groups([*rows, *means], changes),
+        "averaged": means[0]["of"] if means else [],
+        "headline_figures": list(_headline_figures(run, [*rows, *means], keep)),
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),
         "reference_gain": tables.reference_gain(run),

@@ -58,6 +58,13 @@ class RunData:
         section = self.config.get("grid") or {}
         return Grid(section["rows"], section["cols"]) if {"rows", "cols"} <= set(section) else None
 
+    @property
+    def benchmarks(self) -> list[str]:
+        """The splits of benchmarks that were evaluated."""
+        splits = dict.fromkeys(evaluation.split for evaluation in self.evaluations)
+        tests = [split for split in splits if not wording.is_validation(split)]
+        return tests if self.config.get("benchmark") else []
+
     def groups(self) -> dict[tuple[str, int], list[Evaluation]]:
         """Evaluations by (split, shots), each in the order of training."""
         found: dict[tuple[str, int], list[Evaluation]] = {}

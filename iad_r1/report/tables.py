@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from iad_r1.grid import Grid, parse_cells, words
+from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import METRICS, location_chance, macro, per_product, summarise
@@ -70,14 +71,16 @@ def disagreements(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
 def comparisons(run: RunData) -> list[Row]:
     """Each stage against the one before it on the same images, for every metric of COMPARED.
 
-    Rows: {from, to, split, shots, metric, delta, ci95, n, n_changed, verdict}.
+    Last the means over several benchmarks. Rows: {from, to, split, shots, metric, delta, ci95, n,
+    n_changed, verdict}.
     """
     found = []
     for (split, shots), group in run.groups().items():
         for before, after in pairwise(group):
             place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
             found += [{**place, **row} for row in _compare(before, after, run.seed)]
-    return found
+    means = averages.of_comparisons(found, run.benchmarks)
+    return [*found, *({**row, "verdict": verdict(row["metric"], row)} for row in means)]
 
 
 def reference_gain(run: RunData) -> list[Row]:

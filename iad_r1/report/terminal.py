@@ -33,7 +33,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         console.print(_table(results, summary.get("comparisons") or []))
         console.print(
             "Percent. In brackets: 95 % intervals. A change whose interval includes zero is "
-            "marked ~: these images cannot tell it from no change.",
+            "marked ~: these images cannot tell it from no change." + _averaged(results),
             style="dim",
             highlight=False,
         )
@@ -50,6 +50,15 @@ def _headline(summary: Mapping[str, Any], folder: Path) -> str:
     parts += [f"seed={config['seed']}"] if "seed" in config else []
     spent = sum((summary.get("seconds") or {}).values())
     return " ".join(parts) + (f"      {duration(spent)}" if spent else "")
+
+
+def _averaged(results: Sequence[Mapping[str, Any]]) -> str:
+    if not any("of" in row for row in results):
+        return ""
+    return (
+        " The average is the unweighted mean of the benchmarks, each pooled over its images: the "
+        "papers average balanced accuracy so."
+    )
 
 
 def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:

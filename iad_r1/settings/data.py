@@ -60,7 +60,11 @@ class OwnMasks(Section):
 
 
 class ReaderModule(Protocol):
-    """A module in `iad_r1/data/readers/`. Importing it is cheap."""
+    """A module in `iad_r1/data/readers/`. Importing it is cheap.
+
+    That of a public data set also says in `SOURCE` where to get it, and in `FOLDERS` what the
+    folder is usually called that is its `root`.
+    """
 
     Settings: type[ReaderSettings]
 

@@ -23,6 +23,7 @@ from iad_r1.settings.data import READERS
 from iad_r1.settings.modules import find, names
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+PAPER = ["mvtec", "visa", "mpdd", "dagm", "dtd", "sdd"]
 COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]  # evaluation only
 
 
@@ -39,6 +40,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("benchmark", "industrial_test"): [
             f"benchmark.industrial_test.{key}={tmp_path}" for key in ("root", "lists")
         ],
+        ("benchmark", "paper"): [f"benchmark.{name}.root={tmp_path}" for name in PAPER],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
@@ -67,7 +69,7 @@ def test_every_option_composes_into_a_valid_configuration_that_knows_its_name(
         [f"{group}={option}", *needed(tmp_path).get((group, option), [])], tmp_path
     )
     if group == "benchmark":
-        assert list(made.benchmark) == [option] * (option != "none")
+        assert list(made.benchmark) == {"none": [], "paper": PAPER}.get(option, [option])
     elif group != "recipe":  # a recipe sets values of several sections and has none of its own
         assert getattr(made, group).name == option
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from miniatures import (
+    dagm,
+    dagm_flat,
+    ds_mvtec,
+    dtd,
+    goodsad,
+    mpdd,
+    mvtec_ad2,
+    mvtec_loco,
+    picture,
+    real_iad,
+    sdd,
+    visa,
+)
 
 from iad_r1 import data
 from iad_r1.command import compose
@@ -20,129 +31,6 @@ from iad_r1.errors import DataError
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import reader
 from iad_r1.types import Sample
-
-SIZE = 24
-
-
-def picture(path: Path) -> Path:
-    """Noise of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(zlib.crc32("/".join(path.parts[-4:]).encode()))
-    Image.fromarray(noise.integers(0, 255, (SIZE, SIZE, 3), np.uint8)).save(path)
-    return path
-
-
-def mask(path: Path, value: int | tuple[int, int, int] = 255) -> Path:
-    """A mark at the top right."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    marked = Image.new("L" if isinstance(value, int) else "RGB", (SIZE, SIZE))
-    marked.paste(value, (18, 1, 22, 5))
-    marked.save(path)
-    return path
-
-
-def like_mvtec(folder: Path, kind: str, suffix: str = ".png", masks: str = "{}_mask.png") -> None:
-    """Two good pictures to train on, two of each kind to test on."""
-    for i in range(2):
-        picture(folder / "train" / "good" / f"{i:03}{suffix}")
-        picture(folder / "test" / "good" / f"{i:03}{suffix}")
-        picture(folder / "test" / kind / f"{i:03}{suffix}")
-        mask(folder / "ground_truth" / kind / masks.format(f"{i:03}"))
-
-
-def mpdd(root: Path) -> None:
-    like_mvtec(root / "bracket_brown", "bend_and_parts_mismatch")
-    like_mvtec(root / "tubes", "anomalous", masks="{}.png")
-
-
-def dtd(root: Path) -> None:
-    like_mvtec(root / "Woven_001", "bad")
-    like_mvtec(root / "Woven_068", "bad")
-    for path in (root / "Woven_068" / "test" / "good").iterdir():
-        path.rename(path.with_name(f"mesh_{path.name}"))
-    picture(root / "Woven_001" / "template" / "000.png")
-
-
-def goodsad(root: Path) -> None:
-    like_mvtec(root / "drink_can", "surface_damage", ".jpg", "{}.png")
-
-
-def mvtec_loco(root: Path) -> None:
-    like_mvtec(root / "pushpins", "logical_anomalies", masks="{}/000.png")
-    mask(root / "pushpins" / "ground_truth" / "logical_anomalies" / "000" / "001.png")
-    picture(root / "pushpins" / "validation" / "good" / "000.png")
-    (root / "pushpins" / "defects_config.json").write_text("[]")
-
-
-def mvtec_ad2(root: Path) -> None:
-    for i in range(2):
-        for part in ("train/good", "validation/good", "test_public/good", "test_public/bad"):
-            picture(root / "can" / part / f"{i:03}_regular.png")
-        mask(root / "can/test_public/ground_truth/bad" / f"{i:03}_regular_mask.png")
-        picture(root / "can" / "test_private" / f"{i:03}_regular.png")
-
-
-def dagm(root: Path) -> None:
-    for folder in (root / "Class2", root / "Class10" / "Class10"):
-        for half, first in (("Test", 1), ("Train", 576)):
-            rows = ["1"]
-            for i in range(first, first + 4):
-                picture(folder / half / f"{i:04}.PNG")
-                flagged = i % 2
-                if flagged:
-                    mask(folder / half / "Label" / f"{i:04}_label.PNG")
-                rows.append(
-                    f"{i}\t{flagged}\t{i:04}.PNG\t0\t{i:04}_label.PNG" + "\t" * (1 - flagged)
-                )
-            (folder / half / "Label" / "Labels.txt").write_text("\n".join(rows))
-
-
-def dagm_flat(root: Path) -> None:
-    for i in range(2):
-        for kind in ("good", "defect"):
-            picture(root / "Class1" / kind / f"{i:04}.PNG")
-
-
-def sdd(root: Path) -> None:
-    like_mvtec(root, "defect")
-
-
-def ds_mvtec(root: Path) -> None:
-    for category, colour in (("bottle", "rgb_mask"), ("grid", "rbg_mask")):
-        for i in range(2):
-            for kind in ("good", "broken"):
-                picture(root / category / "image" / kind / f"{i:03}.png").with_suffix(
-                    ".txt"
-                ).write_text("a caption")
-            mask(root / category / "mask" / "broken" / f"{i:03}_mask.png", 3)
-            mask(root / category / colour / "broken" / f"{i:03}_{colour}.png", (0, 40, 0))
-            picture(root.parent / "MVTec-AD" / category / "train" / "good" / f"{i:03}.png")
-
-
-def real_iad(root: Path) -> None:
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    folder = root / "realiad_1024" / "toy_brick"
-
-    def add(split: str, path: str, kind: str, masked: str | None) -> None:
-        picture(folder / path)
-        named = mask(folder / masked).relative_to(folder).as_posix() if masked else None
-        rows[split].append(
-            {"category": "toy_brick", "anomaly_class": kind, "image_path": path, "mask_path": named}
-        )
-
-    for i in range(3):
-        add("train", f"OK/S000{i}/toy_brick_000{i}_OK_C1_20231027.jpg", "OK", None)
-    add("test", "OK/S0009/toy_brick_0009_OK_C2_20231027.jpg", "OK", None)
-    # a view that does not show the defect of its object
-    add("test", "NG/HS/S0123/toy_brick_0123_NG_HS_C1_20231027.jpg", "OK", None)
-    for view in (2, 3):
-        stem = f"NG/HS/S0123/toy_brick_0123_NG_HS_C{view}_20231027"
-        add("test", f"{stem}.jpg", "HS", f"{stem}.png")
-    rows["test"][-1]["mask_path"] = "not/where/it/says.png"  # then the one beside the picture
-    lists = root / "realiad_jsons" / "realiad_jsons"
-    lists.mkdir(parents=True)
-    (lists / "toy_brick.json").write_text(json.dumps({"meta": {"prefix": ""}, **rows}))
-
 
 ANY = "electrical commutators"
 # of a benchmark: how it is laid out, and how often each product, answer, place and type is tested
@@ -179,6 +67,10 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], None], dict[tuple[str, str, Any, 
     "mvtec in MMAD": ("mvtec", ds_mvtec, {
         ("bottle", "Yes", MARKED, "broken"): 2, ("bottle", "No", None, None): 2,
         ("grid", "Yes", MARKED, "broken"): 2, ("grid", "No", None, None): 2,
+    }),
+    "visa, rearranged": ("visa", visa, {
+        ("candle", "Yes", MARKED, None): 2, ("candle", "No", None, None): 2,
+        ("pcb1", "Yes", MARKED, None): 2, ("pcb1", "No", None, None): 2,
     }),
     "real_iad": ("real_iad", real_iad, {
         ("toy brick", "Yes", MARKED, "scratch"): 2, ("toy brick", "No", None, None): 2,

@@ -24,6 +24,7 @@ SOURCE = (
     "or Zenodo 12750201 (check the licence there). Unpack it so that the folder holds Class1/ to "
     "Class10/."
 )
+FOLDERS = ("DAGM", "DAGM_KaggleUpload", "DAGM2007")
 HALVES = {"Train": "train", "Test": "test"}
 
 

@@ -21,6 +21,7 @@ SOURCE = (
     "not stated; DTD itself is for research). Unpack it so that the folder holds Blotchy_099/ and "
     "so on."
 )
+FOLDERS = ("DTD-Synthetic", "DTD")
 
 
 class Settings(Folder):

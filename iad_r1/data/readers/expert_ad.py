@@ -34,6 +34,7 @@ SOURCE = (
     "Expert-AD: yanhui01/Expert-AD on the Hugging Face hub, where it is open to you, and the "
     "pictures of Real-IAD. Unpack it so that the folder holds PA-SFT/ and SC-GRPO/."
 )
+FOLDERS = ("Expert-AD",)
 PICTURE = "<image>"  # stands for a picture in what the user says
 THOUGHT = "<think>-</think>"  # put before a solution, which has none
 PATTERN = "<answer>No</answer> or <location>...</location><type>...</type><answer>Yes</answer>"

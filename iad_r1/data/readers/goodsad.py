@@ -19,6 +19,7 @@ SOURCE = (
     "GoodsAD: github.com/jianzhang96/GoodsAD links to it. Unpack it so that the folder holds "
     "cigarette_box/, drink_bottle/, drink_can/, food_bottle/, food_box/ and food_package/."
 )
+FOLDERS = ("GoodsAD", "MMAD/GoodsAD")
 
 
 class Settings(Folder):

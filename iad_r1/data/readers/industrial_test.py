@@ -23,6 +23,7 @@ SOURCE = (
     "It is yanhui01/Industrial_test on the Hugging Face hub; the lists are in data/Test/ of the "
     "code released with IAD-R1."
 )
+FOLDERS = ("Industrial_test", ".")  # or the six folders as they are
 ANSWERS = {"A": "Yes", "B": "No"}
 OPTIONS = {"A": "Yes.", "B": "No."}
 

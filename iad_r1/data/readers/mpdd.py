@@ -19,6 +19,7 @@ SOURCE = (
     "MPDD: github.com/stepanje/MPDD links to it (CC BY-NC-SA 4.0). Unpack it so that the folder "
     "holds bracket_black/, bracket_brown/, bracket_white/, connector/, metal_plate/ and tubes/."
 )
+FOLDERS = ("MPDD",)
 
 
 class Settings(Folder):

@@ -28,6 +28,7 @@ SOURCE = (
     "MVTec AD: mvtec.com/company/research/datasets/mvtec-ad (CC BY-NC-SA 4.0). Unpack it so that "
     "the folder holds bottle/, cable/ and so on. DS-MVTec is part of jiang-cc/MMAD on the hub."
 )
+FOLDERS = ("DS-MVTec", "MMAD/DS-MVTec", "mvtec_anomaly_detection", "MVTec-AD", "mvtec_ad", "MVTec")
 WRONG_PILLS = frozenset(f"{number:03}" for number in range(21))
 PILLS = 26  # good ones as published
 

@@ -19,6 +19,7 @@ SOURCE = (
     "MVTec AD 2: mvtec.com/company/research/datasets/mvtec-ad-2 (CC BY-NC-SA 4.0). Unpack it so "
     "that the folder holds can/, fabric/, fruit_jelly/ and so on."
 )
+FOLDERS = ("mvtec_ad_2", "MVTec-AD2")
 SPLITS = {"train": "train", "validation": "validation", "test_public": "test"}
 
 

@@ -20,6 +20,7 @@ SOURCE = (
     "MVTec LOCO AD: mvtec.com/company/research/datasets/mvtec-loco (CC BY-NC-SA 4.0). Unpack it so "
     "that the folder holds breakfast_box/, juice_bottle/, pushpins/ and so on."
 )
+FOLDERS = ("mvtec_loco_anomaly_detection", "MVTec-LOCO", "MMAD/MVTec-LOCO")
 
 
 class Settings(Folder):

@@ -23,6 +23,7 @@ SOURCE = (
     "Real-IAD: Real-IAD/Real-IAD on the Hugging Face hub, on request (CC BY-NC-SA 4.0). Unpack it "
     "so that the folder holds realiad_jsons/ and realiad_1024/ (or _256, _512, _raw)."
 )
+FOLDERS = ("Real-IAD",)
 KINDS = {
     "AK": "pit", "BX": "deformation", "CH": "abrasion", "HS": "scratch", "PS": "damage",
     "QS": "missing parts", "YW": "foreign objects", "ZW": "contamination",

@@ -23,6 +23,7 @@ SOURCE = (
     "KolektorSDD: go.vicos.si/kolektorsdd (CC BY-NC-SA 4.0); compiled, it is SDD/ in "
     "yanhui01/Industrial_test on the hub. The folder holds test/good/ and test/defect/."
 )
+FOLDERS = ("SDD", "KolektorSDD")
 PRODUCT = "electrical commutators"
 
 

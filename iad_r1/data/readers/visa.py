@@ -21,6 +21,12 @@ from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Mask, Sample
 
+SOURCE = (
+    "VisA: VisA_20220922.tar of amazon-science/spot-diff (CC BY 4.0); rearranged, it is part of "
+    "jiang-cc/MMAD on the hub. Unpack it so that the folder holds split_csv/1cls.csv, or "
+    "candle/test/ and so on."
+)
+FOLDERS = ("VisA", "MMAD/VisA", "VisA_pytorch", "VisA_20220922")
 TABLE = "split_csv/1cls.csv"
 LABELS = {"normal": False, "anomaly": True}
 
@@ -34,7 +40,7 @@ class Settings(Folder):
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:
     """All pictures, in the order of the table or of the names."""
-    root = Path(settings.root)
+    root = folders.there(settings.root, SOURCE)
     if (root / TABLE).is_file():
         return _table(root)
     return folders.layout(root / "1cls" if (root / "1cls").is_dir() else root, "visa")
