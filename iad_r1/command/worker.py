@@ -50,7 +50,7 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
                 stage = stages.find(config.stage.name)
                 for module in stage.imports:
                     importlib.import_module(module)
-            stage.run(config, folder)
+            code = stage.run(config, folder)
     except IadError as error:
         if ranks.may_speak(folder.path, error):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
@@ -66,7 +66,7 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
         return FAILED
     if ranks.is_main():
         _record(folder, "finished")
-    return 0
+    return code or 0
 
 
 def _stopped(folder: RunFolder, code: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from iad_r1.data import faults
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
 
@@ -62,7 +63,8 @@ def layout(
         masks = Masks(product / "ground_truth")
         for name, split in splits.items():
             yield from kinds(root, dataset, product, product / name, split, masks)
-        masks.check(spare_masks)
+        with faults.of_one():
+            masks.check(spare_masks)
 
 
 def kinds(
@@ -94,16 +96,17 @@ def _of_kind(
     defective = not is_good(folder.name)
     kind = kind_of(folder.name, views) if defective else ""
     for image in pictures(folder):
-        yield Sample(
-            id=f"{dataset}/{relative(image, root)}",
-            dataset=dataset,
-            split=split,
-            product=words(product.name),
-            image=image,
-            solution=solution(str(image), defective, kind),
-            mask=masks.of(folder.name, image),
-            where=str(image),
-        )
+        with faults.of_one():
+            yield Sample(
+                id=f"{dataset}/{relative(image, root)}",
+                dataset=dataset,
+                split=split,
+                product=words(product.name),
+                image=image,
+                solution=solution(str(image), defective, kind),
+                mask=masks.of(folder.name, image),
+                where=str(image),
+            )
 
 
 class Masks:
@@ -209,9 +212,10 @@ def pictures(folder: Path) -> list[Path]:
     found = _visible(folder)
     for path in found:
         if path.suffix.lower() in UNOPENED:
-            raise DataError(
-                f"{path}: pictures of this format are not read. Save them as PNG or JPEG."
-            )
+            with faults.of_one():
+                raise DataError(
+                    f"{path}: pictures of this format are not read. Save them as PNG or JPEG."
+                )
     return [path for path in found if path.suffix.lower() in PICTURES]
 
 

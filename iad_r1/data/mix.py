@@ -18,7 +18,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -62,25 +62,27 @@ def load(
     required: frozenset[Part] = EVERY,
     benchmarks: Mapping[str, ReaderSettings] = MappingProxyType({}),
     limit: int | None = None,
+    look: Callable[[Sample, Grid, Rule, bool], Photo] | None = None,
 ) -> Dataset:
     """The `required` parts of `settings`, and the test part of every benchmark, of each the first
-    `limit` pictures. Where benchmarks are all that is read, `settings` is left alone.
+    `limit` pictures. Where benchmarks are all that is read, `settings` is left alone. `look` is for
+    who has opened the files already; by default `inspect` does.
 
     Raises DataError naming the row or file that is wrong, or the part that would lack good or
     defective pictures.
     """
-    splits = isinstance(settings, TrainingSplit)
+    look, splits = look or inspect, isinstance(settings, TrainingSplit)
     tests: list[Photo] = []
     prints: list[str] = []
     for name, found in benchmarks.items():
         chosen = _tested(name, found, seed, limit)
-        photos = [inspect(s, grid, rule, splits and "train" in required) for s in chosen]
-        _check_polarity(found, photos)
+        photos = [look(s, grid, rule, splits and "train" in required) for s in chosen]
+        check_polarity(found, photos)
         prints.append(_fingerprint(found, seed, photos))
         tests += photos
     own = Dataset("+".join(benchmarks), "", (), (), {}, {})
     if required or not benchmarks:
-        photos = [inspect(sample, grid, rule, splits) for sample in _samples(settings, seed)]
+        photos = [look(sample, grid, rule, splits) for sample in _samples(settings, seed)]
         own = _own(settings, seed, required, photos, tests)
     if not benchmarks:
         return own
@@ -97,7 +99,7 @@ def _tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -
     """The test part of a benchmark, with references of its own good training pictures."""
     samples = _samples(settings, seed)
     tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
-    _check_part(tests, "test", of=f"benchmark {name}")
+    check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples)
     for sample in tests[:limit]:
         split = "_".join([f"test.{name}", *sample.split.split(".")[1:]])
@@ -114,10 +116,10 @@ def _own(
     """What `data` holds. `tests` are pictures from elsewhere that are not to be trained on."""
     samples = [photo.sample for photo in photos]
     _check_identical(photos)
-    _check_polarity(settings, photos)
+    check_polarity(settings, photos)
     for part in PLAIN:
         if part in required and part != "validation":
-            _check_part(samples, part)
+            check_part(samples, part)
     groups: dict[str, int] = {}
     counts = _sizes(samples)
     if isinstance(settings, TrainingSplit):
@@ -128,10 +130,10 @@ def _own(
         samples = _carved(samples, groups, leaks, settings, seed)
         counts = _counts(samples, groups, leaks)
         if "train" in required:
-            _check_part(samples, "train")
-            _check_part(samples, "validation")
+            check_part(samples, "train")
+            check_part(samples, "validation")
     if "validation" in required:
-        _check_part(samples, "validation")
+        check_part(samples, "validation")
     pools = _pools(samples)
     used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
     ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
@@ -155,27 +157,35 @@ def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
     found = list(reader(settings.name).read(settings, seed))
     if not found:
         raise DataError(f"{settings.announce()}: there are no pictures.")
+    for _, say in repeated(found):
+        raise DataError(say)
+    return found
+
+
+def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
+    """Pictures that are listed twice and masks of two pictures, each with a sentence."""
     pictures: dict[tuple[Path, str, int], Sample] = {}
     masks: dict[Path, Sample] = {}
-    for sample in found:
+    for sample in samples:
         if sample.question.options is not None:  # several of these ask about one picture
             continue
         if isinstance(sample.image, Path):
             part = "" if sample.split in PLAIN else sample.split
             first = pictures.setdefault((sample.image.resolve(), part, sample.shots), sample)
             if first is not sample:
-                raise DataError(
-                    f"{sample.where}: {sample.image.name} is listed already in {first.where}."
+                yield (
+                    sample.image,
+                    f"{sample.where}: {sample.image.name} is listed already in {first.where}.",
                 )
         for mask in _files(sample.mask):
             first = masks.setdefault(mask.resolve(), sample)
             if first is not sample:
-                raise DataError(
+                yield (
+                    mask,
                     f"{sample.where}: its mask {mask.name} belongs to {first.where} "
                     "already. Give every defective picture a mask of its own, and pictures "
-                    "different names."
+                    "different names.",
                 )
-    return found
 
 
 def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
@@ -392,7 +402,7 @@ _TOO_FEW = {
 }
 
 
-def _check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") -> None:
+def check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") -> None:
     """A part holds good and defective pictures. Those that a reader has named itself are as it
     wants them."""
     splits = {sample.split for sample in samples}
@@ -425,7 +435,7 @@ def _check_identical(photos: Iterable[Photo]) -> None:
             )
 
 
-def _check_polarity(settings: ReaderSettings, photos: Iterable[Photo]) -> None:
+def check_polarity(settings: ReaderSettings, photos: Iterable[Photo]) -> None:
     """Masks that mark more than half of most pictures are likely to be white where all is well."""
     if not isinstance(settings, OwnMasks) or settings.masks_inverted is not None:
         return

@@ -59,8 +59,8 @@ class Stage(ABC):
         yield row("output", output)
 
     @abstractmethod
-    def run(self, config: Config, folder: RunFolder) -> None:
-        """Do it."""
+    def run(self, config: Config, folder: RunFolder) -> int | None:
+        """Do it. Returns the exit code of the process where that says something; None is 0."""
 
 
 def find(name: str) -> Stage:

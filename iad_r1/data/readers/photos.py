@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.data.folders import DEFECTIVE, GOOD, PICTURES, SPLIT_NAMES
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, OwnMasks, TrainingSplit, needed
@@ -96,7 +96,8 @@ def _table(table: Path, dataset: str) -> Iterator[Sample]:
                 if any((value or "").strip() for value in values.values()):
                     found = {name: (values[own] or "").strip() for name, own in columns.items()}
                     _check_unread(where, values, columns)
-                    yield _row(table, dataset, where, found)
+                    with faults.of_one():
+                        yield _row(table, dataset, where, found)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table} is not a comma-separated UTF-8 table ({error}).") from error
 

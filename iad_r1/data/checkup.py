@@ -1,0 +1,492 @@
+"""What is wrong with a data set, file by file: what `stage=doctor` finds.
+
+Every file is opened, on several threads (decoding lets others run meanwhile). Nothing ends it: what
+a run would refuse becomes a `Problem`, in the words of that refusal, for the very functions that
+read a run's data are asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from iad_r1.data import Part, duplicates, faults, folders, images, mix
+from iad_r1.data.mix import Photo
+from iad_r1.errors import DataError
+from iad_r1.grid import Grid, Rule
+from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, TrainingSplit, reader
+from iad_r1.types import Mask, Sample
+
+# Kinds of problems with which no run starts, and those that are worth a look.
+STOPPING = {
+    "layout": "Rows, files or folders that cannot be read as they are labelled",
+    "missing": "Files that are not there",
+    "unreadable": "Files that cannot be opened",
+    "listed_twice": "Pictures or masks that are listed twice",
+    "contradiction": "The same picture, good in one place and defective in another",
+    "mask_size": "Masks that do not fit their picture",
+    "mask_turn": "Masks of turned pictures: which way up were they drawn?",
+    "mask_empty": "Empty masks of defective pictures",
+    "mask_on_good": "Good pictures with a mask",
+    "masks_inverted": "Masks that may be inverted",
+    "parts": "Parts of a run that would lack pictures",
+}
+NOTED = {
+    "label": "Labels that a folder contradicts",
+    "leak": "Training pictures that nearly equal a test picture",
+    "duplicate": "The same picture more than once",
+    "mask_large": "Masks that mark more than half of their picture",
+    "reading": "Pictures that are not plain 8-bit ones, and how they are read",
+}
+KINDS = {**STOPPING, **NOTED}
+MASK_FOLDERS = frozenset(
+    ("annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask", "masks",
+     "rbg_mask", "rgb_mask", "segmentation")
+)  # fmt: skip
+THUMBNAILS = frozenset(("thumbs.db", "desktop.ini", "@eadir", "__macosx", "thumbnails"))
+_AT_ONCE = 512  # pictures handed to the threads at a time
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend or to know: its kind (of `KINDS`), the file, and a sentence."""
+
+    kind: str
+    file: str
+    say: str
+
+    @property
+    def stops(self) -> bool:
+        """Whether no run starts with it."""
+        return self.kind in STOPPING
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one sample: `photo` is None where its files have problems."""
+
+    sample: Sample
+    photo: Photo | None
+    size: tuple[int, int] | None  # width and height as shown
+    read_as: tuple[str, ...] = ()  # what about its file is not plain
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass
+class Source:
+    """One reader's data: `data`, or a benchmark."""
+
+    section: str  # of the settings: "data" or "benchmark.<name>"
+    settings: ReaderSettings
+    looks: list[Look] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    leaks: int = 0
+    near_duplicates: int = 0
+    suspect_masks: int = 0  # those that mark more than half of their picture
+
+    @property
+    def root(self) -> Path | None:
+        """Where its files lie; None of what is drawn."""
+        return Path(self.settings.root) if isinstance(self.settings, Folder) else None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """As labelled; with the place of the defect where its mask is sound."""
+        return [look.photo.sample if look.photo else look.sample for look in self.looks]
+
+
+# --- one data set ------------------------------------------------------------------------------
+
+
+def listed(section: str, settings: ReaderSettings, seed: int) -> Source:
+    """All that a reader can read; what it cannot is among the problems."""
+    source = Source(section, settings)
+    with faults.gathered() as found:
+        for sample in reader(settings.name).read(settings, seed):
+            source.looks.append(Look(sample, None, None))
+    source.problems += [Problem("layout", _file_of(str(e), source), str(e)) for e in found]
+    samples = [look.sample for look in source.looks]
+    repeated = {str(file): say for file, say in mix.repeated(samples)}
+    source.problems += [Problem("listed_twice", file, say) for file, say in repeated.items()]
+    if not samples and not found:
+        say = f"{settings.announce()}: there are no pictures."
+        source.problems.append(Problem("layout", str(source.root or ""), say))
+    return source
+
+
+def opened(
+    source: Source, grid: Grid, rule: Rule, workers: int, advance: Callable[[], None]
+) -> None:
+    """Look at every picture and mask of a source, `workers` at a time."""
+    with ThreadPoolExecutor(workers, "doctor") as pool:
+        samples = iter([look.sample for look in source.looks])
+        source.looks.clear()
+        while some := list(islice(samples, _AT_ONCE)):
+            for look in pool.map(lambda sample: examined(sample, grid, rule), some):
+                source.looks.append(look)
+                source.problems += look.problems
+                advance()
+
+
+def examined(sample: Sample, grid: Grid, rule: Rule) -> Look:
+    """Open the files of a sample; what is wrong with them is told, never raised."""
+    try:
+        photo = mix.inspect(sample, grid, rule, True)
+        return Look(sample, photo, images.size(sample), tuple(_read_as(sample)))
+    except Exception as error:  # a broken file may raise anything
+        problems = tuple(_diagnosed(sample, error, grid, rule))
+        return Look(sample, None, None, (), problems)
+
+
+def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iterator[Problem]:
+    """Everything that is wrong with the files of a sample which cannot be used."""
+    broken = False
+    for what, files in (("image", _files(sample.image)), ("mask", _files(sample.mask))):
+        for file in files:
+            for problem in _file_problem(file, what, sample.where):
+                broken = True
+                yield problem
+    if broken:
+        return
+    mask = next((str(file) for file in _files(sample.mask)), sample.where)
+    say = _shortened(str(error), sample.where)
+    if not isinstance(error, DataError):
+        yield Problem("unreadable", mask, f"{mask}: cannot be read ({error!r}). Replace the file.")
+        return
+    try:
+        images.open_mask(sample)
+    except DataError:
+        turned = "EXIF orientation" in say
+        yield Problem("mask_turn" if turned else "mask_size", mask, say)
+        return
+    if sample.mask is None:
+        yield Problem("layout", str(sample.image), say)
+        return
+    defective = sample.solution.answer == "Yes"
+    yield Problem("mask_empty" if defective else "mask_on_good", mask, say)
+
+
+def _file_problem(file: Path, what: str, where: str) -> Iterator[Problem]:
+    row = "" if where in ("", str(file)) else f" ({where})"
+    if not file.exists():
+        mend = "Put it there, or take out what names it."
+        yield Problem("missing", str(file), f"{file}: this {what} does not exist{row}. {mend}")
+        return
+    try:
+        if what == "image":
+            images.upright(file)
+        else:
+            images.defective(images.read(file, what))
+    except DataError as error:
+        yield Problem("unreadable", str(file), str(error))
+    except Exception as error:  # of a decoder that did not foresee it
+        say = f"{file}: this {what} cannot be read ({error!r}). Replace the file or take it out."
+        yield Problem("unreadable", str(file), say)
+
+
+def _read_as(sample: Sample) -> Iterator[str]:
+    """What a picture has that is not plain, and how it is read."""
+    if not isinstance(sample.image, Path):
+        return
+    with images.opened(sample.image, "image") as image:
+        if image.mode.startswith("I"):
+            yield (
+                "16 bits: it stands for 12 bits where no value is above 4,095, else for 16. It is "
+                "scaled to 8 and not stretched, so a dark picture stays dark"
+            )
+        if image.getexif().get(images.EXIF_ORIENTATION, 1) > 1:
+            yield "a turn by its camera (EXIF): it is shown upright, its mask with it"
+        if image.mode == "CMYK":
+            yield "CMYK colours: they are read as RGB, without a colour profile"
+        if image.mode in ("RGBA", "LA", "PA"):
+            yield "transparency: it is left out, and the colours beneath are read"
+        if image.format in ("TIFF", "GIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            yield "several pages: the first is read"
+
+
+def _files(shown: object) -> tuple[Path, ...]:
+    return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
+
+
+def _shortened(say: str, where: str) -> str:
+    """Without the row or file in front of it where the sentence names it anyway."""
+    rest = say.removeprefix(f"{where}: ")
+    return rest if where and where in rest else say
+
+
+def _file_of(say: str, source: Source) -> str:
+    """The file that a sentence is about, which readers put in front of it."""
+    before = say.partition(": ")[0]
+    for text in (before, before.partition(", ")[0], before.partition(" ")[0]):
+        if text and Path(text).exists():
+            return text
+    return str(source.root or "")
+
+
+# --- between pictures --------------------------------------------------------------------------
+
+
+def compared(source: Source) -> None:
+    """What shows only when pictures are laid side by side."""
+    photos = [look.photo for look in source.looks if look.photo]
+    _identical(source, photos)
+    _near(source, photos)
+    _masks(source, photos)
+    _labels(source)
+    for how, some in _by_reading(source).items():
+        file, others = str(some[0].image), len(some) - 1
+        also = f", as {others:,} other{'s' * (others > 1)}" if others else ""
+        source.problems.append(Problem("reading", file, f"{file} has {how}{also}."))
+
+
+def _identical(source: Source, photos: Iterable[Photo]) -> None:
+    first: dict[str, Sample] = {}
+    for photo in photos:
+        if photo.image_digest is None:
+            continue
+        sample, twin = photo.sample, first.setdefault(photo.image_digest, photo.sample)
+        if twin is sample or twin.image == sample.image:
+            continue
+        file, other = str(sample.image), str(twin.image)
+        if twin.solution.answer == sample.solution.answer:
+            say = f"{file}: the same picture as {other}. Take one of them out."
+            source.problems.append(Problem("duplicate", file, say))
+        else:
+            own = source.section == "data"
+            say = f"{file}: the same picture as {other}, but with the other label. Correct one."
+            source.problems.append(Problem("contradiction" if own else "duplicate", file, say))
+
+
+def _near(source: Source, photos: Sequence[Photo]) -> None:
+    """Near-duplicates, and those of them that stand on both sides of training and test."""
+    photos = [photo for photo in photos if isinstance(photo.sample.image, Path)]
+    if not photos:
+        return
+    limit = _near_bits(source.settings)
+    bits = np.array([photo.bits for photo in photos], np.bool_)
+    alike = duplicates.near(bits, limit)
+    groups = Counter(duplicates.groups(alike).tolist())
+    source.near_duplicates = sum(n for n in groups.values() if n > 1)
+    part = np.array([photo.sample.split.partition(".")[0] for photo in photos])
+    test = np.flatnonzero(part == "test")
+    for i in np.flatnonzero(np.isin(part, ("train", "sft", "rl"))):
+        row = alike[[i]].indices
+        twins = row[np.isin(row, test)]
+        if len(twins):
+            source.leaks += 1
+            file, other = photos[i].sample.image, photos[twins[0]].sample.image
+            say = (
+                f"{file}: nearly equals the test picture {other}, so results on that flatter. "
+                + (
+                    "data.drop_leaks=true leaves it out of training."
+                    if source.section == "data"
+                    else "It would be a reference of that test picture at best."
+                )
+            )
+            source.problems.append(Problem("leak", str(file), say))
+
+
+def _near_bits(settings: ReaderSettings) -> int:
+    return settings.near_duplicate_bits if isinstance(settings, TrainingSplit) else NEAR_BITS
+
+
+NEAR_BITS = 10  # of benchmarks, as data.near_duplicate_bits of photographs
+
+
+def _masks(source: Source, photos: Sequence[Photo]) -> None:
+    large = [photo for photo in photos if photo.marked is not None and photo.marked > 0.5]
+    source.suspect_masks += len(large)
+    try:
+        mix.check_polarity(source.settings, photos)
+    except DataError as error:
+        file = str(_files(large[0].sample.mask)[0])
+        source.problems.append(Problem("masks_inverted", file, str(error)))
+        return
+    for photo in large:
+        for file in _files(photo.sample.mask)[:1]:
+            say = (
+                f"{file}: this mask marks {photo.marked:.0%} of its picture. If it is black where "
+                "the defect is, invert it."
+            )
+            source.problems.append(Problem("mask_large", str(file), say))
+
+
+def _labels(source: Source) -> None:
+    """Of the user's own tables: labels that the name of a folder contradicts."""
+    if source.root is None or not isinstance(source.settings, OwnMasks):
+        return
+    for sample in source.samples:
+        if not isinstance(sample.image, Path) or not sample.image.is_relative_to(source.root):
+            continue
+        for folder in sample.image.relative_to(source.root).parts[-2::-1]:
+            says = _said(folder)
+            if says is not None:
+                break
+        else:
+            continue
+        if says != sample.solution.answer:
+            label = "defective" if sample.solution.answer == "Yes" else "good"
+            say = (
+                f"{sample.image}: labelled {label} ({sample.where}), but in a folder called "
+                f"{folder}. Correct the label or move the picture."
+            )
+            source.problems.append(Problem("label", str(sample.image), say))
+
+
+def _said(folder: str) -> str | None:
+    """The answer that the name of a folder gives; None where it gives none."""
+    if folders.is_good(folder):
+        return "No"
+    word = folders.words(folder).lower()
+    return "Yes" if word in folders.DEFECTIVE else None
+
+
+def _by_reading(source: Source) -> Mapping[str, list[Sample]]:
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for look in source.looks:
+        for how in look.read_as:
+            found[how].append(look.sample)
+    return found
+
+
+# --- what a run would say ----------------------------------------------------------------------
+
+
+def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool) -> None:
+    """What a run would refuse beyond single files: parts that lack pictures. `alone`: no benchmark
+    tests what `data` trains."""
+    own = source.section == "data"
+    parts: set[Part] = {"train"} if own else {"test"}
+    if own and alone and source.settings.tests:
+        parts.add("test")
+    for part in sorted(parts) if source.looks else ():
+        try:
+            of = "the folder" if own else source.section.replace(".", " ")
+            mix.check_part(source.samples, part, of)
+        except DataError as error:
+            source.problems.append(Problem("parts", str(source.root or ""), str(error)))
+    if not own or source.root is None:
+        return
+    if any(problem.stops for problem in source.problems):
+        return  # a run would stop there already
+    photos = {look.sample.id: look.photo for look in source.looks if look.photo}
+
+    def remembered(sample: Sample, *_: object) -> Photo:
+        found = photos[sample.id]
+        return replace(found, sample=replace(found.sample, split=sample.split))
+
+    try:
+        mix.load(source.settings, grid, rule, seed, frozenset(parts), look=remembered)
+    except DataError as error:
+        source.problems.append(Problem("parts", str(source.root), str(error)))
+
+
+# --- files that nothing names ------------------------------------------------------------------
+
+
+def passed_over(source: Source) -> None:
+    """Count, by reason, the files below the root that no sample names."""
+    if source.root is None or not source.root.is_dir():
+        return
+    used = set(_named(source))
+    for path, hidden in _walk(str(source.root), False):
+        if os.path.normpath(path) not in used:
+            source.skipped[_reason(path, hidden)] += 1
+
+
+def _named(source: Source) -> Iterator[str]:
+    """Every file that a sample is made of, and the tables that list them."""
+    tables: set[str] = set()
+    for look in source.looks:
+        for sample in (look.sample, *look.sample.references):
+            for file in (*_files(sample.image), *_files(sample.mask)):
+                yield os.path.normpath(file)
+            tables.add(sample.where.rpartition(", ")[0])
+    yield from map(os.path.normpath, tables - {""})
+
+
+def _walk(folder: str, hidden: bool) -> Iterator[tuple[str, bool]]:
+    """Every file below a folder, and whether it or a folder above it is hidden."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            veiled = hidden or entry.name.startswith(".")
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, veiled)
+            else:
+                yield entry.path, veiled
+
+
+def _reason(path: str, hidden: bool) -> str:
+    where = Path(path)
+    parts = {part.lower() for part in where.parts}
+    if parts & THUMBNAILS:
+        return "thumbnail"
+    if hidden:
+        return "hidden"
+    if where.suffix.lower() in folders.UNOPENED:
+        return "format not read"
+    if where.suffix.lower() not in folders.PICTURES:
+        return "not a picture"
+    if {part.lower() for part in where.parent.parts} & MASK_FOLDERS:
+        return "mask without picture"
+    return "not listed"
+
+
+# --- all together ------------------------------------------------------------------------------
+
+
+def content(sources: Sequence[Source]) -> dict[str, object]:
+    """What `doctor.json` holds."""
+    problems = [problem for source in sources for problem in source.problems]
+    samples = [sample for source in sources for sample in source.samples]
+    truths = [sample.solution for sample in samples]
+    used = {file for sample in samples for file in _files(sample.mask)}
+    unfit = {p.file for p in problems if p.kind in ("mask_size", "mask_turn", "mask_empty",
+                                                    "mask_on_good")}  # fmt: skip
+    missing = {p.file for p in problems if p.kind in ("missing", "unreadable")}
+    skipped = sum((source.skipped for source in sources), Counter())
+    return {
+        "ok": not any(problem.stops for problem in problems),
+        "pictures": len(samples),
+        "good": sum(truth.answer == "No" for truth in truths),
+        "defective": sum(truth.answer == "Yes" for truth in truths),
+        "kinds": dict(sorted(Counter(t.type for t in truths if t.type).items())),
+        "masks": {
+            "used": len({str(file) for file in used} - missing),
+            "unmatched": skipped["mask without picture"],
+            "suspect": len(unfit) + sum(source.suspect_masks for source in sources),
+        },
+        "skipped": dict(sorted(skipped.items())),
+        "places": dict(sorted(Counter(t.location for t in truths if t.location).items())),
+        "leaks": sum(source.leaks for source in sources),
+        "near_duplicates": sum(source.near_duplicates for source in sources),
+        "problems": [
+            {"kind": p.kind, "file": p.file, "say": p.say, "stops": p.stops}
+            for p in sorted(problems, key=lambda p: (list(KINDS).index(p.kind), p.file))
+        ],
+        "classes": [row for source in sources for row in classes(source)],
+    }
+
+
+def classes(source: Source) -> Iterator[dict[str, object]]:
+    """Good and defective pictures of every product and part, in the order of the reader."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for look in source.looks:
+        key = (look.sample.product, look.sample.split)
+        found.setdefault(key, Counter())[look.sample.solution.answer] += 1
+    for (product, split), n in found.items():
+        yield {
+            "source": source.section,
+            "product": product,
+            "split": split,
+            "good": n["No"],
+            "defective": n["Yes"],
+        }

@@ -1,0 +1,100 @@
+"""What `stage=doctor` found, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from iad_r1.data.checkup import NOTED, STOPPING, Source
+
+MOST_CLASSES = 40  # rows of the table that is printed
+
+
+def show(
+    found: Mapping[str, Any],
+    sources: Sequence[Source],
+    shown: int,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Counts, then what is worth a look, then what stops a run, then whether one may start."""
+    console.print()
+    for line in _counts(found):
+        console.print(line, markup=False, highlight=False)
+    console.print(_classes(found["classes"]))
+    for headings, style in ((NOTED, "yellow"), (STOPPING, "red")):
+        for kind, heading in headings.items():
+            here = [problem for problem in found["problems"] if problem["kind"] == kind]
+            if here:
+                console.print(Text(f"\n{heading} ({len(here):,})", style=f"bold {style}"))
+            for problem in here[:shown]:
+                say = Text(shortened(problem["say"], sources))
+                console.print(Padding(say, (0, 0, 0, 2)))
+            if len(here) > shown:
+                console.print(f"  and {len(here) - shown:,} more in doctor.json", style="dim")
+    console.print()
+    console.print(Text(verdict(found), style="bold green" if found["ok"] else "bold red"))
+    console.print(f"all of it  {folder / 'doctor.json'}", highlight=False, soft_wrap=True)
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Whether a run may start, in a sentence."""
+    stopping = sum(problem["stops"] for problem in found["problems"])
+    noted = len(found["problems"]) - stopping
+    also = f" {noted:,} thing{'s' * (noted > 1)} to know." if noted else ""
+    if found["ok"]:
+        return f"A run on this data may start.{also}"
+    one = stopping == 1
+    return f"No run on this data can start: {stopping:,} problem{'' if one else 's'} to mend.{also}"
+
+
+def shortened(say: str, sources: Iterable[Source]) -> str:
+    """A sentence with its paths from the roots on."""
+    for source in sources:
+        if source.root is not None:
+            say = say.replace(f"{source.root}/", "")
+    return say
+
+
+def _counts(found: Mapping[str, Any]) -> Iterator[str]:
+    masks, kinds, skipped = found["masks"], found["kinds"], found["skipped"]
+    yield (
+        f"{found['pictures']:,} pictures: {found['good']:,} good, {found['defective']:,} "
+        f"defective. {masks['used']:,} masks."
+    )
+    if kinds:
+        untyped = found["defective"] - sum(kinds.values())
+        rest = f", without a type {untyped:,}" if untyped else ""
+        yield "types: " + ", ".join(f"{name} {n:,}" for name, n in kinds.items()) + rest
+    if found["places"]:
+        yield "places: " + ", ".join(f"{name} {n:,}" for name, n in found["places"].items())
+    if found["near_duplicates"]:
+        yield (
+            f"{found['near_duplicates']:,} pictures have near-duplicates; training and validation "
+            "keep those together."
+        )
+    if skipped:
+        yield "left alone: " + ", ".join(f"{n:,} {reason}" for reason, n in skipped.items())
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    several = len({row["source"] for row in rows}) > 1
+    for name in (*(["from"] if several else []), "product", "part"):
+        table.add_column(name, overflow="fold")
+    for name in ("good", "defective"):
+        table.add_column(name, justify="right")
+    for row in rows[:MOST_CLASSES]:
+        cells = [row["source"]] if several else []
+        cells += [row["product"], row["split"], f"{row['good']:,}", f"{row['defective']:,}"]
+        table.add_row(*map(Text, cells))
+    if len(rows) > MOST_CLASSES:
+        table.caption = f"and {len(rows) - MOST_CLASSES:,} more in doctor.json"
+    return table

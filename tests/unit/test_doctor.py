@@ -1,0 +1,275 @@
+"""`stage=doctor` finds every fault that was planted, names the file, and says whether to start."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from iad_r1 import stages
+from iad_r1.command import compose
+from iad_r1.data import checkup, faults
+from iad_r1.errors import DataError
+from iad_r1.stages import doctor
+from iad_r1.store.run_folder import RunFolder
+
+COLUMNS = ("image", "mask", "product", "split", "label", "defect_type")
+SIZE = (36, 24)  # width, height
+KEYS = ["ok", "pictures", "good", "defective", "kinds", "masks", "skipped", "places", "leaks",
+        "near_duplicates", "problems", "classes"]  # fmt: skip
+
+
+def picture(path: Path, seed: int, **how: Any) -> Path:
+    """Noise of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
+    Image.fromarray(values).save(path, **how)
+    return path
+
+
+def mask(path: Path, size: tuple[int, int] = SIZE, marked: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros((size[1], size[0]), np.uint8)
+    values[1 : 1 + marked, 1 : 1 + marked] = 255
+    Image.fromarray(values).save(path)
+    return path
+
+
+def row(image: str, label: str, split: str, mask: str = "", kind: str = "") -> dict[str, str]:
+    return dict(zip(COLUMNS, (image, mask, "bolt", split, label, kind), strict=True))
+
+
+def write(root: Path, rows: list[dict[str, Any]]) -> None:
+    with (root / "meta.csv").open("w", encoding="utf-8", newline="") as lines:
+        table = csv.DictWriter(lines, [*COLUMNS])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def sound(root: Path) -> list[dict[str, str]]:
+    """Good and defective pictures for every part of a run."""
+    rows = []
+    for seed, (split, label) in enumerate(
+        [(split, label) for split, n in (("train", 6), ("test", 3)) for label in "01"
+         for _ in range(n)]
+    ):  # fmt: skip
+        name = f"{split}_{label}_{seed}.png"
+        picture(root / "images" / name, seed)
+        rows.append(row(f"images/{name}", label, split))
+        if label == "1":
+            mask(root / "masks" / name)
+            rows[-1] |= {"mask": f"masks/{name}", "defect_type": "scratch"}
+    write(root, rows)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sound")
+    sound(root)
+    return root
+
+
+def examined(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """The content of `doctor.json`, and what was printed."""
+    config = compose.compose(["stage=doctor", "tracking=none", *options])
+    console = Console(file=io.StringIO(), width=80)
+    run = RunFolder.create(folder, "doctor")
+    found = doctor.carry_out(config, run, console)
+    assert json.loads((run.path / "doctor.json").read_text()) == found
+    assert isinstance(console.file, io.StringIO)
+    return found, console.file.getvalue()
+
+
+def photos(root: Path, out: Path, *options: str) -> tuple[dict[str, Any], str]:
+    return examined(out, "data=photos", f"data.root={root}", *options)
+
+
+def test_a_sound_folder_may_train_and_is_counted(clean, tmp_path):
+    (clean / ".DS_Store").write_bytes(b"of another system")
+    (clean / "notes.txt").write_text("taken on a Monday")
+    found, text = photos(clean, tmp_path)
+    assert list(found) == KEYS
+    assert found["ok"] and not found["problems"]
+    assert (found["pictures"], found["good"], found["defective"]) == (18, 9, 9)
+    assert found["kinds"] == {"scratch": 9} and found["places"] == {"top left": 9}
+    assert found["masks"] == {"used": 9, "unmatched": 0, "suspect": 0}
+    assert found["skipped"] == {"hidden": 1, "not a picture": 1}  # not the table
+    assert "A run on this data may start." in text
+
+
+def test_every_planted_fault_is_found_with_its_file_and_none_hides_another(tmp_path):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    here, planted = root / "images", []
+
+    def plant(kind: str, name: str, *table: dict[str, str]) -> None:
+        planted.append((kind, str(root / name)))
+        rows.extend(table)
+
+    plant("missing", "images/gone.png", row("images/gone.png", "0", "train"))
+    (here / "half.png").write_bytes(picture(here / "whole.png", 90).read_bytes()[:700])
+    (here / "whole.png").unlink()
+    plant("unreadable", "images/half.png", row("images/half.png", "0", "train"))
+    (here / "words.jpg").write_text("no picture")
+    plant("unreadable", "images/words.jpg", row("images/words.jpg", "0", "train"))
+    for seed, (kind, size, marked, label) in enumerate(
+        [("mask_size", (30, 24), 4, "1"), ("mask_empty", SIZE, 0, "1"), ("mask_on_good", SIZE, 4,
+          "0"), ("mask_large", SIZE, 23, "1")], 100
+    ):  # fmt: skip
+        picture(here / f"{kind}.png", seed)
+        mask(root / "masks" / f"{kind}.png", size, marked)
+        table = row(f"images/{kind}.png", label, "train", f"masks/{kind}.png")
+        plant(kind, f"masks/{kind}.png", table)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    picture(here / "turned.png", 110, exif=turned)
+    mask(root / "masks" / "turned.png")
+    plant("mask_turn", "masks/turned.png", row("images/turned.png", "1", "train",
+          "masks/turned.png"))  # fmt: skip
+    picture(here / "no_mask.png", 111)
+    plant("missing", "masks/never_drawn.png", row("images/no_mask.png", "1", "train",
+          "masks/never_drawn.png"))  # fmt: skip
+    picture(here / "defect" / "fine.png", 112)
+    plant("label", "images/defect/fine.png", row("images/defect/fine.png", "0", "train"))
+    shutil.copy(here / "train_0_0.png", here / "copy.png")
+    plant("duplicate", "images/copy.png", row("images/copy.png", "0", "train"))
+    shutil.copy(here / "train_0_1.png", here / "other.png")
+    plant("contradiction", "images/other.png", row("images/other.png", "1", "train"))
+    Image.open(here / "test_0_12.png").resize((72, 48)).save(here / "leak.png")
+    plant("leak", "images/leak.png", row("images/leak.png", "0", "train"))
+    plant("listed_twice", "images/train_0_2.png", row("images/train_0_2.png", "0", "train"))
+    grey = np.random.default_rng(7).integers(0, 65535, (24, 36), np.uint16)
+    Image.fromarray(grey).save(here / "deep.png")
+    plant("reading", "images/deep.png", row("images/deep.png", "0", "train"))
+    plant("layout", "meta.csv", row("images/deep.png", "perhaps", "train"))
+    plant("layout", "meta.csv", row("images/deep.png", "0", "sometimes"))
+    write(root, rows)
+    mask(root / "masks" / "left_over.png")
+
+    found, text = photos(root, tmp_path, "stage.shown=50")
+    told = Counter((problem["kind"], problem["file"]) for problem in found["problems"])
+    told[("reading", str(here / "turned.png"))] = 0  # it is told beside its mask's
+    assert not Counter(planted) - told
+    assert +told == Counter(planted)
+    assert not found["ok"]
+    assert found["masks"] == {"used": 14, "unmatched": 1, "suspect": 5}
+    assert found["leaks"] == 1
+    for problem in found["problems"]:
+        assert problem["stops"] == (problem["kind"] in checkup.STOPPING)
+        assert problem["say"].endswith(".") and Path(problem["file"]).name in problem["say"]
+    whole = " ".join(text.split())
+    assert all(Path(file).name in whole for _, file in planted)
+    assert "No run on this data can start" in whole and str(root) not in whole
+
+
+def test_a_folder_that_lacks_defects_to_train_on_tests_only(tmp_path):
+    root = tmp_path / "mvtec" / "bottle"
+    for i, kind in enumerate(("train/good", "test/good", "test/cut") * 3):
+        picture(root / kind / f"{i:03}.png", i)
+    found, text = photos(root.parent, tmp_path)
+    (problem,) = found["problems"]
+    assert problem["kind"] == "parts" and not found["ok"]
+    assert "The train part of the folder holds no defective pictures." in " ".join(text.split())
+    tested = ["benchmark=mvtec", f"benchmark.mvtec.root={root.parent}"]
+    assert examined(tmp_path, *tested)[0]["ok"]
+
+
+def test_too_few_pictures_for_validation_are_said_before_a_run_does(tmp_path):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    kept = [r for r in rows if r["split"] == "test" or r["image"] in {
+        "images/train_0_0.png", "images/train_1_6.png"}]  # fmt: skip
+    write(root, kept)
+    found, _ = photos(root, tmp_path)
+    assert [problem["kind"] for problem in found["problems"]] == ["parts"]
+    assert "validation" in found["problems"][0]["say"]
+
+
+def test_masks_without_a_picture_and_formats_that_are_not_read_are_each_named(tmp_path):
+    root = tmp_path / "bolt"
+    for i in range(4):
+        for kind in ("train/good", "train/dent", "test/good", "test/dent"):
+            picture(root / kind / f"{i}.png", 10 * i + len(kind))
+    for name in ("0_mask", "7_mask"):
+        mask(root / "ground_truth" / "dent" / f"{name}.png")
+    for name in ("a.heic", "b.heic"):
+        (root / "train" / "good" / name).write_bytes(b"of a telephone")
+    found, _ = photos(root, tmp_path)
+    layout = [Path(p["file"]).name for p in found["problems"] if p["kind"] == "layout"]
+    assert layout == ["7_mask.png", "a.heic", "b.heic"]
+    assert found["masks"]["unmatched"] == 1 and found["skipped"]["format not read"] == 2
+
+
+def test_a_root_that_is_missing_is_answered_with_where_to_get_the_set(tmp_path):
+    found, text = examined(tmp_path, "benchmark=mpdd", f"benchmark.mpdd.root={tmp_path}/mpdd")
+    (problem,) = found["problems"]
+    assert not found["ok"] and problem["kind"] == "layout"
+    assert "github.com/stepanje/MPDD" in problem["say"] and "CC BY-NC-SA 4.0" in problem["say"]
+    assert "bracket_black/" in " ".join(text.split())
+
+
+def test_the_drawn_world_has_no_files_and_is_sound(tmp_path):
+    sizes = [f"data.sizes.{part}=24" for part in ("sft", "rl", "validation", "test")]
+    found, _ = examined(tmp_path, "data=synthetic", "data.image_size=48", *sizes)
+    assert found["ok"] and found["pictures"] == 6 * 24 and found["skipped"] == {}
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path):
+    root = tmp_path / "parts"
+    rows = [*sound(root), row("images/[red]a.png", "0", "train")]
+    write(root, rows)
+    assert "[red]a.png" in "".join(photos(root, tmp_path)[1].split())
+
+
+def test_the_exit_code_says_whether_a_run_may_start(clean, tmp_path, repository):
+    root = Path(shutil.copytree(clean, tmp_path / "broken"))
+    (root / "images" / "train_0_0.png").unlink()
+    options = ["stage=doctor", "tracking=none", "data=photos", f"data.root={root}"]
+    command = [sys.executable, str(repository / "run.py"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == doctor.UNFIT == 1
+    (file,) = tmp_path.rglob("doctor.json")
+    assert json.loads(file.read_text())["ok"] is False
+    assert json.loads((file.parent / "manifest.json").read_text())["status"] == "finished"
+    sane = compose.compose([*options[:-1], f"data.root={clean}"])
+    assert stages.find("doctor").run(sane, RunFolder.create(tmp_path, "sane")) == 0
+
+
+def test_the_doctor_loads_no_torch(clean, tmp_path, repository):
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console;"
+        "from iad_r1.command import compose; from iad_r1.stages import doctor;"
+        "from iad_r1.store.run_folder import RunFolder;"
+        f"config = compose.compose(['stage=doctor', 'data=photos', 'data.root={clean}']);"
+        f"doctor.carry_out(config, RunFolder.create(Path({str(tmp_path)!r}), 'x'), Console());"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    )
+
+
+def test_outside_of_the_doctor_the_first_fault_ends_the_reading():
+    with pytest.raises(DataError, match="first"), faults.of_one():
+        raise DataError("first")
+    with faults.gathered() as found:
+        for name in ("first", "second"):
+            with faults.of_one():
+                raise DataError(name)
+        raise DataError("the end")
+    assert [str(error) for error in found] == ["first", "second", "the end"]
