@@ -20,10 +20,15 @@ class Question:
 
     `text` is None where the prompt asks in its own words. `options` maps letter to text, for a
     multiple choice; None: the answer is yes or no, and a "Yes" says where and of which type.
+    `listed`: the text names the options already.
     """
 
     text: str | None = None
     options: Mapping[str, str] | None = None
+    listed: bool = False
+    knowledge: str | None = None  # of the product, to be put before the question
+    subtask: str = ""  # of a benchmark that has several
+    prompt: str | None = None  # the name of the prompt that asks it; None: the stage's
 
     def __post_init__(self) -> None:
         if self.options is not None and not (self.options and LETTERS.issuperset(self.options)):
@@ -183,6 +188,8 @@ class Prediction:
     n_tokens: int
     stop: str
     references: tuple[str, ...] = ()
+    subtask: str = ""
+    gold_option: str | None = None  # what the right letter stands for
 
 
 @dataclass(frozen=True)

@@ -204,3 +204,68 @@ def paper(root: Path) -> None:
     dagm_flat(root / "DAGM")
     dtd(root / "DTD")
     sdd(root / "SDD")
+
+
+def asked(kind: str, answer: str, *options: str) -> dict[str, Any]:
+    """A question of MMAD's."""
+    letters = dict(zip("ABCDE", options, strict=False))
+    return {"Question": f"{kind}?", "Answer": answer, "Options": letters, "type": kind}
+
+
+def mmad(root: Path) -> Path:
+    """A good and a defective picture of a product of each set, with questions of all subtasks about
+    the defective one. The first set names masks from the product, the others from the folder in it.
+    """
+    places = {
+        "DS-MVTec": ("bottle", "image/good/000.png", "image/broken/000.png"),
+        "MVTec-LOCO": ("pushpins", "test/good/000.png", "test/logical_anomalies/000.png"),
+        "VisA": ("candle", "test/good/0007.JPG", "test/bad/000.JPG"),
+        "GoodsAD": ("drink_can", "test/good/000000.jpg", "test/opened/000000.jpg"),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, dict[str, str]]] = {}
+    for subset, (product, good, bad) in places.items():
+        shown = [f"MVTec-AD/{product}/train/good/{i:03}.png" for i in range(4)]
+        masked = mask(root / subset / product / Path(bad).parent / "masks" / "000_mask.png")
+        start = root / subset / product / ("" if subset == "DS-MVTec" else Path(bad).parts[0])
+        for path in shown:
+            picture(root / path)
+        for name, answer in ((good, "B"), (bad, "A")):
+            path = f"{subset}/{product}/{name}"
+            picture(root / path)
+            turns = [asked("Anomaly Detection", answer, "Yes.", "No."),
+                     asked("Object Structure", "C", "round", "flat", "hollow", "long")]  # fmt: skip
+            if answer == "A":
+                turns += [
+                    asked(kind, "B", "scratch", "a dent", "a hole")
+                    for kind in ("Defect Classification", "Defect Localization",
+                                 "Defect Description", "Defect Analysis",
+                                 "Object Classification", "Object Details")
+                ]  # fmt: skip
+            found[path] = {
+                "image_path": path,
+                "mask_path": masked.relative_to(start).as_posix() if answer == "A" else "",
+                "conversation": turns,
+                "similar_templates": shown[2:],
+                "random_templates": shown,
+            }
+        known["MVTec" if subset == "DS-MVTec" else subset] = {
+            product: {"scratch": f"A scratch on a {product}.", "good": f"A sound {product}."}
+        }
+    write_json(root / "mmad.json", found)
+    write_json(root / "domain_knowledge.json", known)
+    return root
+
+
+def anomaly_r1(root: Path) -> Path:
+    """Six lines to train on, two to validate; two questions about each picture."""
+    for name, count in (("train", 6), ("val", 2)):
+        rows = []
+        for i in range(count):
+            path = f"VisA/candle/test/bad/{name}{i // 2}.JPG"
+            picture(root / "few-shot-dataset" / path)
+            problem = f"Question {i}: which defect is it?\nA. scratch\nB. dent\nC. hole"
+            rows.append({"image": path, "problem": problem, "solution": "ABC"[i % 3]})
+        lines = "\n".join(map(json.dumps, rows))
+        (root / f"fewshot-ad-{name}.jsonl").write_text(f"{lines}\n", encoding="utf-8")
+    return root

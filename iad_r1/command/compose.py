@@ -110,6 +110,13 @@ def _unknown_names(config: Config) -> Iterator[str]:
             prompts.conversation(name, shots=shots)
         except ConfigError as error:
             yield f"{section}.{error}"
+    own = {key: found.model_dump().get("prompt") for key, found in config.benchmark.items()}
+    for (key, name), shots in product(own.items(), config.evaluate.shots):
+        if name is not None:
+            try:
+                prompts.conversation(name, "?", shots, {"A": "?"})
+            except ConfigError as error:
+                yield f"benchmark.{key}.{error}"
     try:
         rewards.load(config.rewards, config.grid)
     except ConfigError as error:

@@ -375,7 +375,7 @@ def _referred(
     others = [other for other in pool if other.id != sample.id and not _same_file(other, sample)]
     group = groups.get(sample.id)
     fresh = [other for other in others if group is None or groups[other.id] != group] or others
-    if needed and not fresh:
+    if needed and not fresh and sample.question.options is None:
         raise DataError(
             f"{sample.where or sample.id}: {sample.product!r} has no (other) good picture in its "
             "training part, so there is nothing to compare this one with. Add good pictures "
@@ -455,8 +455,10 @@ def _sizes(samples: Iterable[Sample]) -> dict[str, int]:
     """Pictures of every split, and how many of them are defective."""
     counts: dict[str, int] = {}
     for sample in samples:
-        for name, one in ((sample.split, 1), (f"{sample.split}.defective", _is_defective(sample))):
-            counts[name] = counts.get(name, 0) + one
+        counts[sample.split] = counts.get(sample.split, 0) + 1
+        if sample.question.options is None:
+            name = f"{sample.split}.defective"
+            counts[name] = counts.get(name, 0) + _is_defective(sample)
     return counts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iad_r1 import schema
+from iad_r1 import prompts, schema
 from iad_r1.grid import Grid, location_score
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.types import Completion, Prediction, Sample, StopReason
@@ -41,6 +41,8 @@ def grade(
     it into the same class (`same_class`), or the words are equal.
     """
     gold, options = sample.solution, sample.question.options
+    prompt = sample.question.prompt
+    form = grader.form if prompt is None else prompts.form(prompt)
     truncated = completion.stop is StopReason.LENGTH
     parsed = schema.parse(completion.text, truncated, options)
     return Prediction(
@@ -54,9 +56,7 @@ def grade(
         gold_type=gold.type,
         completion=completion.text,
         status=str(parsed.status),
-        answer=schema.read_answer(
-            completion.text, grader.evaluator, options, grader.form, truncated
-        ),
+        answer=schema.read_answer(completion.text, grader.evaluator, options, form, truncated),
         location=parsed.location,
         type=parsed.type,
         location_correct=_same_place(parsed.location, gold.location, grader.grid),
@@ -65,6 +65,8 @@ def grade(
         n_tokens=len(completion.tokens),
         stop=str(completion.stop),
         references=tuple(reference.id for reference in sample.references[:shots]),
+        subtask=sample.question.subtask,
+        gold_option=options[gold.answer] if options else None,
     )
 
 

@@ -12,19 +12,24 @@ from iad_r1.types import Completion, Group, Score, StopReason
 
 
 def reward_statistics(
-    groups: Sequence[Group], read_answer: Callable[[str], str] = schema.read_answer
+    groups: Sequence[Group], read_answer: Callable[..., str] = schema.read_answer
 ) -> dict[str, float]:
     """Reward and its parts (all, normal and anomalous images; those there are), the share of
     degenerate groups, lengths in tokens, and how often "Yes" is said against how often it is true.
 
-    read_answer: what a completion answers, as evaluation reads it ("yes", "no" or "invalid").
+    read_answer: what a completion answers, as evaluation reads it ("yes", "no", "invalid",
+        or with options a letter).
     """
     found = _rewards("", groups)
     for answer, suffix in (("No", "_normal"), ("Yes", "_anomalous")):
         found |= _rewards(suffix, [g for g in groups if g.sample.solution.answer == answer])
     flat = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.tokens) for completion in flat]
-    said = [read_answer(completion.text) for completion in flat]
+    said = [
+        read_answer(completion.text, options=group.sample.question.options)
+        for group in groups
+        for completion in group.completions
+    ]
     return {
         **found,
         "degenerate_groups": fmean(is_degenerate(group.rewards()) for group in groups),

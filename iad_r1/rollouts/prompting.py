@@ -79,7 +79,13 @@ class Prompter:
     def conversation(self, sample: Sample, shots: int) -> Conversation:
         """The words of the prompt, with one `{image}` for each picture."""
         asked = sample.question
-        return prompts.conversation(self.template, asked.text, shots, asked.options)
+        return prompts.conversation(
+            asked.prompt or self.template,
+            asked.text,
+            shots,
+            None if asked.listed else asked.options,
+            asked.knowledge,
+        )
 
     def encode(
         self, sample: Sample, shots: int | None = None, augment: Augment | None = None

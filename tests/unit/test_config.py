@@ -31,7 +31,10 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
     """What an option asks for besides its own name."""
     return {
         ("data", "photos"): [f"data.root={tmp_path}"],
-        ("data", "expert_ad"): [f"data.root={tmp_path}", "evaluate.splits=[validation]"],
+        **{
+            ("data", name): [f"data.root={tmp_path}", "evaluate.splits=[validation]"]
+            for name in ("expert_ad", "anomaly_r1")
+        },
         **{
             ("benchmark", name): [f"benchmark.{name}.root={tmp_path}"]
             for name in names(READERS)

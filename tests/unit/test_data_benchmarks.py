@@ -216,7 +216,10 @@ def refused(*overrides: str) -> str:
         (["benchmark=mvtek"], ["benchmark=mvtek", "Did you mean mvtec?"]),
         (
             ["data.name=foto"],
-            ["data.name=foto: must be one of 'dagm', 'dtd',", "'photos', 'real_iad', 'sdd', 'synt"],
+            [
+                "data.name=foto: must be one of 'anomaly_r1', 'dagm',",
+                "'photos', 'real_iad', 'sdd',",
+            ],
         ),
         (["+data.zoom=1"], ["data.zoom: there is no such setting"]),
         (["benchmark=mvtec", "+benchmark.mvtec.rot=a"], ["mvtec.rot: there is no such setting"]),

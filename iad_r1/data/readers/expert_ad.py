@@ -10,7 +10,8 @@ reference in training. The words around the pictures are those of the prompt.
 
 Labels, places and types are those of the tags. A file name of Real-IAD says only which object a
 picture shows. Nothing is kept apart for validation, as in the paper, unless `validation_share` is
-set. Then whole objects are, so that no other view of them is trained on.
+set. Then whole objects are, so that no other view of them is trained on; a picture of theirs is
+asked about once, whatever lists it is in.
 """
 
 from __future__ import annotations
@@ -110,10 +111,14 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         "rl": _items(root / settings.rl, images, _rl),
     }
     apart = _apart([*parts["sft"], *parts["rl"]], settings.validation_share, seed)
+    asked: set[str] = set()  # to validate
     for part, items in parts.items():
         for item in items:
-            kept = _object(item.picture) in apart
-            yield _sample(images, item, f"validation.{part}" if kept else part)
+            if _object(item.picture) not in apart:
+                yield _sample(images, item, part)
+            elif item.picture not in asked:
+                asked.add(item.picture)
+                yield _sample(images, item, "validation")
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -229,10 +234,7 @@ def _object(picture: str) -> str:
 
 
 def _apart(items: Sequence[Item], share: float, seed: int) -> set[str]:
-    """The objects that are kept apart, none of which is a reference. Raises DataError where these
-    would be good ones alone, or defective ones."""
-    if not share:
-        return set()
+    """The objects that are kept apart, none of which is a reference."""
     shown = {_object(path) for item in items for path in item.pictures[:-1]}
     defective: dict[tuple[str, str], bool] = {}
     for item in items:
@@ -242,14 +244,8 @@ def _apart(items: Sequence[Item], share: float, seed: int) -> set[str]:
     for (product, name), is_defective in sorted(defective.items()):
         if name not in shown:
             strata.setdefault((product, is_defective), []).append(name)
-    stream, apart, kinds = random.Random(f"validation/{seed}"), set[str](), set[bool]()
-    for (_, is_defective), names in strata.items():
-        wanted = max(1, round(share * len(names))) if len(names) > 1 else 0
+    stream, apart = random.Random(f"validation/{seed}"), set[str]()
+    for names in strata.values():
+        wanted = max(1, round(share * len(names))) if share and len(names) > 1 else 0
         apart.update(stream.sample(names, wanted))
-        kinds |= {is_defective} if wanted else set()
-    if len(kinds) < 2:
-        raise DataError(
-            f"data.validation_share={share:g}: too few objects are no reference of another item to "
-            "keep good and defective ones apart. Use data.validation_share=0."
-        )
     return apart
