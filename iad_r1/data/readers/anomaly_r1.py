@@ -25,6 +25,7 @@ SOURCE = (
     "The lists of AnomalyR1 are its authors'; the pictures are those of MMAD (jiang-cc/MMAD on the "
     "Hugging Face hub). The folder holds fewshot-ad-train.jsonl and few-shot-dataset/."
 )
+FOLDERS = ("AnomalyR1",)
 LETTERS = {letter: letter for letter in "ABCDE"}
 
 

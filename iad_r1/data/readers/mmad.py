@@ -28,6 +28,7 @@ SOURCE = (
     "MMAD: jiang-cc/MMAD on the Hugging Face hub (CC BY-NC-SA 4.0), ALL_DATA.zip, mmad.json and "
     "domain_knowledge.json. Unpack it so that the folder holds mmad.json and DS-MVTec/."
 )
+FOLDERS = ("MMAD", ".")  # or its folders as they are
 # in the papers' tables
 MERGED = {"Object Structure": "Object Analysis", "Object Details": "Object Analysis"}
 KNOWN_AS = {"DS-MVTec": "MVTec"}  # in domain_knowledge.json
