@@ -80,6 +80,22 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """Numbers of an annotation that together mark where a picture is defective.
+
+    `outlines` are polygons (x0, y0, x1, y1, ...), in pixels whose corners are whole numbers; `runs`
+    are COCO's compressed run lengths. `size` is the (width, height) of the picture as the
+    annotation states it; None: outlines are in shares of width and height, and there are no runs.
+    `drawn_on` as of a `Mask`.
+    """
+
+    outlines: tuple[tuple[float, ...], ...]
+    runs: tuple[bytes, ...] = ()
+    size: tuple[int, int] | None = None
+    drawn_on: Literal["stored", "shown"] | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image to judge. `id` is unique in its data set and is never shown to a model."""
 
@@ -89,7 +105,7 @@ class Sample:
     product: str
     image: Path | Image  # a file, or a picture drawn in memory (synthetic data)
     solution: Solution
-    mask: Mask | Image | None = None  # non-zero where defective; None when there is none
+    mask: Mask | Shapes | Image | None = None  # where it is defective; None when there is none
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
     shots: int = 0  # the references that training always shows with it
     question: Question = Question()

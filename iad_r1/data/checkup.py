@@ -22,7 +22,7 @@ from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, TrainingSplit, reader
-from iad_r1.types import Mask, Sample
+from iad_r1.types import Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
 STOPPING = {
@@ -307,7 +307,7 @@ def _masks(source: Source, photos: Sequence[Photo]) -> None:
     try:
         mix.check_polarity(source.settings, photos)
     except DataError as error:
-        file = str(_files(large[0].sample.mask)[0])
+        file = next(str(file) for photo in large for file in _files(photo.sample.mask))
         source.problems.append(Problem("masks_inverted", file, str(error)))
         return
     for photo in large:
@@ -460,7 +460,8 @@ def content(sources: Sequence[Source]) -> dict[str, object]:
         "defective": sum(truth.answer == "Yes" for truth in truths),
         "kinds": dict(sorted(Counter(t.type for t in truths if t.type).items())),
         "masks": {
-            "used": len({str(file) for file in used} - missing),
+            "used": len({str(file) for file in used} - missing)
+            + sum(isinstance(sample.mask, Shapes) for sample in samples),
             "unmatched": skipped["mask without picture"],
             "suspect": len(unfit) + sum(source.suspect_masks for source in sources),
         },

@@ -202,7 +202,7 @@ def relative(path: Path, root: Path) -> str:
 def read_json(file: Path) -> Any:
     """What a JSON file says. Raises DataError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}.") from None
 

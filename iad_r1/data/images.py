@@ -7,16 +7,19 @@ it. Decoded photographs are remembered, so that repeated epochs do not decode th
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from iad_r1.data import shapes
 from iad_r1.errors import DataError
-from iad_r1.types import Mask, Sample
+from iad_r1.types import Mask, Sample, Shapes
 
 EXIF_ORIENTATION = 0x0112
 REMEMBERED_BYTES = 192 * 2**20  # 430 photographs of 448 x 336 pixels
@@ -51,6 +54,8 @@ def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
         return None
     if isinstance(sample.mask, Image.Image):
         return defective(sample.mask)
+    if isinstance(sample.mask, Shapes):
+        return _annotated(sample, sample.mask)
     if isinstance(sample.image, Image.Image):
         found = [defective(read(file, "mask")) for file in sample.mask.files]
         return np.logical_or.reduce(found)
@@ -123,17 +128,50 @@ def _on(image: Image.Image, file: Path, mask: Mask) -> NDArray[np.bool_]:
             f"{shown[0]}x{shown[1]}. A mask must have the size of its image, or a whole multiple "
             "or part of it."
         )
+    return _meant(fitting, mask.drawn_on, str(file), orientation)
+
+
+def _annotated(sample: Sample, marked: Shapes) -> NDArray[np.bool_]:
+    """The shapes of an annotation as they lie on the upright picture. Raises DataError where it
+    states another size than the picture has, or where `_meant` does."""
+    if isinstance(sample.image, Image.Image):
+        return shapes.drawn(marked, sample.image.size)
+    with opened(sample.image, "image") as image:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        width, height = image.size
+    shown = (height, width) if orientation >= 5 else (width, height)
+    fitting: dict[str, NDArray[np.bool_]] = {}
+    if marked.size in (None, shown):
+        fitting["shown"] = shapes.drawn(marked, shown)
+    if marked.size in (None, (width, height)):
+        fitting["stored"] = _turned(shapes.drawn(marked, (width, height)), orientation)
+    if marked.size is not None and not fitting:
+        raise DataError(
+            f"{sample.image}: the picture is {shown[0]}x{shown[1]} pixels, but its annotation is "
+            f"for {marked.size[0]}x{marked.size[1]}. Export it again, with the pictures."
+        )
+    return _meant(fitting, marked.drawn_on, str(sample.image), orientation)
+
+
+def _meant(
+    fitting: Mapping[str, NDArray[np.bool_]],
+    drawn_on: Literal["stored", "shown"] | None,
+    what: str,
+    orientation: int,
+) -> NDArray[np.bool_]:
+    """Of a mask read as drawn on the picture as stored and as shown, the one that is meant. Raises
+    DataError where that is not known."""
     one, other = next(iter(fitting.values())), list(fitting.values())[-1]
     if np.array_equal(one, other):
         return one
-    if mask.drawn_on is None:
+    if drawn_on is None:
         raise DataError(
-            f"{file}: its picture is turned when it is shown (EXIF orientation {orientation}), and "
+            f"{what}: its picture is turned when it is shown (EXIF orientation {orientation}), and "
             "the size of this mask does not tell which way up it was drawn. Set "
             "data.masks_drawn_on=stored (by a program that ignores the turn, as most in Python "
             "do) or data.masks_drawn_on=shown (by one that shows the picture)."
         )
-    return fitting[mask.drawn_on]
+    return fitting[drawn_on]
 
 
 def _scaled(values: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_] | None:

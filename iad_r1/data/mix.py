@@ -32,7 +32,7 @@ from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
 from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, reader
-from iad_r1.types import Dataset, Mask, Sample
+from iad_r1.types import Dataset, Mask, Sample, Shapes
 
 REFERENCES_PER_SAMPLE = 4
 SPLIT_NAME = "seen"  # of a plain `validation` or `test`: its products are trained on
@@ -210,7 +210,7 @@ def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | Non
         return sample, None
     if values is None:
         return _in_words_of(grid, sample), None
-    defective, mask = _is_defective(sample), ", ".join(map(str, _files(sample.mask)))
+    defective, mask = _is_defective(sample), _named(sample)
     if defective and not values.any():
         raise DataError(
             f"{mask}: this mask is empty, but its picture is labelled defective. Leave the mask "
@@ -239,12 +239,19 @@ def _in_words_of(grid: Grid, sample: Sample) -> Sample:
     return replace(sample, solution=replace(sample.solution, location=describe(cells, grid)))
 
 
-def _files(shown: Path | Mask | Image | None) -> tuple[Path, ...]:
+def _files(shown: Path | Mask | Shapes | Image | None) -> tuple[Path, ...]:
     """The files of a picture or mask; those in memory have none."""
     return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
 
 
-def _digest(shown: Path | Mask | Image | None) -> str | None:
+def _named(sample: Sample) -> str:
+    """The files of its mask, or whose mask it is."""
+    return ", ".join(map(str, _files(sample.mask))) or f"{sample.image}"
+
+
+def _digest(shown: Path | Mask | Shapes | Image | None) -> str | None:
+    if isinstance(shown, Shapes):
+        return hashlib.sha256(repr(shown).encode()).hexdigest()
     files = _files(shown)
     if not files:
         return None
@@ -439,12 +446,16 @@ def check_polarity(settings: ReaderSettings, photos: Iterable[Photo]) -> None:
     """Masks that mark more than half of most pictures are likely to be white where all is well."""
     if not isinstance(settings, OwnMasks) or settings.masks_inverted is not None:
         return
-    marked = [(photo.marked, photo.sample) for photo in photos if photo.marked is not None]
+    marked = [
+        (photo.marked, photo.sample)
+        for photo in photos
+        if photo.marked is not None and isinstance(photo.sample.mask, Mask)
+    ]
     large = [(share, sample) for share, sample in marked if share > 0.5]
     if large and 2 * len(large) > len(marked):
         share, sample = large[0]
         raise DataError(
-            f"{', '.join(map(str, _files(sample.mask)))}: this mask marks {share:.1%} of its "
+            f"{_named(sample)}: this mask marks {share:.1%} of its "
             f"picture as defective, and {len(large)} of {len(marked)} masks mark more than half. "
             "Set data.masks_inverted=true if they are black where a defect is, "
             "data.masks_inverted=false if the defects are that large."

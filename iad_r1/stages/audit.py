@@ -211,7 +211,7 @@ def _text(value: Any, where: str) -> str:
 
 def read_types(file: Path) -> Counter[str]:
     """How often each defect type occurs in the data set of a `meta.csv`, as training names it."""
-    types = (sample.solution.type for sample in photos.samples(file.parent))
+    types = (sample.solution.type for sample in photos.samples(file.parent, "table"))
     return Counter(kind for kind in types if kind is not None)
 
 

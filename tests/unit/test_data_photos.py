@@ -32,7 +32,7 @@ Rows = list[dict[str, str]]
 
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
     values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False,
-              "masks_inverted": None, "masks_drawn_on": None}  # fmt: skip
+              "masks_inverted": None, "masks_drawn_on": None, "format": None}  # fmt: skip
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return mix.load(config, GRID, "centroid_largest", seed)
 
@@ -291,7 +291,7 @@ def plant(root: Path, *kinds: str) -> dict[str, set[tuple[str, str | None]]]:
                 seed = zlib.crc32(f"{split}/{kind}/{i}".encode())
                 picture(root / "bolt" / split / kind / f"{split}{i}.png", seed)
     found: dict[str, set[tuple[str, str | None]]] = {}
-    for sample in photos.samples(root):
+    for sample in photos.samples(root, None):
         folder = sample.id.split("/")[-2]
         found.setdefault(folder, set()).add((sample.solution.answer, sample.solution.type))
     return found
@@ -582,7 +582,10 @@ def test_a_table_in_another_encoding_is_refused(own):
 
 def test_a_folder_that_is_none_of_this_says_what_is_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
-    with pytest.raises(DataError, match=r"neither meta\.csv nor pictures in <product>/train/good/"):
+    with pytest.raises(
+        DataError,
+        match=r"neither meta\.csv nor an export .* <product>/train/good/",
+    ):
         load(tmp_path)
     with pytest.raises(DataError, match=r"nowhere is not a folder"):
         load(tmp_path / "nowhere")

@@ -1,4 +1,5 @@
-"""A user's own photographs: a folder with a table, or sorted into folders (`data/folders.py`).
+"""A user's own photographs: a folder with a table, the export of an annotation tool
+(`data/exports/`), or pictures sorted into folders (`data/folders.py`).
 
 `<root>/meta.csv` has the columns image, product, split and label, and if known mask and
 defect_type; `NAMES` lists what else they may be called. Commas, semicolons or tabs stand between
@@ -8,16 +9,16 @@ values. What is true of a picture comes from its label and mask, never from its 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from iad_r1.data import faults, folders
+from iad_r1.data import exports, faults, folders
 from iad_r1.data.folders import DEFECTIVE, GOOD, PICTURES, SPLIT_NAMES
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, OwnMasks, TrainingSplit, needed
-from iad_r1.types import Mask, Sample
+from iad_r1.types import Mask, Sample, Shapes
 
 TABLES = ("meta.csv", "meta.tsv")
 REQUIRED = ("image", "product", "split", "label")
@@ -45,36 +46,77 @@ class Settings(TrainingSplit, OwnMasks, Folder):
     name: Literal["photos"]
     root: Annotated[
         str,
-        needed("folder that holds meta.csv, or <product>/train/good/ and <product>/test/<defect>/"),
+        needed(
+            "folder that holds meta.csv, an export of annotations, or <product>/train/good/ and "
+            "<product>/test/<defect>/"
+        ),
     ]
+    format: Literal["table", "folders", "coco"] | None  # null: found out
+
+    def announce(self) -> str:
+        """Which folder, what it was taken for, and the option that says otherwise."""
+        if not Path(self.root).is_dir():
+            return super().announce()
+        opened = _open(Path(self.root), self.format)
+        if self.format is not None:
+            return f"{super().announce()}, {opened.said}"
+        return f"{super().announce()}, taken for {opened.said}; format=... reads it otherwise"
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:
     """The pictures of a folder. Raises DataError naming the row or file that is wrong."""
-    for sample in samples(Path(settings.root)):
+    for sample in samples(Path(settings.root), settings.format):
         mask = sample.mask
         if isinstance(mask, Mask):
-            drawn_on, inverted = settings.masks_drawn_on, settings.masks_inverted or False
-            mask = replace(mask, inverted=inverted, drawn_on=drawn_on)
+            mask = replace(mask, inverted=settings.masks_inverted or False)
+        if isinstance(mask, Mask | Shapes):
+            mask = replace(mask, drawn_on=settings.masks_drawn_on)
         yield replace(sample, mask=mask)
 
 
-def samples(root: Path) -> Iterator[Sample]:
-    """The pictures of a folder, masks as they are. Raises DataError."""
+def samples(root: Path, form: str | None) -> Iterator[Sample]:
+    """The pictures of a folder, masks as they are; `form` as in `Settings`. Raises DataError."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
+    yield from _open(root, form).samples
+
+
+def _open(root: Path, form: str | None) -> exports.Reading:
+    """What is in a folder. Raises DataError."""
     dataset = root.resolve().name
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
-    rows = list(_table(table, dataset) if table else folders.layout(root, dataset, False))
-    if not rows and table:
-        raise DataError(f"{table} has no rows.")
-    if not rows:
+    if form == "table" or (form is None and table):
+        if table is None:
+            raise DataError(f"{root} holds no {' and no '.join(TABLES)}.")
+        rows = list(_table(table, dataset))
+        if not rows:
+            raise DataError(f"{table} has no rows.")
+        return exports.Reading(rows, f"a table ({table.name})")
+    export = exports.find(root, form) if form != "folders" else None
+    found = export.read(dataset) if export else None
+    if found is None:
+        found = exports.Reading(list(folders.layout(root, dataset, False)), "pictures in folders")
+    if not found.samples:
         raise DataError(
-            f"{root} holds neither {TABLES[0]} nor pictures in <product>/train/good/, "
-            "<product>/train/<defect>/ and <product>/test/... . Set its root to the folder that "
-            f"does, or write {TABLES[0]} with the columns {', '.join(REQUIRED + OPTIONAL)}."
+            f"{root} holds neither {TABLES[0]} nor an export of annotations nor pictures in "
+            "<product>/train/good/, <product>/train/<defect>/ and <product>/test/... . Set its "
+            f"root to the folder that does, or write {TABLES[0]} with the columns "
+            f"{', '.join(REQUIRED + OPTIONAL)}."
         )
-    yield from rows
+    if all(sample.split for sample in found.samples):
+        return found
+    return replace(found, samples=divided(root, found.samples))
+
+
+def divided(root: Path, found: Sequence[Sample]) -> list[Sample]:
+    """The pictures of a folder in which not every picture has a split, each with one: those whose
+    split is "" get one. Raises DataError where they cannot be divided."""
+    without = [sample for sample in found if not sample.split]
+    raise DataError(
+        f"{without[0].where}: nothing says whether this picture is for training or for the test, "
+        f"as of {len(without)} of {len(found)} in {root}. Put the pictures into folders train/, "
+        "val/ and test/, or name the files of annotations after them (instances_train.json)."
+    )
 
 
 def _table(table: Path, dataset: str) -> Iterator[Sample]:
