@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from PIL import ImageOps
 from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -175,8 +176,15 @@ class Backbone:
 
     def picture_tokens(self, width: int, height: int) -> int:
         """Tokens that a picture of this size takes in a prompt, within the limit of now."""
+        width, height = self._fitting(width, height)
         counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
         return counted["num_image_tokens"][0]
+
+    def cut_off(self, width: int, height: int) -> float:
+        """The share of a picture of this size that the processor cuts off: LLaVA-1.5 is shown the
+        middle square."""
+        crops = self.family.sizing == "square" and self.processor.image_processor.do_center_crop
+        return 1 - min(width, height) / max(width, height) if crops else 0.0
 
     def text_tokens(self, conversation: Conversation) -> int:
         """Tokens of a prompt that are no picture's; `picture_tokens` counts the rest."""
@@ -190,22 +198,35 @@ class Backbone:
 
     def fit(self, image: Image) -> Image:
         """The picture at the size the model will see it, where the processor only rounds and limits
-        sizes; elsewhere the picture as it is, for the processor to resize.
+        sizes; elsewhere the picture as it is, for the processor to resize. Of a strip whose middle
+        square is all that is shown, the ends are taken off first: it would be enlarged whole.
 
         Sampler and trainer are given this picture, so neither can see another one.
         """
+        longest = 8 * min(image.size)
+        if self.cut_off(*image.size) and max(image.size) > longest:
+            return ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
+        size = self._fitting(*image.size)
+        return image if size == image.size else image.resize(size, Resampling.BICUBIC)
+
+    def _fitting(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) that `fit` makes of this one: the processor takes it as it is.
+
+        It refuses strips whose sides differ more than `THINNEST` times. They are shown with their
+        shorter side stretched, by whole tokens, until they do not; places are shares of a side, so
+        they stay where they are.
+        """
         if self.family.sizing != "area":
-            return image
+            return width, height
         processor = self.processor.image_processor
-        height, width = smart_resize(
-            image.height,
-            image.width,
-            factor=processor.patch_size * processor.merge_size,
-            min_pixels=processor.size["shortest_edge"],
-            max_pixels=processor.size["longest_edge"],
-        )
-        same = (width, height) == image.size
-        return image if same else image.resize((width, height), Resampling.BICUBIC)
+        unit, most = processor.patch_size * processor.merge_size, processor.size["longest_edge"]
+        while True:  # rounding may leave a strip too thin again, or too large
+            if max(width, height) > THINNEST * min(width, height):
+                shorter = unit * math.ceil(max(width, height) / (THINNEST * unit))
+                width, height = max(width, shorter), max(height, shorter)
+            height, width = smart_resize(height, width, unit, processor.size["shortest_edge"], most)
+            if width * height <= most and max(width, height) <= THINNEST * min(width, height):
+                return width, height
 
     def encode(self, conversation: Conversation, images: Sequence[Image], name: str = "") -> Prompt:
         """The prompt as the model reads it: image tokens expanded, pictures as pixel tensors."""
@@ -285,6 +306,7 @@ def _save_with_the_hubs_names(model: Any) -> None:
 # --------------------------------------------------------------------------- limits of picture size
 
 
+THINNEST = 200  # of Qwen's `smart_resize`
 TILINGS = "image_grid_pinpoints"
 _LIMITED: Mapping[Sizing, tuple[str, ...]] = {  # settings of the pictures' processor
     "area": ("size",),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate
@@ -22,6 +23,7 @@ from iad_r1.types import Sample
 
 Stage = Literal["sft", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "evaluate")
+MUCH = 0.25  # of a picture, to be cut off
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def _found(context: Context, config: Config) -> Iterator[Longest]:
     for stage in chosen:
         samples, shots = _asked(context, stage)
         if samples:
+            _say_what_is_cut_off(context, stage, samples)
             yield _longest(context, config, stage, samples, shots)
 
 
@@ -104,6 +107,22 @@ def _longest(
     prompt = max(lengths)
     at = lengths.index(prompt)
     return Longest(stage, samples[at], shown[at], prompt, prompter.room.answer)
+
+
+def _say_what_is_cut_off(context: Context, stage: Stage, samples: Sequence[Sample]) -> None:
+    if not context.backbone.cut_off(1, 2) or not distributed.is_main():
+        return
+    shares = {s.id: context.backbone.cut_off(*images.size(s)) for s in samples}
+    much = [share for share in shares.values() if share > MUCH]
+    if much:
+        most = max(shares, key=shares.__getitem__)
+        print(
+            f"{stage}: {context.config.backbone.name} is shown the middle square of a picture. "
+            f"{len(much)} of {len(shares)} pictures lose more than {MUCH:.0%} to that; {most} "
+            f"loses {shares[most]:.0%}. Defects there are not seen: cut such pictures into "
+            "squares, or take another backbone",
+            flush=True,
+        )
 
 
 def _check(longest: Longest, setting: str, most: int | None) -> None:

@@ -19,6 +19,7 @@ Values = Mapping[str, Any]
 WITH_ATTENTION_BIAS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
 QWEN_MIN_PIXELS = 56 * 56  # preprocessor_config.json of Qwen2-VL and Qwen2.5-VL
 QWEN_MAX_PIXELS = 16384 * 28 * 28
+QWEN_THINNEST = 200  # times that the sides of a picture may differ
 INTERNVL_TILES = 12  # max_dynamic_patch of InternVL2.5, and a thumbnail beside more than one
 
 
@@ -282,7 +283,7 @@ def picture(model: Architecture, width: int, height: int, max_pixels: int | None
     vision = model.vision
     if vision.kind.startswith("qwen"):
         limit = max_pixels or QWEN_MAX_PIXELS
-        rows, columns = _multiples(height, width, 14 * vision.merge, limit)
+        rows, columns = _tokens(height, width, 14 * vision.merge, limit)
         return Picture(rows * columns * vision.merge**2, rows * columns)
     per_tile = vision.side**2 + vision.class_token
     if model.model_type == "internvl":
@@ -296,6 +297,20 @@ def picture(model: Architecture, width: int, height: int, max_pixels: int | None
         return Picture(per_tile, vision.side**2)
     tiles, tokens = _any_resolution(model, height, width, max_pixels)
     return Picture(tiles * per_tile, tokens)
+
+
+def _tokens(height: int, width: int, unit: int, max_pixels: int) -> tuple[int, int]:
+    """Rows and columns of tokens, as `Backbone.fit` has them: of strips that the processor refuses
+    the shorter side is stretched by whole tokens."""
+    while True:
+        if max(height, width) > QWEN_THINNEST * min(height, width):
+            shorter = unit * math.ceil(max(height, width) / (QWEN_THINNEST * unit))
+            height, width = max(height, shorter), max(width, shorter)
+        rows, columns = _multiples(height, width, unit, max_pixels)
+        height, width = unit * rows, unit * columns
+        is_thin = max(rows, columns) > QWEN_THINNEST * min(rows, columns)
+        if height * width <= max_pixels and not is_thin:
+            return rows, columns
 
 
 def _multiples(height: int, width: int, unit: int, max_pixels: int) -> tuple[int, int]:

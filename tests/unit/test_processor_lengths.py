@@ -6,7 +6,10 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from iad_r1.backbones import published
 from iad_r1.backbones.backbone import Backbone
@@ -20,6 +23,7 @@ from iad_r1.types import Sample, Solution
 CASES = [("qwen2vl_2b", 480_000), ("qwen25vl_3b", None), ("qwen25vl_7b", 480_000),
          ("llava15_7b", None), ("llava16_8b", None), ("llava_ov_05b", None),
          ("llava_ov_7b", 480_000)]  # fmt: skip
+STRIPS = [(4100, 20), (20, 4100), (41000, 20), (11190, 55), (5700, 28), (1, 1), (3, 50), (9000, 1)]
 SHAPES = [(256, 256), (700, 700), (1024, 1024), (1600, 1600), (256, 1600), (1600, 300), (900, 1100)]
 
 
@@ -50,10 +54,10 @@ def asked(query: tuple[int, int], references: list[tuple[int, int]]) -> Sample:
 def test_the_length_of_a_prompt_is_what_the_processor_makes_of_it(opened, name, limit):
     """Of pictures, not of their sizes alone, with 0 and 4 references."""
     stream = random.Random(name)
-    settings = Pictures(max_pixels=limit, max_size=None)
-    prompter = Prompter(opened(name), "iad_r1_test", pictures=settings)
+    shown = Pictures(max_pixels=limit, max_size=None)
+    prompter = Prompter(opened(name), "iad_r1_test", pictures=shown)
     small = [(stream.randint(256, 600), stream.randint(256, 600)) for _ in range(4)]
-    for shots, size in ((0, stream.choice(SHAPES)), (4, (1024, 400))):
+    for shots, size in ((0, stream.choice(SHAPES)), (4, (1024, 400)), (0, stream.choice(STRIPS))):
         sample = asked(size, small)
         made = prompter.encode(sample, shots).inputs["input_ids"].shape[-1]
         assert prompter.length(sample, shots) == made
@@ -68,9 +72,54 @@ def test_the_plan_counts_pictures_as_the_processors_do(opened, name):
     shapes = [(stream.randint(256, 1600), stream.randint(256, 1600)) for _ in range(20)]
     for limit in (None, 480_000, 150_000):
         backbone.limit_pixels(limit)
-        for size in (*SHAPES, *shapes):
+        for size in (*SHAPES, *STRIPS, *shapes):
             planned = picture(model, *size, limit).tokens + marks
             assert planned == backbone.picture_tokens(*size), (size, limit)
+
+
+sides = st.integers(1, 20_000) | st.integers(1, 60)
+
+
+@given(sides, sides, st.sampled_from([None, 9216, 150_000, 480_000]))
+@settings(max_examples=200)
+def test_a_picture_of_any_aspect_is_given_a_size_that_qwens_processor_keeps(
+    opened, width, height, limit
+):
+    backbone = opened("qwen25vl_3b")
+    backbone.limit_pixels(limit)
+    size = backbone._fitting(width, height)
+    assert backbone._fitting(*size) == size and max(size) <= 200 * min(size)
+    assert {side % 28 for side in size} == {0} and size[0] * size[1] <= (limit or 16384 * 28 * 28)
+    if 200 * min(width, height) >= max(width, height) >= 56 <= min(width, height) and limit is None:
+        high, wide = smart_resize(height, width, 28, 3136, 16384 * 28 * 28)
+        assert size == (wide, high)  # nothing else is changed
+
+
+def test_a_strip_is_stretched_so_that_places_stay_where_they_are(opened):
+    backbone = opened("qwen25vl_3b")
+    backbone.limit_pixels(None)
+    strip = Image.new("RGB", (4100, 20))
+    strip.paste((255, 0, 0), (3000, 0, 4100, 10))  # from 73 % of the width on, the upper half
+    seen = backbone.fit(strip)
+    assert seen.size == (4088, 28)
+    assert seen.getpixel((3100, 5)) == (255, 0, 0) and seen.getpixel((2900, 5)) == (0, 0, 0)
+    assert seen.getpixel((3100, 22)) == (0, 0, 0)
+
+
+def test_what_llava_15_is_not_shown_is_told(opened):
+    """Its processor cuts the middle square out."""
+    llava = opened("llava15_7b")
+    strip = Image.linear_gradient("L").resize((1200, 20)).convert("RGB")
+    assert llava.fit(strip).size == (160, 20)  # 1200 x 20 would be enlarged to 20160 x 336
+    assert llava.fit(strip).tobytes() == strip.crop((520, 0, 680, 20)).tobytes()
+    made = [
+        llava.processor.image_processor(each)["pixel_values"][0]
+        for each in (strip, llava.fit(strip))
+    ]
+    assert (made[0] == made[1]).all()
+    assert llava.cut_off(4100, 20) == pytest.approx(1 - 20 / 4100)
+    assert llava.cut_off(336, 336) == 0
+    assert opened("llava_ov_05b").cut_off(4100, 20) == 0
 
 
 def test_onevision_takes_as_many_tokens_as_the_old_limits_refused(opened):
@@ -88,8 +137,8 @@ def test_pictures_that_must_fit_into_a_size_keep_their_proportions_and_never_gro
 
 
 def test_a_size_that_pictures_must_fit_into_is_counted_and_shown(opened):
-    settings = Pictures(max_pixels=None, max_size=[1000, 800])
-    prompter = Prompter(opened("qwen25vl_3b"), "iad_r1_test", pictures=settings)
+    shown = Pictures(max_pixels=None, max_size=[1000, 800])
+    prompter = Prompter(opened("qwen25vl_3b"), "iad_r1_test", pictures=shown)
     sample = asked((1600, 1600), [])
     assert prompter.picture(sample).size == (812, 812)  # 800 x 800 in whole tokens
     assert prompter.length(sample) == prompter.encode(sample).inputs["input_ids"].shape[-1]
