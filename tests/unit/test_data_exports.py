@@ -64,6 +64,9 @@ PARTS = (
 )
 
 
+KINDS = ("deep_scratch", "dent")
+
+
 def config(root: Path, **changes: Any) -> photos.Settings:
     return photos.Settings(name="photos", root=str(root), **{**VALUES, **changes})
 
@@ -101,7 +104,6 @@ def write(path: Path, content: Json) -> Path:
 
 def coco(parts: Sequence[Part], split: str) -> Json:
     """Instances of one split, boxes as polygons of four corners."""
-    kinds = sorted({box.kind for part in PARTS for box in part.boxes})
     chosen = [part for part in parts if part.split == split]
     pictures = [
         {"id": i, "file_name": part.name, "width": SIZE[0], "height": SIZE[1],
@@ -110,13 +112,13 @@ def coco(parts: Sequence[Part], split: str) -> Json:
     ]  # fmt: skip
     boxes = [(i, box) for i, part in enumerate(chosen, 1) for box in part.boxes]
     marks = [
-        {"id": n, "image_id": i, "category_id": kinds.index(box.kind) + 1,
+        {"id": n, "image_id": i, "category_id": KINDS.index(box.kind) + 1,
          "segmentation": [corners(box)], "area": box.width * box.height,
          "bbox": [box.x, box.y, box.width, box.height], "iscrowd": 0,
          "attributes": {"occluded": False}}
         for n, (i, box) in enumerate(boxes, 1)
     ]  # fmt: skip
-    names = [{"id": i, "name": kind, "supercategory": ""} for i, kind in enumerate(kinds, 1)]
+    names = [{"id": i, "name": kind, "supercategory": ""} for i, kind in enumerate(KINDS, 1)]
     return {
         "licenses": [{"name": "", "id": 0, "url": ""}],
         "info": {"contributor": "", "description": "", "url": "", "version": "", "year": ""},
@@ -139,7 +141,29 @@ def write_coco(root: Path, parts: Sequence[Part]) -> None:
         empty(root / f"{part.split}2017" / part.name)
 
 
-WRITERS: dict[str, Callable[[Path, Sequence[Part]], None]] = {"coco": write_coco}
+def yolo(box: Box) -> str:
+    """A line of a label: centre, width and height as shares."""
+    x, y = (box.x + box.width / 2) / SIZE[0], (box.y + box.height / 2) / SIZE[1]
+    values = (x, y, box.width / SIZE[0], box.height / SIZE[1])
+    return " ".join([str(KINDS.index(box.kind)), *(f"{value:.6f}" for value in values)]) + "\n"
+
+
+def write_yolo(root: Path, parts: Sequence[Part]) -> None:
+    """`images/<split>/`, `labels/<split>/` and data.yaml; a good picture has no label, or an empty
+    one."""
+    names = "".join(f"  {i}: {kind}\n" for i, kind in enumerate(KINDS))
+    write(root / "data.yaml", f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    for part in parts:
+        empty(root / "images" / part.split / part.name)
+        if part.boxes or part.split == "val":
+            label = root / "labels" / part.split / Path(part.name).with_suffix(".txt")
+            write(label, "".join(map(yolo, part.boxes)))
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[Part]], None]] = {
+    "coco": write_coco,
+    "yolo": write_yolo,
+}
 
 
 def marked(sample: Sample) -> NDArray[np.bool_]:
@@ -210,7 +234,7 @@ def test_the_plan_says_what_a_folder_was_taken_for_and_how_to_overrule_it(form, 
     said = config(root).announce()
     assert f"photos in {root}, taken for {exports.FORMATS[form].NAME} (" in said
     assert "6 pictures, 3 of them without an annotation, which are good" in said
-    assert "1 others left out, of which it says nothing" in said
+    assert "1 left out that it does not know" in said
     assert "format=... reads it otherwise" in said
     assert "format=" not in config(root, format=form).announce()
     (root / "meta.csv").write_text("image,product,split,label\nothers/spare.png,cube,test,0\n")
@@ -431,3 +455,101 @@ def test_a_run_reads_an_export_and_knows_it_by_its_numbers(root):
     content["annotations"][0]["segmentation"][0][0] += 0.5
     write(file, content)
     assert load().fingerprint != before.fingerprint
+
+
+def test_several_formats_in_one_folder_are_refused_with_the_option_that_decides(root):
+    for write_as in (write_coco, write_yolo):
+        write_as(root, PARTS)
+    with pytest.raises(DataError, match=r"COCO \(.*instances_.*json\) and YOLO \(.*data\.yaml\)"):
+        read(root)
+    with pytest.raises(DataError, match=r"data\.format=coco or data\.format=yolo"):
+        config(root).announce()
+    assert len(read(root, format="yolo")) == 6
+
+
+# --- YOLO ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(root: Path) -> Callable[..., Path]:
+    """Writes the label of one picture, as Roboflow lays them out."""
+
+    def written(line: str, names: str = "nc: 2\nnames: ['scratch', 'dent']\n") -> Path:
+        empty(root / "train" / "images" / "b.jpg")
+        write(root / "data.yaml", f"train: ../train/images\nval: ../valid/images\n{names}")
+        return write(root / "train" / "labels" / "b.txt", line)
+
+    return written
+
+
+def test_polygons_and_turned_boxes_of_yolo_are_drawn(labelled, root):
+    labelled("1 0.1 0.25 0.5 0.25 0.5 0.5 0.1 0.5\r\n0 0.9 0.9 0.1 0.1\n")
+    (sample,) = read(root)
+    wanted = np.zeros((SIZE[1], SIZE[0]), np.bool_)
+    wanted[10:20, 6:30] = wanted[34:38, 51:57] = True
+    assert np.array_equal(marked(sample), wanted)
+    assert sample.solution.type == "dent" and sample.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", r"line 1: class 2 has no name; there are 2"),
+        ("\n0 0.5 0.5 0.1 0.1 0.93", r"line 2: 6 values. .* confidence"),
+        ("0 0.5 0.5 x 0.1", r"line 1: .* not all numbers"),
+        ("0 0.5 0.5", r"line 1: a polygon of 1 points"),
+        ("0 30 20 6 4", r"line 1: x=27 lies outside of the picture \(shares between 0 and 1\)"),
+        ("0 0.5 0.5 0 0.1", r"line 1: a box of 0 x 0.1 covers nothing"),
+    ],
+)
+def test_a_label_of_yolo_that_is_wrong_is_named_with_its_line(labelled, root, line, message):
+    labelled("0 0.5 0.5 0.1 0.1").rename(root / "train" / "labels" / "a.txt")
+    empty(root / "train" / "images" / "a.jpg")
+    file = labelled(line)
+    with pytest.raises(DataError, match=message) as caught:
+        read(root)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_classes_of_yolo_need_names(labelled, root):
+    labelled("0 0.5 0.5 0.1 0.1", "names: [scratch]\nkpt_shape: [4, 2]\n")
+    with pytest.raises(DataError, match=r"data\.yaml: these are labels of poses"):
+        read(root)
+    labelled("0 0.5 0.5 0.1 0.1", "names: scratch\n")
+    with pytest.raises(DataError, match=r"data\.yaml: names is neither"):
+        read(root)
+    (root / "classes.txt").write_text("scratch\n")
+    labelled("0 0.5 0.5 0.1 0.1", "names: [dent]\n")
+    with pytest.raises(DataError, match=r"data\.yaml and .*classes\.txt name the classes differe"):
+        read(root)
+    (root / "classes.txt").unlink()
+    (root / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"b\.txt: nothing names the classes of these labels"):
+        read(root)
+
+
+def test_pictures_of_a_folder_without_labels_are_not_known_to_be_good(labelled, root):
+    labelled("0 0.5 0.5 0.1 0.1")
+    empty(root / "train" / "images" / "good.jpg")
+    empty(root / "test" / "images" / "unknown.jpg")
+    found = [s.image.name for s in read(root) if isinstance(s.image, Path)]
+    assert found == ["b.jpg", "good.jpg"]
+
+
+def test_the_splits_of_yolo_come_from_its_lists_where_folders_say_none(root):
+    """As CVAT writes them, and as data.yaml names folders."""
+    for name, split in (("a", "train"), ("b", "valid")):
+        empty(root / "obj_train_data" / f"{name}.png")
+        write(root / "obj_train_data" / f"{name}.txt", "0 0.5 0.5 0.1 0.1\n")
+        write(root / f"{split}.txt", f"data/obj_train_data/{name}.png\n")
+    write(root / "obj.names", "scratch\n")
+    write(root / "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\n")
+    assert [s.split for s in read(root)] == ["train", "validation"]
+    assert {s.product for s in read(root)} == {"gear wheel"}
+    write(root / "valid.txt", "data/obj_train_data/z.png\n")
+    with pytest.raises(DataError, match=r"valid\.txt, line 1: the picture 'data/obj_train_data/z"):
+        read(root)
+    for name in ("train.txt", "valid.txt", "obj.names"):
+        (root / name).unlink()
+    write(root / "set.yaml", "test: ./obj_train_data\nnames: [scratch]\n")
+    assert {s.split for s in read(root)} == {"test"}

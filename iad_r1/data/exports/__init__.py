@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from iad_r1.data.exports import coco
+from iad_r1.data.exports import coco, yolo
 from iad_r1.data.exports.annotated import Annotated, Reading, reading
 from iad_r1.data.exports.tree import Tree
 from iad_r1.errors import DataError
@@ -40,7 +40,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: dict[str, Format] = {"coco": coco}
+FORMATS: dict[str, Format] = {"coco": coco, "yolo": yolo}
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def find(root: Path, wanted: str | None) -> Export | None:
     found = {key: files for key, form in formats.items() if (files := form.recognise(tree))}
     if len(found) > 1:
         named = " and ".join(f"{FORMATS[key].NAME} ({files[0]})" for key, files in found.items())
-        options = " or ".join(f"format={key}" for key in found)
+        options = " or ".join(f"data.format={key}" for key in found)
         raise DataError(
             f"{root} holds annotations of several formats: {named}. Say which are to be read: "
-            f"data.{options} (of a benchmark: benchmark.photos.format)."
+            f"{options} (of a benchmark: benchmark.photos.format)."
         )
     if wanted and not found:
         form = FORMATS[wanted]

@@ -97,7 +97,7 @@ def reading(tree: Tree, dataset: str, source: str, found: Sequence[Annotated]) -
     if without:
         said.append(f"{without} of them without an annotation, which are good")
     if left := len(unknown) - len(good):
-        said.append(f"{left} others left out, of which it says nothing")
+        said.append(f"{left} left out that it does not know")
     return Reading(sorted(samples, key=lambda sample: sample.id), ", ".join(said))
 
 

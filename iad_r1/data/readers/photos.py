@@ -51,7 +51,7 @@ class Settings(TrainingSplit, OwnMasks, Folder):
             "<product>/test/<defect>/"
         ),
     ]
-    format: Literal["table", "folders", "coco"] | None  # null: found out
+    format: Literal["table", "folders", "coco", "yolo"] | None  # null: found out
 
     def announce(self) -> str:
         """Which folder, what it was taken for, and the option that says otherwise."""
