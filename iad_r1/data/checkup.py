@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from iad_r1.data import Part, duplicates, faults, folders, images, mix
+from iad_r1.data import Part, duplicates, faults, folders, images, mix, published
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
+from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, TrainingSplit, reader
 from iad_r1.types import Mask, Sample, Shapes
 
@@ -43,6 +45,10 @@ NOTED = {
     "leak": "Training pictures that nearly equal a test picture",
     "duplicate": "The same picture more than once",
     "mask_large": "Masks that mark more than half of their picture",
+    "type": "Types that the vocabulary does not hold",
+    "small_defect": "Defects too small to be seen",
+    "balance": "Products that train on good or on defective pictures alone",
+    "count": "Other numbers of test pictures than published",
     "reading": "Pictures that are not plain 8-bit ones, and how they are read",
 }
 KINDS = {**STOPPING, **NOTED}
@@ -241,6 +247,8 @@ def compared(source: Source) -> None:
     _near(source, photos)
     _masks(source, photos)
     _labels(source)
+    _balance(source)
+    _counted(source)
     for how, some in _by_reading(source).items():
         file, others = str(some[0].image), len(some) - 1
         also = f", as {others:,} other{'s' * (others > 1)}" if others else ""
@@ -339,6 +347,66 @@ def _labels(source: Source) -> None:
                 f"{folder}. Correct the label or move the picture."
             )
             source.problems.append(Problem("label", str(sample.image), say))
+
+
+def types(source: Source, vocabulary: Vocabulary, name: str) -> None:
+    """Types that the vocabulary called `name` cannot place, and the line of YAML that would."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for sample in source.samples:
+        if sample.solution.type:
+            found[sample.solution.type].append(sample)
+    for label in vocabulary.unplaced(found):
+        file, n = str(found[label][0].image), len(found[label])
+        places = [place for word in label.split() if (place := vocabulary.find(word))]
+        near = next((place for place in places if place.type_class), None)
+        under = "the class it belongs to"
+        if near:
+            under = f"groups > {near.group} > classes > {near.type_class} > types"
+        say = (
+            f"{label!r} ({n:,} picture{'s' * (n > 1)}, such as {file}) is not in the vocabulary "
+            f"{name}: only these very words are rewarded. In a copy of "
+            f'iad_r1/rewards/vocabularies/default.yaml add the line "{label}: []" under {under}, '
+            "and set rewards.vocabulary=<the copy>."
+        )
+        source.problems.append(Problem("type", file, say))
+
+
+def _balance(source: Source) -> None:
+    """Of training pictures: products without good or without defective ones."""
+    if source.section != "data":
+        return
+    rows = [row for row in classes(source) if row["split"] in ("train", "sft", "rl")]
+    if not all(sum(row[label] for row in rows) for label in ("good", "defective")):
+        return  # they are lacking altogether
+    for row in rows:
+        counts = {"good": row["good"], "defective": row["defective"]}
+        if not all(counts.values()):
+            lacking = next(word for word, n in counts.items() if not n)
+            root = str(source.root or "")
+            say = (
+                f"{root}: {row['product']} has no {lacking} pictures in {row['split']}, so what it "
+                "shows tells the answer. Add some, or leave the product out."
+            )
+            source.problems.append(Problem("balance", root, say))
+
+
+def _counted(source: Source) -> None:
+    """The test pictures of a benchmark against the published counts."""
+    sets: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for row in classes(source):
+        part, _, name = str(row["split"]).partition(".")
+        if part == "test":
+            known = name.lower() if source.settings.name == "industrial_test" else None
+            here = sets[known or source.settings.name]
+            here[str(row["product"])] = row["good"], row["defective"]
+    for name, here in sets.items():
+        for difference in published.differences(name, here):
+            root = str(source.root or "")
+            say = (
+                f"{root}: {name}: {difference}. Unpack it again, or do not compare the results "
+                "with published ones."
+            )
+            source.problems.append(Problem("count", root, say))
 
 
 def _said(folder: str) -> str | None:
@@ -443,7 +511,7 @@ def _reason(path: str, hidden: bool) -> str:
 # --- all together ------------------------------------------------------------------------------
 
 
-def content(sources: Sequence[Source]) -> dict[str, object]:
+def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, Any]:
     """What `doctor.json` holds."""
     problems = [problem for source in sources for problem in source.problems]
     samples = [sample for source in sources for sample in source.samples]
@@ -474,10 +542,11 @@ def content(sources: Sequence[Source]) -> dict[str, object]:
             for p in sorted(problems, key=lambda p: (list(KINDS).index(p.kind), p.file))
         ],
         "classes": [row for source in sources for row in classes(source)],
+        "costs": costs,
     }
 
 
-def classes(source: Source) -> Iterator[dict[str, object]]:
+def classes(source: Source) -> Iterator[dict[str, Any]]:
     """Good and defective pictures of every product and part, in the order of the reader."""
     found: dict[tuple[str, str], Counter[str]] = {}
     for look in source.looks:

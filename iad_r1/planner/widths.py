@@ -373,3 +373,48 @@ def _internvl_tiles(width: int, height: int, side: int, most: int) -> int:
             best, nearest = (columns, rows), apart
     tiles = best[0] * best[1]
     return tiles + (1 if tiles > 1 else 0)
+
+
+# --------------------------------------------------------------------------- what is seen
+
+TINY_CELL = 32  # pixels on a side that are one token of the tiny model
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as a model sees it. It takes `tokens` in a prompt. Scaled, it has `pixels`, which
+    `fine` tokens cover once; what else there is shows it smaller. `cut` is the share of it that
+    is cut off."""
+
+    tokens: int
+    pixels: float
+    fine: float
+    cut: float = 0.0
+
+
+def shown(model: Architecture, width: int, height: int, max_pixels: int | None) -> Shown:
+    """What a picture of `width` x `height` pixels is scaled to, within the limits of `picture`."""
+    vision, tokens = model.vision, picture(model, width, height, max_pixels).tokens
+    if vision.kind.startswith("qwen"):
+        return Shown(tokens, tokens * (14 * vision.merge) ** 2, tokens)
+    side = 14 * vision.side
+    if model.model_type == "internvl":
+        of_tile = (vision.side // vision.merge) ** 2
+        tiles = tokens // of_tile
+        tiles -= tiles > 1  # the thumbnail
+        return Shown(tokens, tiles * side**2, tiles * of_tile)
+    if not model.pinpoints:  # the middle square of a picture whose shorter side fits
+        shorter, longer = sorted((width, height))
+        pixels = width * height * (side / shorter) ** 2
+        return Shown(tokens, pixels, pixels / 14**2, 1 - shorter / longer)
+    small = [point for point in model.pinpoints if math.prod(point) <= (max_pixels or math.inf)]
+    choices = small or [min(model.pinpoints, key=math.prod)]
+    best = _best_resolution(height, width, choices)
+    scale = min(best[0] / height, best[1] / width)
+    return Shown(tokens, width * height * scale**2, tokens - vision.side**2)
+
+
+def shown_tiny(width: int, height: int, max_pixels: int) -> Shown:
+    """The same of the tiny model."""
+    rows, columns = _multiples(height, width, TINY_CELL, max_pixels)
+    return Shown(rows * columns, rows * columns * TINY_CELL**2, rows * columns)

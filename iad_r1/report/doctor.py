@@ -29,6 +29,8 @@ def show(
     for line in _counts(found):
         console.print(line, markup=False, highlight=False)
     console.print(_classes(found["classes"]))
+    if found["costs"]:
+        console.print(_costs(found["costs"]))
     for headings, style in ((NOTED, "yellow"), (STOPPING, "red")):
         for kind, heading in headings.items():
             here = [problem for problem in found["problems"] if problem["kind"] == kind]
@@ -98,3 +100,29 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Table:
     if len(rows) > MOST_CLASSES:
         table.caption = f"and {len(rows) - MOST_CLASSES:,} more in doctor.json"
     return table
+
+
+def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for all backbones alike: what a picture costs, and what is left of a defect."""
+    title = "Tokens of a picture; area of the median defect where the model sees it"
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD,
+                  show_edge=False, pad_edge=False)  # fmt: skip
+    table.add_column("backbone", overflow="fold")
+    for name in ("least", "median", "most", "pixels", "tokens", "< 1", "unseen"):
+        table.add_column(name, justify="right")
+    for cells, names in alike(rows).items():
+        table.add_row(*map(Text, (", ".join(names), *cells)))
+    return table
+
+
+def alike(rows: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+    """The backbones for which all numbers of a row are the same; a limit of picture size is named
+    where it changes something."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, row in rows.items():
+        defects = ["median_pixels", "median_tokens", "under_a_token", "too_small"]
+        cells = ["" if row["median_pixels"] is None else f"{row[key]:,.4g}" for key in defects]
+        names = found.setdefault((*(f"{n:,}" for n in row["tokens"]), *cells), [])
+        if name.partition(" (")[0] not in {other.partition(" (")[0] for other in names}:
+            names.append(name)
+    return found

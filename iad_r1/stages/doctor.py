@@ -10,17 +10,23 @@ training or testing may start, 1 if something has to be mended first.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import yaml
 from rich.console import Console
 
-from iad_r1 import stages
+from iad_r1 import rewards, stages
+from iad_r1.backbones import published
 from iad_r1.data.readers import synthetic
-from iad_r1.settings.base import Count, Count0
+from iad_r1.planner.widths import Shown, shown, shown_tiny, widths_of
+from iad_r1.settings.backbone import BuiltBackbone
+from iad_r1.settings.base import CONF, Count, Count0, Pictures
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import ReaderSettings
 from iad_r1.settings.stage import StageSettings
+from iad_r1.stages import plan
 from iad_r1.store.run_folder import RunFolder
 
 UNFIT = 1  # exit code where something has to be mended
@@ -31,12 +37,20 @@ class Settings(StageSettings):
 
     workers: Count | None
     shown: Count0
+    backbones: list[str]  # whose costs are told, beside the chosen one
+    smallest_defect: Count  # pixels of a picture as a model sees it
 
 
 class Stage(stages.Stage):
     """Needs no weights."""
 
     saves = False
+
+    def problems(self, config: Config) -> Iterator[str]:
+        assert isinstance(config.stage, Settings)
+        for name in set(config.stage.backbones) - set(published.names()):
+            known = ", ".join(published.names())
+            yield f"stage.backbones holds {name!r}, which is none of {known}."
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         yield "check of the data"
@@ -59,7 +73,7 @@ def chosen(config: Config) -> dict[str, ReaderSettings]:
 
 def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Check, print, write `doctor.json`; returns its content."""
-    from iad_r1.data import checkup
+    from iad_r1.data import checkup, sizes
     from iad_r1.grid import as_grid
     from iad_r1.report import doctor
     from iad_r1.store.progress import progress
@@ -72,11 +86,44 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, 
     with progress("opening", sum(len(source.looks) for source in sources)) as bar:
         for source in sources:
             checkup.opened(source, grid, rule, workers, bar.advance)
+    words = config.rewards.vocabulary or "default"
+    views = sights(config, stage)
+    name, own = next(iter(views.items()))
     for source in sources:
         checkup.compared(source)
+        checkup.types(source, rewards.vocabulary(words), words)
+        source.problems += sizes.too_small(source.looks, name, own, stage.smallest_defect)
         checkup.judged(source, grid, rule, config.seed, alone=not config.benchmark)
         checkup.passed_over(source)
-    found = checkup.content(sources)
+    found = checkup.content(sources, sizes.costs(sources, views, stage.smallest_defect))
     folder.write_json("doctor.json", found)
     doctor.show(found, sources, stage.shown, folder.path, console)
     return found
+
+
+def sights(config: Config, stage: Settings) -> dict[str, Callable[[int, int], Shown]]:
+    """How models see a picture of some width and height, by the name of the backbone and of the
+    limit: the chosen one first, as SC-GRPO shows it, then as published, and as released for
+    SC-GRPO."""
+    found: dict[str, Callable[[int, int], Shown]] = {}
+    limits: dict[str, Pictures] = {"SC-GRPO": config.grpo, "PA-SFT": config.sft}
+    for task, limit in limits.items():
+        found[f"{config.backbone.name} ({task})"] = _own(config, limit)
+    for name in stage.backbones:
+        model = widths_of(published.read(name)["config"])
+        file = CONF / "backbone" / f"{name}.yaml"
+        most = yaml.safe_load(file.read_text(encoding="utf-8"))["grpo_max_pixels"]
+        found[name] = partial(shown, model, max_pixels=None)
+        if most is not None:
+            found[f"{name} ({most:,} px)"] = partial(shown, model, max_pixels=most)
+    return found
+
+
+def _own(config: Config, limit: Pictures) -> Callable[[int, int], Shown]:
+    """How the chosen backbone sees pictures within a stage's limits."""
+    backbone = config.backbone
+    if isinstance(backbone, BuiltBackbone):
+        most = min(backbone.max_pixels, limit.max_pixels or backbone.max_pixels)
+        return lambda *size: shown_tiny(*limit.within(size), most)
+    model = plan.architecture(config)
+    return lambda *size: shown(model, *limit.within(size), limit.max_pixels)

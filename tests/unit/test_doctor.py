@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,20 +16,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
 from iad_r1 import stages
+from iad_r1.backbones import published as backbones
 from iad_r1.command import compose
-from iad_r1.data import checkup, faults
+from iad_r1.data import checkup, faults, published
 from iad_r1.errors import DataError
+from iad_r1.planner import widths
 from iad_r1.stages import doctor
 from iad_r1.store.run_folder import RunFolder
 
 COLUMNS = ("image", "mask", "product", "split", "label", "defect_type")
 SIZE = (36, 24)  # width, height
 KEYS = ["ok", "pictures", "good", "defective", "kinds", "masks", "skipped", "places", "leaks",
-        "near_duplicates", "problems", "classes"]  # fmt: skip
+        "near_duplicates", "problems", "classes", "costs"]  # fmt: skip
 
 
 def picture(path: Path, seed: int, **how: Any) -> Path:
@@ -56,6 +60,10 @@ def write(root: Path, rows: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(lines, [*COLUMNS])
         table.writeheader()
         table.writerows(rows)
+
+
+def told(found: dict[str, Any], kind: str) -> list[str]:
+    return [problem["say"] for problem in found["problems"] if problem["kind"] == kind]
 
 
 def sound(root: Path) -> list[dict[str, str]]:
@@ -273,3 +281,108 @@ def test_outside_of_the_doctor_the_first_fault_ends_the_reading():
                 raise DataError(name)
         raise DataError("the end")
     assert [str(error) for error in found] == ["first", "second", "the end"]
+
+
+# --- what is worth knowing -----------------------------------------------------------------------
+
+
+def test_the_line_that_is_named_places_a_type_in_the_vocabulary(tmp_path, repository):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    rows[-1]["defect_type"] = "deep scratch"
+    rows[-2]["defect_type"] = "wobble"
+    write(root, rows)
+    found, _ = photos(root, tmp_path)
+    assert found["ok"] and len(told(found, "type")) == 2
+    (say,) = (say for say in told(found, "type") if "deep scratch" in say)
+    line, *where = re.findall(r'"(.+?)" under groups > (.+?) > classes > (.+?) > types', say)[0]
+    own = yaml.safe_load((repository / "iad_r1/rewards/vocabularies/default.yaml").read_text())
+    own["groups"][where[0]]["classes"][where[1]]["types"] |= yaml.safe_load(line)
+    own["groups"]["structural"]["classes"]["damage"]["types"] |= {"wobble": []}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    again, _ = photos(root, tmp_path, f"rewards.vocabulary={tmp_path}/own.yaml")
+    assert not told(again, "type")
+
+
+def test_counts_are_held_against_the_published_ones(tmp_path, monkeypatch):
+    root = tmp_path / "mpdd"
+    for i, kind in enumerate(("bracket_black/test/good", "bracket_black/test/hole",
+                              "tubes/test/good", "tubes/test/anomalous")):  # fmt: skip
+        picture(root / kind / "000.png", i)
+    options = ["benchmark=mpdd", f"benchmark.mpdd.root={root}"]
+    found, _ = examined(tmp_path, *options)
+    assert found["ok"]
+    says = " ".join(told(found, "count"))
+    assert "bracket black: 1 good and 1 defective here, 32 good and 47 defective" in says
+    assert "connector: 0 good and 0 defective here, 30 good and 14 defective" in says
+    two = {"": (2, 2), "bracket black": (1, 1), "tubes": (1, 1)}
+    monkeypatch.setattr(published, "variants", lambda name: {"in miniature": two})
+    assert not told(examined(tmp_path, *options)[0], "count")
+
+
+def test_the_published_counts_are_those_of_the_papers_lists(shared):
+    names = {"DAGM": "dagm", "DTD-Synthetic": "dtd", "MPDD": "mpdd", "SDD": "sdd",
+             "MVTec-AD(DS-MVTec)": "mvtec", "VisA": "visa"}  # fmt: skip
+    seen = 0
+    with (shared / "data" / "iadr1_test_counts.csv").open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            name, product = names[line["dataset"]], line["class"].replace("_", " ")
+            if (name, product) == ("sdd", "electrical commutators"):
+                continue  # its only class: the total
+            product = "" if product == "TOTAL" else product
+            counts = int(line["normal"]), int(line["anomalous"])
+            assert counts in [known.get(product) for known in published.variants(name).values()]
+            seen += 1
+    assert seen == 34
+    for name in names.values():
+        for known in published.variants(name).values():
+            classes = [counts for product, counts in known.items() if product]
+            if classes:
+                assert tuple(map(sum, zip(*classes, strict=True))) == known[""]
+
+
+def test_a_model_sees_a_picture_as_its_processor_scales_it():
+    qwen, clip, tilings, intern = (
+        widths.widths_of(backbones.read(name)["config"])
+        for name in ("qwen25vl_3b", "llava15_7b", "llava_ov_05b", "internvl25_4b")
+    )
+    assert widths.shown(qwen, 448, 448, None) == widths.Shown(256, 448**2, 256)
+    limited = widths.shown(qwen, 2000, 1000, 480_000)
+    assert 0.9 * 480_000 < limited.pixels <= 480_000 and limited.fine == limited.pixels / 28**2
+    assert widths.shown(clip, 336, 672, None) == widths.Shown(576, 336 * 672, 24 * 48, 0.5)
+    enlarged = widths.shown(tilings, 300, 200, None)
+    assert enlarged.pixels == pytest.approx(576 * 384) and enlarged.fine < enlarged.tokens
+    assert widths.shown(intern, 896, 448, None) == widths.Shown(3 * 256, 2 * 448**2, 2 * 256)
+    assert widths.shown_tiny(448, 448, 9216) == widths.Shown(9, 96**2, 9)
+
+
+def test_defects_that_a_model_cannot_see_are_named_with_what_is_left_of_them(tmp_path):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    large = Image.fromarray(np.random.default_rng(5).integers(0, 255, (480, 720, 3), np.uint8))
+    large.save(root / "images" / "large.png")
+    mask(root / "masks" / "large.png", (720, 480), marked=12)
+    rows.append(row("images/large.png", "1", "train", "masks/large.png", "scratch"))
+    write(root, rows)
+    found, text = photos(root, tmp_path)
+    (say,) = told(found, "small_defect")
+    # 144 of 720 x 480 pixels, in a picture of 3 x 2 tokens of 32 x 32
+    assert f"{144 / 345600 * 6144:.1f} pixels and {144 / 345600 * 6:.3f} tokens" in say
+    assert "images/large.png" in say and "tiny (SC-GRPO)" in say
+    assert found["costs"]["tiny (SC-GRPO)"]["too_small"] == 1
+    assert found["costs"]["qwen25vl_3b"]["too_small"] == 0  # 16 pixels are just enough
+    assert found["costs"]["qwen25vl_3b"]["tokens"] == [6, 6, 26 * 17]
+    assert found["costs"]["llava15_7b"]["cut_off"] == pytest.approx(1 / 3, abs=0.01)
+    assert "qwen2vl_2b" in text and "unseen" in text
+
+
+def test_a_product_that_shows_its_label_by_what_it_is_is_named(tmp_path):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    for seed in (60, 61):
+        picture(root / "images" / f"nut_{seed}.png", seed)
+        rows.append(row(f"images/nut_{seed}.png", "0", "train") | {"product": "nut"})
+    write(root, rows)
+    found, _ = photos(root, tmp_path)
+    (say,) = told(found, "balance")
+    assert found["ok"] and "nut has no defective pictures in train" in say
