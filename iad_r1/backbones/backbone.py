@@ -24,6 +24,7 @@ from iad_r1.backbones.float32_head import use_float32_head
 from iad_r1.backbones.windows import use_batched_windows
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.store import checkpoints
+from iad_r1.store.run_folder import write_json
 from iad_r1.types import Conversation
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ class Backbone:
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        return cls(model.to(device), processor)
+        found = cls(model.to(device), processor)
+        found.check_pictures(path)
+        return found
 
     def save(self, path: Path) -> None:
         """Write weights and processor in Hugging Face layout; the folder is whole or not there."""
@@ -146,15 +149,37 @@ class Backbone:
             self.model.save_pretrained(folder)
         self._show_tilings(shown)
         self.own_processor().save_pretrained(folder)
+        write_json(folder / PICTURES, self.pictures)
 
     def read(self, folder: Path) -> None:
         """Take over the weights that `write` left, bit for bit, in place."""
         if isinstance(self.model, PeftModel):
+            self.check_pictures(folder)
             adapter = load_peft_weights(str(folder), device=str(self.model.device))
             set_peft_model_state_dict(self.model, adapter)
             return
         saved = Backbone.load(folder, self.model.dtype, str(self.model.device))
         self.model.load_state_dict(saved.model.state_dict())
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """What makes tensors of pictures: a class of transformers, and the library behind it.
+        Others round and resize differently. `processor_config.json` names neither for sure."""
+        used = self.processor.image_processor
+        backend = getattr(used, "backend", "code of its own")
+        return {"image_processor": type(used).__name__, "backend": backend}
+
+    def check_pictures(self, folder: Path) -> None:
+        """MismatchError if a run wrote these weights with pictures made by something else.
+        Published weights do not say."""
+        record = folder / PICTURES
+        if record.is_file():
+            check_same_pictures(
+                json.loads(record.read_text(encoding="utf-8")),
+                self.pictures,
+                f"the weights in {folder}",
+                f"delete {record} to go on with other pixels",
+            )
 
     def limit_pixels(self, max_pixels: int | None) -> None:
         """Show no picture larger than this from now on; None: the checkpoint's own limit. What that
@@ -283,6 +308,22 @@ def _messages(conversation: Conversation) -> list[dict]:
     if not conversation.system:
         return user
     return [{"role": "system", "content": [{"type": "text", "text": conversation.system}]}, *user]
+
+
+PICTURES = "pictures.json"  # beside weights that a run wrote: their `Backbone.pictures`
+
+
+def check_same_pictures(
+    before: Mapping[str, str], now: Mapping[str, str], whose: str, otherwise: str
+) -> None:
+    """MismatchError if two `Backbone.pictures` differ."""
+    if before != now:
+        raise MismatchError(
+            f"{whose} belong to pictures made by {before['image_processor']} "
+            f"({before['backend']}), and here {now['image_processor']} ({now['backend']}) makes "
+            "them, with other pixels. Install the versions of constraints.txt, torchvision "
+            f"included, or {otherwise}."
+        )
 
 
 def _ends(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

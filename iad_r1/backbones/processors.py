@@ -1,4 +1,8 @@
-"""Processors of the families, built from the arithmetic of their pictures without a checkpoint."""
+"""Processors of the families, built from the arithmetic of their pictures without a checkpoint.
+
+Their pictures go through the classes that `AutoProcessor` would take: torchvision's, or Pillow's
+where torchvision is not installed.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
-    CLIPImageProcessorPil,
-    GotOcr2ImageProcessorPil,
+    CLIPImageProcessor,
+    GotOcr2ImageProcessor,
     InternVLProcessor,
     InternVLVideoProcessor,
-    LlavaNextImageProcessorPil,
+    LlavaNextImageProcessor,
     LlavaNextProcessor,
-    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
+    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -46,22 +50,22 @@ _PATCHES = ("patch_size", "temporal_patch_size", "merge_size")
 _CLIP = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
 _CLASSES: Mapping[str, _Classes] = {
     "qwen2_vl": _Classes(
-        Qwen2VLProcessor, Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor, shared=_PATCHES
+        Qwen2VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, shared=_PATCHES
     ),
     "qwen2_5_vl": _Classes(
-        Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor, shared=_PATCHES
+        Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, shared=_PATCHES
     ),
-    "llava": _Classes(LlavaProcessor, CLIPImageProcessorPil, own=_CLIP),
-    "llava_next": _Classes(LlavaNextProcessor, LlavaNextImageProcessorPil, own=_CLIP),
+    "llava": _Classes(LlavaProcessor, CLIPImageProcessor, own=_CLIP),
+    "llava_next": _Classes(LlavaNextProcessor, LlavaNextImageProcessor, own=_CLIP),
     "llava_onevision": _Classes(
         LlavaOnevisionProcessor,
-        LlavaOnevisionImageProcessorPil,
+        LlavaOnevisionImageProcessor,
         LlavaOnevisionVideoProcessor,
         own=("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio"),
     ),
     "internvl": _Classes(
         InternVLProcessor,
-        GotOcr2ImageProcessorPil,
+        GotOcr2ImageProcessor,
         InternVLVideoProcessor,
         own=("image_seq_length",),
     ),

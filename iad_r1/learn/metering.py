@@ -1,4 +1,4 @@
-"""What a step costs: seconds of each part, and the most memory a rank held."""
+"""What a step costs: seconds of each part, and the memory that ranks hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 
+import psutil
 import torch
 
 from iad_r1.processes import distributed
@@ -42,3 +43,9 @@ def peak_memory(device: torch.device) -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return max(distributed.everyone(mine)) / MIB
+
+
+def host_memory() -> float:
+    """MiB of main memory that the largest rank's process holds now; what rises from step to step is
+    a leak. Every rank calls it."""
+    return max(distributed.everyone(psutil.Process().memory_info().rss)) / MIB

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from iad_r1.errors import Terminated
+from iad_r1.learn import guards
 from iad_r1.learn.context import Context
 from iad_r1.learn.learner import Learner
 from iad_r1.processes import distributed
@@ -70,6 +71,7 @@ class Saver:
         self.folder = context.folder.path / "checkpoints"
         self.best: dict[str, Any] = {"step": None, "value": None}
         self.since: list[float] = []  # of the metric that decides what is best
+        self.frozen: dict[str, int] = {}  # what does not learn in the leg, as it began
 
     def steps(self, bar: Bar) -> Iterator[int]:
         """The steps of the leg that are still to be taken, from the newest checkpoint on.
@@ -79,7 +81,11 @@ class Saver:
         with _terminate_later() as self.asked_to_stop:
             start = self._resume()
             bar.skip(start - self.first)
+            with self.learner.whole():
+                self.frozen = guards.frozen_bits(self.learner.model)
             yield from range(start, self.last)
+            with self.learner.whole():
+                self._check_frozen(self.last)
 
     def done(self, step: int, values: Mapping[str, float]) -> None:
         """Say that `step` was taken, with its metrics; writes a checkpoint when one is due.
@@ -110,6 +116,7 @@ class Saver:
         self.learner.save(partial)
         torch.save(checkpoints.random_state(), partial / _random_file())
         with self.learner.whole(self.learner.model, *self.extra.values()):
+            self._check_frozen(step)
             if not distributed.is_main():
                 return
             self.context.backbone.write(partial)
@@ -121,6 +128,10 @@ class Saver:
             partial / checkpoints.STATE,
             {"step": step, "leg": self.leg, "ranks": distributed.world(), "best": self.best},
         )
+
+    def _check_frozen(self, step: int) -> None:
+        where = f"after {step} steps of {self.stage}"
+        guards.check_frozen(self.learner.model, self.frozen, where)
 
     def _note_best(self, step: int) -> None:
         if not self.since:

@@ -13,7 +13,7 @@ from statistics import pstdev
 
 from iad_r1.learn import guards, optim
 from iad_r1.learn.context import Context
-from iad_r1.learn.metering import Clock, peak_memory
+from iad_r1.learn.metering import Clock, host_memory, peak_memory
 from iad_r1.learn.saving import Saver
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.overlap import Overlap
@@ -56,6 +56,7 @@ def train(context: Context) -> None:
             values = {**drawn.statistics, **spread(gains_PG), **learned, **clock.scalars()}
             values["tokens_per_second"] = drawn.tokens() / values["seconds_step"]
             values["peak_memory_mib"] = peak_memory(context.model.device)
+            values["host_memory_mib"] = host_memory()
             context.log("grpo", step, values)
             if step % grpo.rollouts_every == 0 or step + 1 == steps:
                 context.log_rollouts("grpo", step, rollout_rows(drawn.groups, gains_PG))

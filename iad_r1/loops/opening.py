@@ -9,7 +9,7 @@ import torch
 
 from iad_r1 import data, prompts
 from iad_r1.backbones import hub, tiny, twins
-from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.backbone import Backbone, check_same_pictures
 from iad_r1.backbones.packing import check_packing
 from iad_r1.backbones.published.build import build_processor, build_random
 from iad_r1.data import targets
@@ -37,6 +37,8 @@ def open_run(
     check_packing(config.grpo.packing, device, dtype)
     dataset = open_data(config, folder)
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
+    if distributed.is_main():
+        note_pictures(folder, backbone)
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
     context.config = lengths.derived(context)
@@ -78,6 +80,17 @@ def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
             f"{dataset.fingerprint}. Give it the same pictures, labels and masks, or start a new "
             "run (without resume)."
         )
+
+
+def note_pictures(folder: RunFolder, backbone: Backbone) -> None:
+    """Write what makes tensors of pictures to the manifest. MismatchError if the run began with
+    something else."""
+    before = folder.read_json("manifest.json").get("pictures")
+    if before is not None:
+        check_same_pictures(
+            before, backbone.pictures, f"the steps of {folder.path}", "start a new run"
+        )
+    folder.update_manifest(pictures=backbone.pictures)
 
 
 def check_references(config: Config, dataset: Dataset) -> None:

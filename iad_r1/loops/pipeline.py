@@ -10,7 +10,7 @@ import torch
 
 from iad_r1 import report
 from iad_r1.errors import MismatchError
-from iad_r1.learn import lora, optim
+from iad_r1.learn import guards, lora, optim
 from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate, grpo, pretrain, sft
 from iad_r1.loops.opening import open_run
@@ -96,6 +96,8 @@ def train(context: Context, task: str) -> None:
         optim.gradient_checkpointing(context.model, tuning.gradient_checkpointing),
     ):
         check_ranks(context, task)
+        if task in ("sft", "grpo"):
+            guards.check_pictures(context, task)
         TRAIN[task](context)
         check_ranks(context, task)
     context.stage = task

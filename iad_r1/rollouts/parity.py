@@ -3,7 +3,7 @@
 On a few fixed prompts it compares what reaches both sides (expanded token ids, pictures' tensors),
 the weights the sampler holds (sums of elements), and what both say of the same completions. Then it
 changes a vision weight in the sampler alone, which has to show. Every fault that other trainers
-shipped here (`tests/system/test_vllm_faults.py`) fails one of these. A failure ends the run with
+shipped here (`tests/engines/test_faults.py`) fails one of these. A failure ends the run with
 one message: the number, its limit, and the likely cause, found by trying remedies.
 """
 
@@ -96,12 +96,13 @@ class Gate:
         self.sampling = Sampling(GROUP, settings.tokens, temperature)
         self.packing: Packing = packing
         self.path = path
-        self.every, self._checked = settings.every, False
+        self.every, self._checks = settings.every, 0
         self.limit: Limits = limits(limit, unwrap(backbone.model).dtype)
 
     def due(self, step: int) -> bool:
-        """Whether this step is one to check; the first one of a process always is."""
-        return not self._checked or step % self.every == 0
+        """Whether this step is one to check. The first two of a process always are: an adapter that
+        is counted twice after a resume is right at the first, and at the second it is not."""
+        return self._checks < 2 or step % self.every == 0
 
     def check(self, stage: str, step: int) -> Row:
         """All comparisons; every rank calls it at the same place.
@@ -109,7 +110,7 @@ class Gate:
         MismatchError with the number and the likely cause if one fails.
         """
         start, where = time.perf_counter(), f"parity gate, {stage} step {step}"
-        self._checked = True
+        self._checks += 1
         if distributed.is_main() or not self.sampler.shared:
             for probe in self.probes:
                 compare_inputs(self.sampler, probe)

@@ -98,7 +98,7 @@ def test_sampler_and_trainer_agree_at_every_step_and_the_gate_was_green(runs):
     rows = [row for row in lines(runs["vllm"] / "metrics.jsonl") if row["stage"] == "grpo"]
     assert len(rows) == STEPS and max(row["sampler_gap"] for row in rows) < 1e-4
     gate = pd.read_csv(runs["vllm"] / "parity.csv")
-    assert list(gate.step) == [0, 8, 16]
+    assert list(gate.step) == [0, 1, 8, 16]
     assert (gate.gap < 1e-4).all() and (gate.shown > 1e-2).all() and (gate.weights > 20).all()
 
 

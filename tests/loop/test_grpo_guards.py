@@ -29,7 +29,8 @@ LOGGED = {
     "entropy", "length_mean", "length_max", "truncated", "yes_rate", "gold_yes_rate",
     "invalid_rate", "loss", "grad_norm", "learning_rate", "sampler_gap", "sampler_gap_mean",
     "sampler_gap_high", "sampler_gap_max", "importance_min", "importance_mean", "importance_max",
-    "importance_capped", "tokens_per_second", "peak_memory_mib", "seconds_step", "seconds_sync",
+    "importance_capped", "tokens_per_second", "peak_memory_mib", "host_memory_mib",
+    "seconds_step", "seconds_sync",
     "seconds_pictures", "seconds_sample", "seconds_score", "seconds_reference", "seconds_update",
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ def test_every_step_logs_every_number(make_context):
         assert line["length_mean"] == pytest.approx(table["tokens"].mean())
         assert line["reward"] == pytest.approx(table["reward"].mean(), abs=1e-9)
         assert line["advantage_std"] == pytest.approx(table["advantage"].std(ddof=0), abs=1e-9)
-        assert 100 < line["peak_memory_mib"] < 100_000
+        assert 100 < line["peak_memory_mib"] < 100_000 and line["host_memory_mib"] > 100
 
 
 def failed(context, error) -> pandas.DataFrame:

@@ -424,5 +424,5 @@ def test_a_stopped_run_learns_the_batch_that_was_drawn_already(make_context, mon
 
 
 def untimed(line: dict[str, float]) -> dict[str, float]:
-    timed = ("seconds", "tokens_per_second", "peak_memory")
+    timed = ("seconds", "tokens_per_second", "peak_memory", "host_memory")
     return {name: value for name, value in line.items() if not name.startswith(timed)}

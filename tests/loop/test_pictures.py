@@ -26,7 +26,7 @@ SETTINGS = (
     "evaluate.splits=[test]", "evaluate.shots=[1]", "evaluate.batch_size=2", "evaluate.limit=3",
     "evaluate.max_tokens=4",
 )  # fmt: skip
-MEASURED = ("seconds_", "tokens_per_second", "peak_memory_mib")
+MEASURED = ("seconds_", "tokens_per_second", "peak_memory_mib", "host_memory_mib")
 
 
 def on_disk(samples: Sequence[Sample], folder: Path) -> list[Sample]:

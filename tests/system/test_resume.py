@@ -45,7 +45,7 @@ SHORT = [
     "engine.ranks=1",
     "tracking=none",
 ]
-TIMED = ("seconds", "tokens_per_second", "peak_memory")
+TIMED = ("seconds", "tokens_per_second", "peak_memory", "host_memory")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 

@@ -44,7 +44,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def without_seconds(rows: list[dict]) -> list[dict]:
-    measured = re.compile(r"seconds_.+|tokens_per_second|peak_memory_mib")
+    measured = re.compile(r"seconds_.+|tokens_per_second|(peak|host)_memory_mib")
     return [{k: v for k, v in row.items() if not measured.fullmatch(k)} for row in rows]
 
 
