@@ -351,7 +351,7 @@ def test_a_model_sees_a_picture_as_its_processor_scales_it():
     assert 0.9 * 480_000 < limited.pixels <= 480_000 and limited.fine == limited.pixels / 28**2
     assert widths.shown(clip, 336, 672, None) == widths.Shown(576, 336 * 672, 24 * 48, 0.5)
     enlarged = widths.shown(tilings, 300, 200, None)
-    assert enlarged.pixels == pytest.approx(576 * 384) and enlarged.fine < enlarged.tokens
+    assert enlarged.pixels == pytest.approx(384 * 256) and enlarged.fine < enlarged.tokens
     assert widths.shown(intern, 896, 448, None) == widths.Shown(3 * 256, 2 * 448**2, 2 * 256)
     assert widths.shown_tiny(448, 448, 9216) == widths.Shown(9, 96**2, 9)
 
