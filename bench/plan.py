@@ -43,6 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from iad_r1.backbones import published
+from iad_r1.backbones.float32_head import use_float32_head
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.learn.learner import Learner
 from iad_r1.learn.lora import linear_layers
@@ -170,6 +171,7 @@ class Trainer:
         self, model: Any, about: Architecture, case: Case, work: Work, device: str = "cpu"
     ) -> None:
         self.case, self.work, self.base = case, work, model
+        use_float32_head(model)
         self.model: Any = self._adapted(model) if case.lora else model
         if case.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -211,7 +213,8 @@ class Trainer:
     def _reference_logprobs(self) -> Tensor | None:
         if self.reference is None:
             return None
-        return completion_logprobs(self.reference, self.prompts, self.rows).logprob
+        found = completion_logprobs(self.reference, self.prompts, self.rows, entropy=False)
+        return found.logprob
 
 
 # --------------------------------------------------------------------------- measuring

@@ -215,8 +215,7 @@ class Planned:
         shown = int((prompt.inputs["input_ids"] == image).sum())
         words = prompt.inputs["input_ids"].shape[-1] - shown
         side = replace(side, tokens=shown)
-        packed = config.grpo.packing != "off"
-        one = Work(1, words, side, 1, completions, length, packed)
+        one = Work(1, words, side, 1, completions, length, context.packing)
         self.whole, self.groups, self.one = replace(one, groups=groups), groups, one
         self.setup = Setup(
             precision=config.engine.precision,

@@ -32,7 +32,7 @@ from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
-from iad_r1.types import Completion, Prediction, Sample
+from iad_r1.types import Completion, Dataset, Prediction, Sample
 
 ANSWER = "<answer>"
 
@@ -46,7 +46,7 @@ def run(context: Context) -> list[dict[str, Any]]:
     """
     jobs = [
         (name, shots, samples)
-        for name, samples in splits(context).items()
+        for name, samples in splits(context.config, context.dataset).items()
         for shots in context.config.evaluate.shots
     ]
     asking = open_asking(context.config, context.backbone)
@@ -68,15 +68,15 @@ def run(context: Context) -> list[dict[str, Any]]:
     return [*rows, *averages.of_results(rows, tested(context))]
 
 
-def splits(context: Context) -> dict[str, Sequence[Sample]]:
+def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
     """The samples to judge, by split name; validation splits are named `validation_<name>`."""
-    config, dataset = context.config.evaluate, context.dataset
+    asked = config.evaluate
     found: dict[str, Sequence[Sample]] = {}
-    if "validation" in config.splits:
+    if "validation" in asked.splits:
         found |= {f"validation_{name}": s for name, s in dataset.validation.items()}
-    if "test" in config.splits:
+    if "test" in asked.splits:
         found |= dict(dataset.test)
-    return {name: samples[: config.limit] for name, samples in found.items() if samples}
+    return {name: samples[: asked.limit] for name, samples in found.items() if samples}
 
 
 def tested(context: Context) -> Sequence[str]:
@@ -202,7 +202,7 @@ def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
     means over several benchmarks."""
     rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
-        for split in splits(context):
+        for split in splits(context.config, context.dataset):
             for shots in context.config.evaluate.shots:
                 rows += _compared(context, before, after, split, shots)
     return [*rows, *averages.of_comparisons(rows, tested(context))]

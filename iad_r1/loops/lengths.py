@@ -19,7 +19,7 @@ from iad_r1.processes import distributed
 from iad_r1.rollouts.prompting import open_prompter
 from iad_r1.settings.config import Config
 from iad_r1.settings.rollout import AnyVllmRollout
-from iad_r1.types import Sample
+from iad_r1.types import Dataset, Sample
 
 Stage = Literal["sft", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "evaluate")
@@ -81,28 +81,33 @@ def _found(context: Context, config: Config) -> Iterator[Longest]:
     if not chosen:
         chosen = ["grpo"]
     for stage in chosen:
-        samples, shots = _asked(context, stage)
+        samples, shots = asked(context.config, context.dataset, stage)
         if samples:
             _say_what_is_cut_off(context, stage, samples)
             yield _longest(context, config, stage, samples, shots)
 
 
-def _asked(context: Context, stage: Stage) -> tuple[Sequence[Sample], int]:
+def asked(config: Config, dataset: Dataset, stage: Stage) -> tuple[Sequence[Sample], int]:
     """What a stage shows, and the most references beside it, but for those that belong to a sample
     in training."""
-    config, dataset = context.config, context.dataset
     if stage == "sft":
         return getattr(dataset, config.sft.samples), int(config.sft.one_shot_share > 0)
     if stage == "grpo":
         return dataset.rl, 0
-    return list(chain.from_iterable(evaluate.splits(context).values())), max(config.evaluate.shots)
+    judged = chain.from_iterable(evaluate.splits(config, dataset).values())
+    return list(judged), max(config.evaluate.shots)
+
+
+def references(stage: Stage, sample: Sample, shots: int) -> int:
+    """The most references that a stage which shows `shots` shows with this sample."""
+    return shots if stage == "evaluate" else max(shots, sample.shots)
 
 
 def _longest(
     context: Context, config: Config, stage: Stage, samples: Sequence[Sample], shots: int
 ) -> Longest:
     prompter = open_prompter(config, context.backbone, stage)
-    shown = [shots if stage == "evaluate" else max(shots, sample.shots) for sample in samples]
+    shown = [references(stage, sample, shots) for sample in samples]
     lengths = list(map(prompter.length, samples, shown))
     prompt = max(lengths)
     at = lengths.index(prompt)
@@ -157,7 +162,7 @@ def _check_positions(context: Context, longest: Longest) -> None:
 def _ways_out(context: Context, stage: Stage, most: int) -> Iterator[str]:
     """Fewer references, and smaller pictures: the first of each that fits."""
     config = context.config
-    samples, shots = _asked(context, stage)
+    samples, shots = asked(context.config, context.dataset, stage)
     for fewer in range(shots - 1, -1, -1):
         if _longest(context, config, stage, samples, fewer).tokens <= most:
             kept = [count for count in config.evaluate.shots if count <= fewer] or [fewer]

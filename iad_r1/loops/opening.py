@@ -16,7 +16,7 @@ from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
-from iad_r1.loops import lengths
+from iad_r1.loops import fitting, lengths
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints
@@ -29,13 +29,15 @@ from iad_r1.types import Dataset
 def open_run(
     config: Config, folder: RunFolder, tracker: Tracker | None, start: Start | None
 ) -> Context:
-    """Data first, then weights: what is wrong with a folder of images is said before any load.
+    """Data first, then weights: what is wrong with a folder of images, or too large for the GPUs,
+    is said before any load.
 
     `start` is where the weights come from; None: those of the backbone.
     """
     device, dtype = distributed.device(config.engine), getattr(torch, config.engine.precision)
     check_packing(config.grpo.packing, device, dtype)
     dataset = open_data(config, folder)
+    fitting.check(config, dataset)
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
     if distributed.is_main():
         note_pictures(folder, backbone)

@@ -35,9 +35,10 @@ def run(config: Config, folder: RunFolder) -> None:
     it."""
     torch.manual_seed(config.seed)
     with distributed.joined(config.engine), tracking(config, folder) as tracker:
+        distributed.check_same_folder(folder.path)
         context = open_run(config, folder, tracker, begin(config, folder))
         if distributed.is_main():
-            shown = chain.from_iterable(evaluate.splits(context).values())
+            shown = chain.from_iterable(evaluate.splits(config, context.dataset).values())
             gallery.save(folder.path, list(shown), GALLERY)
         take_tasks(context)
         if tracker is not None:

@@ -24,6 +24,7 @@ from iad_r1.data.targets import Target, chain_of_thought, direct_answer
 from iad_r1.grid import as_grid
 from iad_r1.learn import guards, optim
 from iad_r1.learn.context import Context
+from iad_r1.learn.features import Features, Key
 from iad_r1.learn.learner import Learner, Part, open_learner
 from iad_r1.learn.saving import Saver
 from iad_r1.processes import distributed
@@ -31,6 +32,7 @@ from iad_r1.rollouts.prompting import Augment, open_prompter
 from iad_r1.settings.training import SftPhase
 from iad_r1.types import Sample
 
+GIB = 2**30
 Weighted = tuple[EncodedTarget, list[float]]  # a target and the loss weight of each token
 TARGETS = {"chain_of_thought": chain_of_thought, "direct": direct_answer}
 
@@ -56,9 +58,7 @@ class _Phase:
         self.prompts: Ahead[tuple[Sample, int], Prompt] = Ahead(
             self.prompt, context.config.engine.picture_threads
         )  # of a sample at a step
-        self.features: dict[
-            tuple[str, int], Tensor | None
-        ] = {}  # of images, while the tower is frozen
+        self.features = Features(int(context.config.memory.features * GIB))  # of a frozen tower
 
     def run(self, first_step: int) -> int:
         """Train the leg; steps are numbered from `first_step`. Returns the next step's number."""
@@ -210,15 +210,20 @@ class _Phase:
     def vision(
         self, batch: Sequence[Sample], shots: Sequence[int], prompts: Sequence[Prompt]
     ) -> list[Tensor | None]:
-        """Features of each prompt's pictures, computed once and by themselves, so that they do not
-        depend on the company in which they were first asked for."""
+        """Features of each prompt's pictures, in main memory. They are computed by themselves, so
+        that they do not depend on the company in which they were asked for."""
         keys = [(sample.id, k) for sample, k in zip(batch, shots, strict=True)]
-        new = [(k, p) for k, p in zip(keys, prompts, strict=True) if k not in self.features]
-        if distributed.total(len(new)):  # all ranks must agree on whether weights are gathered
+        asked = dict(zip(keys, prompts, strict=True))
+        known, new = self.features.known(asked), dict[Key, Tensor | None]()
+        missing = [key for key in asked if key not in known]
+        if distributed.total(len(missing)):  # all ranks must agree on whether weights are gathered
             with self.learner.whole() if self.learner else nullcontext():
-                for key, prompt in new:
-                    self.features[key] = vision_features(self.context.model, [prompt.inputs])[0]
-        return [self.features[key] for key in keys]
+                for key in missing:
+                    found = vision_features(self.context.model, [asked[key].inputs])[0]
+                    new[key] = None if found is None else found.cpu()
+        self.features.keep(new)
+        found = known | new
+        return [found[key] for key in keys]
 
 
 def location_spans(target: Target) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -13,6 +13,7 @@ from iad_r1.planner.memory import GIB, EngineName, Lora, Part, Setup, Work
 from iad_r1.planner.widths import Architecture, Picture
 
 StepName = Literal["sft", "grpo"]
+Asked = Literal["sft", "grpo", "evaluate"]
 Tuning = Literal["full", "lora"]
 
 # Fastest first. `single` holds everything on every GPU: first where there is one GPU, or where
@@ -23,28 +24,55 @@ ZERO: list[tuple[EngineName, bool]] = [
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The longest prompt of a step: tokens of its words, its pictures, which are alike, and tokens
+    of its answer (in SC-GRPO of the longest completion)."""
+
+    text: int
+    picture: Picture
+    pictures: int
+    answer: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt."""
+        return self.text + self.pictures * self.picture.tokens
+
+    def work(self, groups: int, completions: int = 1, packing: memory.Packing = "group") -> Work:
+        """A forward pass of that many prompts."""
+        return Work(
+            groups=groups,
+            text=self.text,
+            picture=self.picture,
+            pictures=self.pictures,
+            completions=completions,
+            length=self.answer,
+            packing=packing,
+        )
+
+
+@dataclass(frozen=True)
 class Question:
     """What is to be planned: a model, the GPUs (0: the CPU), and what a step carries."""
 
     model: Architecture
     gpus: int
-    limit: int  # bytes that may be used on each
+    total: int  # bytes of each
+    limit: int  # bytes that may be used of them
     main: int  # bytes of the host's main memory, for offloading
     overhead: int
     workspace: int  # of a vLLM engine
-    picture: dict[StepName, Picture]  # within the limit of the step
-    pictures: int
-    text: dict[StepName, int]  # tokens of a prompt that are not a picture's
-    length: dict[StepName, int]  # of an answer, or of the longest completion
+    shown: Mapping[Asked, Shown]
     batch: dict[StepName, int]  # prompts of one optimiser step on all ranks
     group: int  # completions per prompt in SC-GRPO
-    packed: bool
+    packing: memory.Packing  # of SC-GRPO
     reference: bool  # whether SC-GRPO has a KL term
     train: dict[Tuning, tuple[Part, ...]]
     rank: int  # of LoRA
     dropout: bool  # of LoRA, in PA-SFT
     decoded: int  # completions decoded at once by rollout=hf
     precision: Literal["float32", "bfloat16"]
+    hosts: int = 1  # that the GPUs are spread over
 
     @property
     def place(self) -> str:
@@ -54,6 +82,33 @@ class Question:
     def ranks(self, step: StepName) -> int:
         """One per GPU, but no more than there are prompts to share."""
         return max(1, min(self.gpus, self.batch[step]))
+
+    def packing_of(self, step: StepName) -> memory.Packing:
+        """PA-SFT packs through FlashAttention where SC-GRPO does, else through SDPA."""
+        return self.packing if step == "grpo" or self.packing == "group_flash" else "group"
+
+    def work(self, step: StepName, groups: int) -> Work:
+        """A forward pass of that many prompts, with their groups of completions in SC-GRPO."""
+        completions = self.group if step == "grpo" else 1
+        return self.shown[step].work(groups, completions, self.packing_of(step))
+
+    def setup(self, step: StepName, tuning: Tuning, engine: EngineName, offload: bool) -> Setup:
+        """How the model is trained under an engine, without checkpointing."""
+        lora = Lora(self.rank, self.dropout and step == "sft")
+        return Setup(
+            engine=engine,
+            offload=offload,
+            ranks=self.ranks(step),
+            precision=self.precision,
+            lora=lora if tuning == "lora" else None,
+            train=self.train[tuning],
+            reference=step == "grpo" and tuning == "full" and self.reference,
+            cuda=self.gpus > 0,
+        )
+
+    def decoded_at_once(self) -> int:
+        """Completions that rollout=hf decodes at once."""
+        return max(self.group, min(self.share("grpo") * self.group, self.decoded))
 
     def share(self, step: StepName) -> int:
         """Prompts of a rank in one optimiser step."""
@@ -69,8 +124,10 @@ class Option:
     tuning: Tuning
     setup: Setup
     work: Work
-    rollout: Literal["none", "vllm", "hf"] = "none"
+    rollout: Literal["none", "vllm", "vllm_server", "hf"] = "none"
     sampling: memory.Sampling = memory.UNSAMPLED
+    memory: float = 0.0  # `rollout.memory` of vLLM
+    awake: bool = False  # whether vLLM keeps its memory while the trainer works
 
     @property
     def forwards(self) -> int:
@@ -94,13 +151,13 @@ class Option:
 
     @property
     def peak(self) -> int:
-        """The most on each GPU: while training; beside the states, while sampling, or while the
-        reference is asked."""
-        beside = self.training.states.standing + self.training.buffers
-        sampling = self.sampling.total + (self.whole if self.rollout == "hf" else 0)
-        asked = self.step == "grpo" and self.question.reference
-        scoring = self.whole + self.training.logprobs if asked else 0
-        most = max(self.training.peak, beside + sampling, beside + scoring)
+        """The most on each GPU: while training; beside the states, while sampling, or while a
+        model is asked without gradient, as the reference is and by the parity gate."""
+        most = self.training.peak + (self.sampling.total if self.awake else 0)
+        if self.step == "grpo":
+            beside = self.training.states.standing + self.training.buffers + self.whole
+            scoring = memory.scoring(self.question.model, self.work, self.setup)
+            most = max(most, beside + max(self.sampling.total, scoring))
         return most + self.question.overhead
 
     @property
@@ -132,30 +189,16 @@ def best(
 ) -> Option:
     """As many prompts per forward as fit, with checkpointing only where it has to be; the least
     there is where nothing fits."""
-    setup = Setup(
-        engine=engine,
-        offload=offload,
-        ranks=question.ranks(step),
-        precision=question.precision,
-        lora=None if tuning == "full" else Lora(question.rank, question.dropout and step == "sft"),
-        train=question.train[tuning],
-        reference=step == "grpo" and tuning == "full" and question.reference,
-        cuda=question.gpus > 0,
-    )
+    setup = question.setup(step, tuning, engine, offload)
     tried = None
     for checkpointing in (False, True):
         for groups in range(question.share(step), 0, -1):
-            work = Work(
-                groups=groups,
-                text=question.text[step],
-                picture=question.picture[step],
-                pictures=question.pictures,
-                completions=question.group if step == "grpo" else 1,
-                length=question.length[step],
-                packed=question.packed or step == "sft",
-            )
             tried = Option(
-                question, step, tuning, replace(setup, checkpointing=checkpointing), work
+                question,
+                step,
+                tuning,
+                replace(setup, checkpointing=checkpointing),
+                question.work(step, groups),
             )
             if step == "grpo":
                 tried = _sampled(tried)
@@ -171,10 +214,12 @@ def _sampled(option: Option) -> Option:
     question = option.question
     rows = question.share(option.step) * question.group
     engine = memory.vllm_sampling(question.model, option.work, rows, question.workspace)
-    colocated = replace(option, rollout="vllm", sampling=engine)
-    if question.gpus and colocated.fits:
+    share = math.ceil(20 * engine.total / question.total) / 20  # rollout.memory in steps of 5 %
+    engine = engine.filled(int(share * question.total))
+    colocated = replace(option, rollout="vllm", sampling=engine, memory=share)
+    if question.gpus and share < 1 and colocated.fits:
         return colocated
-    decoded = max(question.group, min(rows, question.decoded))
+    decoded = question.decoded_at_once()
     own = memory.hf_sampling(question.model, option.work, decoded, option.setup)
     return replace(option, rollout="hf", sampling=own)
 
@@ -187,7 +232,7 @@ def ways_out(question: Question, step: StepName, tuning: Tuning) -> Iterator[str
     for option in _nearest(question, step, tuning):
         yield _why(question, option)
     if question.gpus:
-        more = _more_gpus(question, step, tuning)
+        more = more_gpus(question, step, tuning)
         yield (
             "No number of GPUs of this size up to 64 would do."
             if more is None
@@ -230,7 +275,7 @@ def _larger(question: Question, step: StepName, gpus: int) -> str:
     return f" {key}={gpus}" if gpus > question.batch[step] else ""
 
 
-def _more_gpus(question: Question, step: StepName, tuning: Tuning) -> int | None:
+def more_gpus(question: Question, step: StepName, tuning: Tuning) -> int | None:
     """The smallest number of such GPUs, 8 to a host and a prompt for each, that would do; None if
     64 would not."""
     for gpus in (2, 3, 4, 6, 8, 16, 32, 64):

@@ -19,7 +19,8 @@ peft keeps in float32.
 **Activations** are what autograd keeps for the backward pass of this project's own forward
 (`packing.completion_logprobs`) with transformers' modules and SDPA. The terms were read from the
 code and compared tensor by tensor with `torch.autograd.graph.saved_tensors_hooks`; tests repeat
-that. `bench/plan.py` compares the whole with measured peaks.
+that. What the log-probabilities take for a moment was compared with torch's allocator, as tests do.
+`bench/plan.py` compares the whole with measured peaks.
 
 Axes: n tokens of a forward, m patches of its pictures; h, f, V widths of the language model
 (hidden, intermediate, vocabulary), v, g those of the vision tower.
@@ -27,13 +28,14 @@ Axes: n tokens of a forward, m patches of its pictures; h, f, V widths of the la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from iad_r1.planner.widths import Architecture, Picture, Text, Vision
 
 EngineName = Literal["single", "zero2", "zero3"]
 Part = Literal["vision", "projector", "language"]
+Packing = Literal["group", "group_flash", "group_flex", "off"]
 ALL: tuple[Part, ...] = ("vision", "projector", "language")
 GIB = 2**30
 CHUNK = 2**26  # float32 logits computed at once: packing.LOGITS
@@ -82,8 +84,7 @@ class Work:
     """What one forward pass carries: prompts with their completions.
 
     `groups` prompts of `text` tokens and `pictures` pictures each, `completions` per prompt (G of
-    SC-GRPO, 1 of PA-SFT) of `length` tokens. `packed`: the group-packed forward; else one row per
-    completion.
+    SC-GRPO, 1 of PA-SFT) of `length` tokens. `packing` is that of `completion_logprobs`.
     """
 
     groups: int
@@ -92,7 +93,17 @@ class Work:
     pictures: int
     completions: int
     length: int
-    packed: bool = True
+    packing: Packing = "group"
+
+    @property
+    def packed(self) -> bool:
+        """Whether a group is one sequence; else one row per completion."""
+        return self.packing != "off"
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention is SDPA with a mask and gathered keys (`packing=group`)."""
+        return self.packing == "group"
 
     @property
     def prompt(self) -> int:
@@ -232,7 +243,7 @@ def text_layer(text: Text, work: Work, setup: Setup) -> int:
     norms = 2 * (4 * n * h + 4 * n)
     core = attention(text, work, b) + 3 * b * n * f
     if setup.lora is not None:
-        out = b * n * text.attention if b == 2 and not work.packed else 0  # beside its copy
+        out = b * n * text.attention if b == 2 and not work.masked else 0  # beside its copy
         return norms + core + out + _adapters(text, n, setup.lora, setup)
     # normalised inputs; inputs of q, k, v (shared), o, gate and up (shared), down
     return norms + core + 2 * b * n * h + b * n * (2 * h + text.attention + f)
@@ -250,15 +261,16 @@ def _adapters(text: Text, n: int, lora: Lora, setup: Setup) -> int:
 
 
 def attention(text: Text, work: Work, b: int) -> int:
-    """Bytes SDPA keeps in one layer, without the input of the output projection (which in plain
-    rows is its output).
+    """Bytes attention keeps in one layer, without the input of the output projection (which is its
+    output in plain rows, and in FlashAttention and FlexAttention).
 
-    Queries, keys and values; outputs and their log-normaliser (float32, one per head). Packed,
-    completions attend to [their prompt's keys, their own], gathered once per completion.
+    Queries, keys and values; outputs and their log-normaliser (float32, one per head). Packed
+    through SDPA, completions attend to [their prompt's keys, their own], gathered once per
+    completion.
     """
     n, width, keys = work.tokens, text.attention, text.keys
     qkv = b * n * (width + 2 * keys)
-    if not work.packed:
+    if not work.masked:
         return qkv + 4 * text.heads * n
     prompts = work.groups * work.prompt
     kept = qkv + b * prompts * width + 4 * text.heads * prompts
@@ -271,8 +283,9 @@ def attention(text: Text, work: Work, b: int) -> int:
 
 def attention_mask(text: Text, work: Work, b: int) -> int:
     """Bytes of the packed forward's mask, which all layers share: which keys each completion token
-    sees, in rows of a multiple of 8, for every query head that reads the same keys."""
-    if not work.packed:
+    sees, in rows of a multiple of 8, for every query head that reads the same keys. FlexAttention's
+    mask is of blocks of tokens, too small to count."""
+    if not work.masked:
         return 0
     row = -(-(work.prompt + work.fed) // 8) * 8
     return b * work.rows * work.fed * (text.heads // text.key_heads) * row
@@ -324,7 +337,9 @@ def text_activations(model: Architecture, work: Work, setup: Setup) -> int:
     text, n, b = model.text, work.tokens, setup.bytes
     layer = b * n * text.hidden if setup.checkpointing else text_layer(text, work, setup)
     norm = 4 * n * text.hidden + 4 * n
-    full = 0 if setup.lora else b * n * text.hidden + b * work.targets * text.hidden
+    full = 0 if setup.lora else b * n * text.hidden
+    if not setup.lora or b == 2:  # the float32 output layer keeps its input in any case
+        full += b * work.targets * text.hidden
     mask = attention_mask(text, work, b)
     return text.layers * layer + norm + full + mask + 2 * b * n * text.head_dim
 
@@ -348,17 +363,47 @@ def passing_vision(model: Architecture, work: Work, setup: Setup) -> int:
 
 
 def logprobs(model: Architecture, work: Work, setup: Setup, entropy: bool) -> int:
-    """The most that computing log-probabilities holds at once, beside the states.
+    """The most that computing log-probabilities of c tokens at a time holds at once, beside the
+    states (c V float32 values are `CHUNK` at most).
 
-    For c tokens at a time (c V float32 values are `CHUNK` at most): the logits in the weights'
-    precision; then float32 log-probs, and with entropy three more of that size. Backward: log-probs
-    and two gradients of that size, and the gradient of the output layer, if it is trained.
+    Forward: logits, which are float32 in any precision, logits over temperature, and log-probs;
+    with entropy logits, log-probs, and two more. On a CPU a bfloat16 output layer is copied to
+    float32. Backward: log-probs and two gradients of that size; then the gradient of the logits, in
+    the weights' precision too, and that of the output layer, if it is trained. With several chunks
+    the gradient of those before waits for all of this, and autograd adds the two into a third.
     """
     text, b = model.text, setup.bytes
-    chunk = min(work.targets, max(1, CHUNK // text.vocab)) * text.vocab
-    forward = (b + (16 if entropy else 8)) * chunk
-    table = 0 if setup.lora else b * text.table
-    return max(forward, 12 * chunk + table)
+    chunk, several = _chunk(text, work)
+    low = b if b == 2 else 0
+    copied = 4 * chunk + 4 * text.table if b == 2 and not setup.cuda else 0
+    table = head_gradient(model, setup)
+    return max(
+        (16 if entropy else 12) * chunk,
+        copied,
+        12 * chunk + several * table,
+        (4 + low) * chunk + (1 + several) * table,
+        several * (3 * table + (4 * chunk if low else 0)),
+    )
+
+
+def _chunk(text: Text, work: Work) -> tuple[int, bool]:
+    """Logits computed at once, and whether there are more of them."""
+    tokens = max(1, CHUNK // text.vocab)
+    return min(work.targets, tokens) * text.vocab, work.targets > tokens
+
+
+def head_gradient(model: Architecture, setup: Setup) -> int:
+    """Bytes of a gradient of the output layer; 0 if it is not trained."""
+    learns = setup.lora is None and "language" in setup.train
+    return setup.bytes * model.text.table if learns else 0
+
+
+def scoring(model: Architecture, work: Work, setup: Setup) -> int:
+    """The most that a pass without gradient holds beside the states, such as the reference's: the
+    log-probabilities, without entropy, or the inner values of one layer."""
+    text, n, b = model.text, work.tokens, setup.bytes
+    layer = b * n * (3 * text.intermediate + 2 * text.hidden) + 4 * n * text.hidden
+    return max(12 * _chunk(text, work)[0], layer, vision_layer(model.vision, work.patches, b))
 
 
 # --------------------------------------------------------------------------- peaks
@@ -394,7 +439,7 @@ def training(
     kept = vision + text_activations(model, work, setup)
     chunk = logprobs(model, work, setup, entropy)
     start = kept + max(chunk, passing_text(model, work, setup))
-    table = setup.bytes * model.text.table if not setup.lora else 0
+    table = head_gradient(model, setup)
     share_of_text = held.gradients
     if setup.sees and setup.lora is None:
         share_of_text = held.gradients * model.text.parameters // model.parameters
@@ -452,17 +497,21 @@ class Sampling:
     def total(self) -> int:
         return self.weights + self.cache + self.rest
 
+    def filled(self, total: int) -> Sampling:
+        """With a cache that takes the rest of `total` bytes, as vLLM's does."""
+        return replace(self, cache=total - self.weights - self.rest)
+
 
 UNSAMPLED = Sampling(0, 0, 0)
 
 
 def hf_sampling(model: Architecture, work: Work, rows: int, setup: Setup) -> Sampling:
     """transformers with the training weights: the cache of `rows` completions decoded at once (one
-    layer twice, while it grows), and float64 probabilities of one token each."""
+    layer twice, while it grows), and float32 logits and float64 probabilities of one token each."""
     tokens = rows * (work.prompt + work.length)
     cache = kv_cache(model.text, tokens, setup.bytes)
     growing = cache // model.text.layers
-    return Sampling(0, cache, growing + (setup.bytes + 24) * rows * model.text.vocab)
+    return Sampling(0, cache, growing + 28 * rows * model.text.vocab)
 
 
 def vllm_sampling(model: Architecture, work: Work, rows: int, workspace: int) -> Sampling:

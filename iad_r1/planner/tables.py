@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -45,20 +45,23 @@ COLUMNS = {  # of the printed tables: keys of an option in plan.json
 
 def content(config: Config, stage: PlanSettings, question: Question) -> dict[str, Any]:
     """All that is printed, as JSON: memory in GiB, per GPU."""
+    asked = question.shown
     return {
         "backbone": config.backbone.name,
         "parameters": question.model.sizes,
         "gpus": stage.gpus,
         "usable_gib": round(question.limit / GIB, 2),
         "assumed": {
-            **stage.model_dump(include={"picture", "pictures", "overhead", "workspace", "margin"}),
-            "picture_tokens": {step: found.tokens for step, found in question.picture.items()},
-            "prompt_tokens": dict(question.text),
-            "completion_tokens": dict(question.length),
+            **stage.model_dump(include={"picture", "pictures"}),
+            **config.memory.model_dump(exclude={"check", "features"}),
+            "picture_tokens": {step: shown.picture.tokens for step, shown in asked.items()},
+            "prompt_tokens": {step: shown.text for step, shown in asked.items()},
+            "completion_tokens": {step: shown.answer for step, shown in asked.items()},
             "batch": dict(question.batch),
             "group_size": question.group,
             "lora_rank": question.rank,
             "precision": question.precision,
+            "packing": question.packing,
         },
         "options": [
             row(option)
@@ -66,7 +69,7 @@ def content(config: Config, stage: PlanSettings, question: Question) -> dict[str
             for tuning in TUNINGS
             for option in options(question, step, tuning)
         ],
-        "recommended": {step: advice(config, stage, question, step) for step in TITLES},
+        "recommended": {step: advice(config, question, step) for step in TITLES},
         "notes": NOTES,
     }
 
@@ -110,9 +113,7 @@ def row(option: Option) -> dict[str, Any]:
     }
 
 
-def advice(
-    config: Config, stage: PlanSettings, question: Question, step: StepName
-) -> dict[str, Any]:
+def advice(config: Config, question: Question, step: StepName) -> dict[str, Any]:
     """What to use for a step and the command to type, or why nothing fits and what would."""
     backbone, tuning = config.backbone, config.tuning.name
     if backbone.source == "hub" and backbone.evaluation_only:
@@ -122,40 +123,59 @@ def advice(
     option = recommended(question, step, tuning)
     if option is None:
         return {"fits": False, "why": list(ways_out(question, step, tuning))}
-    words = ["python run.py", *command(config, stage, option)]
+    words = ["python run.py", *command(config, option)]
     return {"fits": True, "option": row(option), "command": " ".join(words)}
 
 
-def command(config: Config, stage: PlanSettings, option: Option) -> Iterator[str]:
+def command(config: Config, option: Option) -> Iterator[str]:
     """What to type for an option: only settings that differ from what they would be."""
-    setup, step, data = option.setup, option.step, config.data
+    step, data = option.step, config.data
     yield f"stage={step}"
     yield f"backbone={config.backbone.name}"
     if data.name != "synthetic":
         yield f"data={data.name}"
         if root := getattr(data, "root", None):
             yield f"data.root={root}"
-    if option.tuning != "full":
-        yield f"tuning={option.tuning}"
-    if setup.engine != "single":
-        yield f"engine={setup.engine}"
-    if setup.engine != "single" or setup.ranks > 1:
-        yield f"engine.ranks={setup.ranks}"
+    before = {**PLAIN, f"{step}.token_budget": word(getattr(config, step).token_budget)}
+    yield from settings(option, before | {"engine.precision": config.engine.precision})
+    if step == "grpo":
+        yield f"init=outputs/sft-{config.backbone.name}-{data.name}/<timestamp>"
+
+
+PLAIN = {  # as composed where nothing is typed
+    "tuning": "full",
+    "engine": "single",
+    "engine.ranks": "1",
+    "engine.offload": "none",
+    "tuning.gradient_checkpointing": "false",
+}
+
+
+def settings(option: Option, before: Mapping[str, str]) -> Iterator[str]:
+    """What to type for an option where `before` is set, as it is typed."""
+    setup, step = option.setup, option.step
+    wanted = {"tuning": option.tuning, "engine": setup.engine}
+    wanted["engine.ranks"] = str(setup.ranks // option.question.hosts)
     if not setup.cuda:
-        yield "engine.device=cpu engine.precision=float32"
-    if setup.offload:
-        yield "engine.offload=cpu"
-    if setup.checkpointing:
-        yield "tuning.gradient_checkpointing=true"
-    if (budget := _budget(option)) != (config.sft if step == "sft" else config.grpo).token_budget:
-        yield f"{step}.token_budget={'null' if budget is None else budget}"
-    if step == "sft":
-        return
-    yield f"rollout={option.rollout}"
+        wanted["engine.device"] = "cpu"
+    wanted["engine.precision"] = setup.precision
+    if setup.engine != "single":
+        wanted["engine.offload"] = "cpu" if setup.offload else "none"
+    wanted["tuning.gradient_checkpointing"] = word(setup.checkpointing)
+    wanted[f"{step}.token_budget"] = word(_budget(option))
+    if option.rollout != "none":
+        wanted["rollout"] = option.rollout
     if option.rollout == "vllm":
-        share = option.sampling.total / (stage.gpu_memory * GIB)
-        yield f"rollout.memory={math.ceil(20 * share) / 20:.2f}"  # in steps of 5 %
-    yield f"init=outputs/sft-{config.backbone.name}-{data.name}/<timestamp>"
+        wanted["rollout.memory"] = f"{option.memory:.2f}"
+    other_engine = before["engine"] != setup.engine  # it has a number of ranks of its own
+    for key, value in wanted.items():
+        if before.get(key) != value or (key == "engine.ranks" and other_engine):
+            yield f"{key}={value}"
+
+
+def word(value: bool | int | None) -> str:
+    """A value as it is typed."""
+    return json.dumps(value)
 
 
 def _budget(option: Option) -> int | None:
@@ -188,7 +208,7 @@ def show(result: Mapping[str, Any], question: Question, console: Console) -> Non
 
 def _sizes(question: Question) -> str:
     """What the picture becomes in each step, which may limit it differently."""
-    tokens = {TITLES[step]: found.tokens for step, found in question.picture.items()}
+    tokens = {title: question.shown[step].picture.tokens for step, title in TITLES.items()}
     if len(set(tokens.values())) == 1:
         return f"{tokens[TITLES['sft']]:,} tokens"
     return " and ".join(f"{count:,} tokens in {title}" for title, count in tokens.items())

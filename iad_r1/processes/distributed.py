@@ -11,10 +11,13 @@ import contextlib
 import io
 import os
 import pickle
+import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import distributed as dist
@@ -102,6 +105,29 @@ def written_together(path: Path) -> Iterator[Path]:
         yield places[0]  # rank 0's
         barrier()
     barrier()
+
+
+def check_same_folder(folder: Path, patience: float = 30.0) -> None:
+    """ConfigError, on every rank, if one of them does not see within `patience` seconds what rank 0
+    writes into `folder`: checkpoints are written together and read by all."""
+    if world() == 1:
+        return
+    file: Path = folder / f".seen-{everyone(uuid4().hex)[0]}"
+    if is_main():
+        file.touch()
+    barrier()
+    deadline = time.monotonic() + patience
+    while not (seen := file.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = [host for host, seen in everyone((socket.gethostname(), seen)) if not seen]
+    if is_main():
+        file.unlink()
+    if blind:
+        raise ConfigError(
+            f"what rank 0 writes into the run folder {folder} is not seen on "
+            f"{', '.join(dict.fromkeys(blind))}: checkpoints need one file system for all hosts. "
+            "Start the run in a folder that they share, or on one host (engine.hosts=1)."
+        )
 
 
 def share(items: Sequence[T]) -> list[T]:

@@ -78,14 +78,7 @@ class Prompter:
 
     def conversation(self, sample: Sample, shots: int) -> Conversation:
         """The words of the prompt, with one `{image}` for each picture."""
-        asked = sample.question
-        return prompts.conversation(
-            asked.prompt or self.template,
-            asked.text,
-            shots,
-            None if asked.listed else asked.options,
-            asked.knowledge,
-        )
+        return conversation(self.template, sample, shots)
 
     def encode(
         self, sample: Sample, shots: int | None = None, augment: Augment | None = None
@@ -126,6 +119,18 @@ class Prompter:
                 f"them within {self.backbone.max_pixels}, the limit of another one. This is a "
                 "fault of ours; please report it."
             )
+
+
+def conversation(template: str, sample: Sample, shots: int) -> Conversation:
+    """The words of a sample's prompt where the stage's is `template`."""
+    asked = sample.question
+    return prompts.conversation(
+        asked.prompt or template,
+        asked.text,
+        shots,
+        None if asked.listed else asked.options,
+        asked.knowledge,
+    )
 
 
 def open_prompter(

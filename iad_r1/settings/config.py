@@ -17,7 +17,7 @@ from iad_r1.settings import rules
 from iad_r1.settings.backbone import Backbone, Tuning, WeightsKind
 from iad_r1.settings.base import Count0, Section
 from iad_r1.settings.data import Reader
-from iad_r1.settings.engine import Checkpoint, Engine
+from iad_r1.settings.engine import Checkpoint, Engine, Memory
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
@@ -45,6 +45,7 @@ class Config(Section):
     tuning: Tuning
     rollout: RolloutEngine
     engine: Engine
+    memory: Memory
     checkpoint: Checkpoint
     tracking: TrackingConfig
     pretrain: Pretrain | None

@@ -1,4 +1,5 @@
-"""The `engine` and `checkpoint` sections: processes, precision, and which checkpoints are kept."""
+"""The `engine`, `memory` and `checkpoint` sections: processes and precision, what is assumed of a
+GPU's memory, and which checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Count, Count0, Section
+from iad_r1.settings.base import AtLeast0, Count, Count0, Section
 
 
 class Processes(Section):
@@ -39,6 +40,17 @@ class ZeroEngine(Processes):
 
 
 Engine = Annotated[SingleEngine | ZeroEngine, Field(discriminator="name")]
+
+
+class Memory(Section):
+    """What is assumed where memory is predicted, whether a run that does not fit is refused, and
+    what may be kept."""
+
+    check: bool
+    overhead: AtLeast0  # GiB of each GPU: CUDA's context, libraries' workspaces, NCCL
+    workspace: AtLeast0  # GiB of a vLLM engine, beside its weights and cache
+    margin: Annotated[float, Field(ge=0, lt=1)]  # share of the memory that must stay free
+    features: AtLeast0  # GiB of main memory of each rank, for features of a frozen tower
 
 
 class Checkpoint(Section):

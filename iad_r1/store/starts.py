@@ -42,7 +42,7 @@ def find_start(init: Path | str) -> Start:
 # Settings that may differ from those a run was started with when it goes on.
 FREE_ON_RESUME = (
     "resume", "dry_run", "tracking", "engine.threads", "engine.picture_threads", "engine.hosts",
-    "engine.ranks", "rollout.servers",
+    "engine.ranks", "memory", "rollout.servers",
 )  # fmt: skip
 
 

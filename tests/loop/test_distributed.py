@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from iad_r1.command import compose
+from iad_r1.errors import ConfigError
 from iad_r1.processes import distributed as d
 
 mode, folder = sys.argv[1], Path(sys.argv[2])
@@ -52,7 +53,16 @@ with d.joined(compose.compose([f"engine.ranks={ranks}", "engine.device=cpu"]).en
     idle = nn.Linear(1, 1)
     d.sum_gradients(idle.parameters())
     assert idle.weight.grad is None, "what nobody learned from stays out of the update"
+    d.check_same_folder(folder, patience=60)
+    (folder / str(min(d.rank(), 1))).mkdir(exist_ok=True)  # rank 0 has a disk of its own
+    try:
+        d.check_same_folder(folder / str(min(d.rank(), 1)), patience=0.2)
+    except ConfigError as error:
+        assert "is not seen on" in str(error)
+    else:
+        raise SystemExit("nobody noticed")
     if d.is_main():
+        assert not list(folder.rglob(".seen-*"))
         (folder / "done").write_text("ok")
 """
 

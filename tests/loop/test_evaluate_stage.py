@@ -95,7 +95,10 @@ def test_an_evaluation_that_was_stopped_asks_only_what_is_missing(context, monke
 
 def test_validation_pictures_are_judged_only_when_asked(make_context):
     context = make_context("evaluate.splits=[validation]", "evaluate.limit=2")
-    names = {name: len(samples) for name, samples in evaluate.splits(context).items()}
+    names = {
+        name: len(samples)
+        for name, samples in evaluate.splits(context.config, context.dataset).items()
+    }
     assert names == {"validation_seen": 2, "validation_new": 2}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import packing_cases as cases
 import pandas
@@ -113,9 +114,27 @@ def test_cached_features_give_the_same_loss_as_encoding_the_pictures(context):
     frozen, batch = phase_of(context, 1), list(context.dataset.sft[:6])
     first = loss_of(frozen, batch)
     assert loss_of(frozen, batch) == first  # now from the cache
-    assert len(frozen.features) == 6
+    assert len(frozen.features.kept) == 6
     live = loss_of(phase_of(context, 0), batch)
     assert live == pytest.approx(first, rel=1e-5)
+
+
+def test_features_that_there_is_no_room_for_are_forgotten_and_found_again_to_the_bit(context):
+    samples = context.dataset.sft
+    whole, cramped = phase_of(context, 1), phase_of(context, 1)
+
+    def features(phase, batch) -> Any:
+        prompts = [phase.prompt((sample, 0)) for sample in batch]
+        return phase.vision(batch, [0] * len(batch), prompts)
+
+    (one,) = features(whole, samples[:1])
+    cramped.features.limit = 3 * one.numel() * one.element_size()
+    asked = [(samples[:4], [1, 2, 3]), (samples[2:6], [3, 4, 5]), (samples[:4], [0, 1, 2])]
+    for batch, kept in asked:
+        pairs = zip(features(cramped, batch), features(whole, batch), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert [name for name, _ in cramped.features.kept] == [samples[i].id for i in kept]
+    assert len(whole.features.kept) == 6
 
 
 # ------------------------------------------------- several samples in one sequence, and in several

@@ -135,9 +135,9 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path: Path) -> No
 
 def test_the_number_of_gpus_it_names_does() -> None:
     small = ("backbone=qwen25vl_7b", "gpu_memory=24")
-    from iad_r1.planner.fits import _more_gpus
+    from iad_r1.planner.fits import more_gpus
 
-    count = _more_gpus(question(*small, "gpus=1", "stage.main_memory=64"), "sft", "full")
+    count = more_gpus(question(*small, "gpus=1", "stage.main_memory=64"), "sft", "full")
     assert count is not None
     enough = (f"gpus={count}", f"sft.phases.0.batch_size={count}", "stage.main_memory=128")
     assert recommended(question(*small, *enough), "sft", "full") is not None
