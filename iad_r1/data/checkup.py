@@ -278,9 +278,7 @@ def _near(source: Source, photos: Sequence[Photo]) -> None:
     photos = [photo for photo in photos if isinstance(photo.sample.image, Path)]
     if not photos:
         return
-    limit = _near_bits(source.settings)
-    bits = np.array([photo.bits for photo in photos], np.bool_)
-    alike = duplicates.near(bits, limit)
+    alike = mix.near(photos, _near_bits(source.settings))
     groups = Counter(duplicates.groups(alike).tolist())
     source.near_duplicates = sum(n for n in groups.values() if n > 1)
     part = np.array([photo.sample.split.partition(".")[0] for photo in photos])

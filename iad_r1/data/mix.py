@@ -52,6 +52,7 @@ class Photo:
     image_digest: str | None  # None of a picture in memory, as of its mask
     mask_digest: str | None
     marked: float | None = None  # the share of its pixels that the mask of a defect marks
+    grain: NDArray[np.bool_] | None = None  # where it shows a plain surface
 
 
 def load(
@@ -123,7 +124,7 @@ def _own(
     groups: dict[str, int] = {}
     counts = _sizes(samples)
     if isinstance(settings, TrainingSplit):
-        alike = duplicates.near(_bits(photos), settings.near_duplicate_bits)
+        alike = near(photos, settings.near_duplicate_bits)
         ids = [sample.id for sample in samples]
         groups = dict(zip(ids, duplicates.groups(alike).tolist(), strict=True))
         leaks = _leaks(photos, alike, tests, settings.near_duplicate_bits)
@@ -191,15 +192,15 @@ def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
 def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
     """Open the files of a sample. Raises DataError if one is missing, broken or contradictory."""
     try:
-        bits = None
+        bits = grain = None
         if hashed:
-            bits = duplicates.perceptual_hash(images.open_image(sample))
+            bits, grain = duplicates.described(images.open_image(sample))
         elif isinstance(sample.image, Path):
             images.open_image(sample)
         placed, marked = _placed(sample, grid, rule)
     except DataError as error:
         raise DataError(f"{sample.where or sample.id}: {error}") from error
-    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask), marked)
+    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask), marked, grain)
 
 
 def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | None]:
@@ -271,9 +272,35 @@ def _leaks(
     train = np.flatnonzero([photo.sample.split == "train" for photo in photos])
     test = np.flatnonzero([photo.sample.split == "test" for photo in photos])
     close = np.asarray(alike[train][:, test].sum(axis=1)).ravel()
-    mine, others = _bits([photos[i] for i in train]), _bits(tests)
-    close += np.asarray(duplicates.near(mine, limit, others).sum(axis=1)).ravel()
+    mine = [photos[i] for i in train]
+    others = duplicates.near(_bits(mine), limit, _bits(tests))
+    close += np.asarray(others.sum(axis=1)).ravel()
+    if tests:
+        twins = _twins([*mine, *tests])[: len(mine), len(mine) :]
+        close += np.asarray(twins.sum(axis=1)).ravel()
     return {photos[i].sample.id for i in train[close > 0]}
+
+
+def near(photos: Sequence[Photo], limit: int) -> sparse.csr_array:
+    """[n, n] True where two photos are near-duplicates, or twins on a plain surface. All of them
+    have a hash."""
+    return sparse.csr_array(duplicates.near(_bits(photos), limit) + _twins(photos))
+
+
+def _twins(photos: Sequence[Photo]) -> sparse.csr_array:
+    """[n, n] True where two photos show the same part of a product with a plain surface."""
+    plain: dict[str, list[int]] = {}
+    grain: dict[str, list[NDArray[np.bool_]]] = {}
+    for i, photo in enumerate(photos):
+        if photo.grain is not None:
+            product = photo.sample.product.casefold()
+            plain.setdefault(product, []).append(i)
+            grain.setdefault(product, []).append(photo.grain)
+    found = sparse.lil_array((len(photos), len(photos)), dtype=np.bool_)
+    for product, places in plain.items():
+        for i, j in zip(*duplicates.twins(np.array(grain[product])).nonzero(), strict=True):
+            found[places[i], places[j]] = True
+    return sparse.csr_array(found)
 
 
 def _bits(photos: Sequence[Photo]) -> NDArray[np.bool_]:

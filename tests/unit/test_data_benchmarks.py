@@ -152,6 +152,20 @@ def test_training_pictures_that_a_benchmark_holds_are_counted_and_dropped_on_dem
     assert (dropped.counts["leaks"], dropped.counts["leaks_dropped"]) == (2, 2)
 
 
+def test_a_plain_training_picture_that_a_benchmark_saved_again_is_a_leak(photos, root, tmp_path):
+    tested, stream = tmp_path / "tested", np.random.default_rng(0)
+    shutil.copytree(photos, tested)
+    for file in sorted((photos / "plate" / "train" / "good").iterdir()):
+        plate = Image.fromarray(np.uint8(150 + stream.normal(0, 2, (120, 160))))
+        plate.save(file)
+        again = tested / "plate" / "test" / "good" / file.name.replace("train", "test")
+        if again.exists():
+            plate.save(tested / "again.jpg", quality=90)
+            Image.open(tested / "again.jpg").save(again)
+    settings = both(photos, root, f"benchmark.photos.root={tested}")
+    assert data.for_run(settings).counts["leaks"] == 4
+
+
 def test_of_a_benchmark_only_what_is_asked_is_opened(root):
     chosen = ["benchmark=mvtec", f"benchmark.mvtec.root={root}", "evaluate.limit=2"]
     found = data.for_run(made(*chosen)).test["mvtec"]

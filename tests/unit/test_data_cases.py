@@ -12,6 +12,7 @@ from iad_r1.command import compose
 from iad_r1.data import EVERY, mix
 from iad_r1.errors import DataError
 from iad_r1.grid import as_grid
+from iad_r1.types import Dataset
 
 # of a folder: how many good pictures, and places and types of the defective ones
 RIGHT_SIDE: dict[str | None, int] = {"top right": 3, "middle right": 2, "bottom right": 1}
@@ -43,7 +44,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-def read(shared: Path, name: str, *options: str) -> Counter[tuple[str, str | None, str | None]]:
+def loaded(shared: Path, name: str, *options: str) -> Dataset:
     folder = shared / "cases" / name
     if not folder.is_dir():
         pytest.skip("the case is not here")
@@ -51,7 +52,11 @@ def read(shared: Path, name: str, *options: str) -> Counter[tuple[str, str | Non
         ["stage=sft", "backbone=qwen25vl_3b", "data=photos", "data.validation_share=0.25",
          "tracking=none", f"data.root={folder}", *options]
     )  # fmt: skip
-    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, 0, EVERY)
+    return mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, 0, EVERY)
+
+
+def read(shared: Path, name: str, *options: str) -> Counter[tuple[str, str | None, str | None]]:
+    dataset = loaded(shared, name, *options)
     parts = (dataset.sft, dataset.validation["seen"], dataset.test["seen"])
     found = [sample.solution for part in parts for sample in part]
     return Counter((truth.answer, truth.location, truth.type) for truth in found)
@@ -71,3 +76,13 @@ def test_what_cannot_be_known_is_asked_with_the_option_that_says_it(name, shared
         read(shared, name)
     assert option in str(caught.value)
     assert {where for answer, where, _ in read(shared, name, option) if answer == "Yes"} == {place}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_plain_surfaces_saved_again_for_the_test_are_leaks(drop, shared):
+    dataset = loaded(shared, "leak-plain-surface", f"data.drop_leaks={drop}".lower())
+    assert dataset.counts["leaks"] == 3 and dataset.counts["leaks_dropped"] == 3 * drop
+
+
+def test_a_strip_beside_other_pictures_is_read(shared):
+    assert read(shared, "strip-train").total() > 0

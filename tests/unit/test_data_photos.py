@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 import zlib
 from collections import Counter
@@ -12,21 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from iad_r1.data import duplicates, images, mix
 from iad_r1.data.folders import UNTYPED
-from iad_r1.data.readers import photos
+from iad_r1.data.readers import photos, synthetic
 from iad_r1.data.targets import chain_of_thought
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells
+from iad_r1.settings.base import CONF
 from iad_r1.types import Dataset, Sample
 
 GRID = Grid(3, 3)
 COLUMNS: tuple[str, ...] = ("image", "mask", "product", "split", "label", "defect_type", "note")
 SIZE = (36, 24)  # width, height
+SYNTHETIC: dict[str, Any] = yaml.safe_load((CONF / "data" / "synthetic.yaml").read_text())
 Rows = list[dict[str, str]]
 
 
@@ -658,9 +662,66 @@ def test_near_counts_the_bits_that_differ(rows, limit):
 def test_pictures_compared_in_blocks_are_compared_the_same(monkeypatch):
     bits = np.random.default_rng(0).random((11, duplicates.BITS)) < 0.5
     whole = duplicates.near(bits, 120).toarray()
-    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    monkeypatch.setattr(duplicates, "_CELLS", 44)
     assert (duplicates.near(bits, 120).toarray() == whole).all()
     assert 11 < whole.sum() < 121
+
+
+def plates(n: int, seed: int, shade: float = 0.0) -> list[Image.Image]:
+    """Painted plates under a lamp that moves a little, with the noise of a sensor."""
+    stream, x = np.random.default_rng(seed), np.linspace(-1, 1, 160)
+    lamps = [shade * np.exp(-((x - stream.uniform(-0.5, 0.5)) ** 2) / 0.3) for _ in range(n)]
+    values = [150 + lamp + stream.normal(0, 2, (120, 160)) for lamp in lamps]
+    return [Image.fromarray(np.uint8(np.clip(v, 0, 255))) for v in values]
+
+
+def as_jpeg(picture: Image.Image, quality: int = 90) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def grain_of(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([g for p in pictures if (g := duplicates.described(p)[1]) is not None])
+
+
+@pytest.mark.parametrize("shade", [0.0, 4.0])
+@pytest.mark.parametrize("quality", [95, 90, 80])
+def test_plain_surfaces_saved_again_are_twins_and_different_parts_are_not(shade, quality):
+    shown = plates(24, 0, shade)
+    shown += [as_jpeg(picture, quality) for picture in shown[:4]]
+    bits = np.stack([duplicates.perceptual_hash(picture) for picture in shown])
+    assert not duplicates.near(bits[:24], 10, bits[24:]).nnz  # hashes see nothing
+    found = duplicates.twins(grain_of(shown))
+    pairs = sorted(zip(*(side.tolist() for side in found.nonzero()), strict=True))
+    assert pairs == [*((i, 24 + i) for i in range(4)), *((24 + i, i) for i in range(4))]
+
+
+def test_few_plain_surfaces_are_not_judged():
+    shown = plates(duplicates.LEAST - 2, 0)
+    assert not duplicates.twins(grain_of([*shown, as_jpeg(shown[0])])).nnz
+    more = plates(1, 7)
+    assert duplicates.twins(grain_of([*shown, *more, as_jpeg(shown[0])])).nnz == 2
+
+
+def test_drawn_surfaces_are_never_twins():
+    sizes = {**dict.fromkeys(SYNTHETIC["sizes"], 1), "sft": 150}
+    world = synthetic.Settings(**{**SYNTHETIC, "sizes": sizes})
+    found: dict[str, list[np.ndarray]] = {}
+    for sample in mix.load(world, GRID, "centroid_largest", 0).sft:
+        assert isinstance(sample.image, Image.Image)
+        if (grain := duplicates.described(sample.image)[1]) is not None:
+            found.setdefault(sample.product, []).append(grain)
+    assert max(map(len, found.values())) >= duplicates.LEAST
+    assert not any(duplicates.twins(np.stack(grain)).nnz for grain in found.values())
+
+
+def test_twins_are_the_same_in_blocks(monkeypatch):
+    shown = plates(20, 1)
+    grain = grain_of([*shown, as_jpeg(shown[3])])
+    whole = duplicates.twins(grain).toarray()
+    monkeypatch.setattr(duplicates, "_CELLS", 63)
+    assert (duplicates.twins(grain).toarray() == whole).all() and whole.sum() == 2
 
 
 members = st.lists(
