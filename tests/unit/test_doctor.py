@@ -379,7 +379,7 @@ def test_defects_that_a_model_cannot_see_are_named_with_what_is_left_of_them(tmp
 def test_a_product_that_shows_its_label_by_what_it_is_is_named(tmp_path):
     root = tmp_path / "parts"
     rows = sound(root)
-    for seed in (60, 61):
+    for seed in range(60, 65):
         picture(root / "images" / f"nut_{seed}.png", seed)
         rows.append(row(f"images/nut_{seed}.png", "0", "train") | {"product": "nut"})
     write(root, rows)
