@@ -42,6 +42,13 @@ def packed(lengths: Sequence[int], size: tuple[int, int]) -> bytes:
     return coco.frPyObjects(runs, size[1], size[0])["counts"]
 
 
+def packed_at(pixels: NDArray[np.bool_], left: int, top: int, size: tuple[int, int]) -> bytes:
+    """The run lengths of pixels [h, w] that lie there in a picture of this size."""
+    found = np.zeros((size[1], size[0]), np.uint8, order="F")
+    found[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return coco.encode(found)["counts"]
+
+
 def area(runs: bytes) -> int:
     """How many pixels are marked."""
     return int(coco.area({"size": [1, 1], "counts": runs}))

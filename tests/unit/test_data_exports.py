@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -160,9 +163,121 @@ def write_yolo(root: Path, parts: Sequence[Part]) -> None:
             write(label, "".join(map(yolo, part.boxes)))
 
 
+def write_voc(root: Path, parts: Sequence[Part]) -> None:
+    """`Annotations/`, `JPEGImages/` and `ImageSets/Main/<split>.txt`."""
+    for part in parts:
+        things = "".join(
+            f"<object><name>{box.kind}</name><pose>Unspecified</pose><truncated>0</truncated>"
+            f"<difficult>0</difficult><bndbox><xmin>{box.x}</xmin><ymin>{box.y}</ymin>"
+            f"<xmax>{box.x + box.width}</xmax><ymax>{box.y + box.height}</ymax></bndbox></object>"
+            for box in part.boxes
+        )
+        empty(root / "JPEGImages" / part.name)
+        write(
+            root / "Annotations" / Path(part.name).with_suffix(".xml"),
+            f"<annotation><folder>JPEGImages</folder><filename>{part.name}</filename>"
+            f"<path>C:\\shots\\{part.name}</path><source><database>Unknown</database></source>"
+            f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth></size>"
+            f"<segmented>0</segmented>{things}</annotation>",
+        )
+    for split in dict.fromkeys(part.split for part in parts):
+        names = [f"{Path(part.name).stem}\n" for part in parts if part.split == split]
+        write(root / "ImageSets" / "Main" / f"{split}.txt", "".join(names))
+
+
+def labelme(name: str, *marks: Json, **changes: Any) -> Json:
+    return {
+        "version": "5.4.1", "flags": {},
+        "shapes": [{"group_id": None, "description": "", "flags": {}, "mask": None, **mark}
+                   for mark in marks],
+        "imagePath": name, "imageData": None, "imageHeight": SIZE[1], "imageWidth": SIZE[0],
+        **changes,
+    }  # fmt: skip
+
+
+def write_labelme(root: Path, parts: Sequence[Part]) -> None:
+    """A file beside every picture."""
+    for part in parts:
+        marks = [
+            {"label": box.kind, "shape_type": "rectangle",
+             "points": [[box.x + box.width, box.y], [box.x, box.y + box.height]]}
+            for box in part.boxes
+        ]  # fmt: skip
+        image = empty(root / part.split / part.name)
+        write(image.with_suffix(".json"), labelme(part.name, *marks))
+
+
+def task(number: int, name: str, *results: Json, **changes: Any) -> Json:
+    done = {"id": number, "completed_by": 1, "result": list(results), "was_cancelled": False,
+            "ground_truth": False, "lead_time": 3.2, "prediction": {}}  # fmt: skip
+    return {"id": number, "annotations": [done], "file_upload": name, "drafts": [],
+            "predictions": [], "data": {"image": f"/data/upload/1/{name}"}, "meta": {},
+            "project": 1, **changes}  # fmt: skip
+
+
+def region(value: Json, number: int = 0, kind: str = "rectanglelabels", **changes: Any) -> Json:
+    return {"original_width": SIZE[0], "original_height": SIZE[1], "image_rotation": 0,
+            "value": value, "id": f"r{number}", "from_name": "label", "to_name": "image",
+            "type": kind, "origin": "manual", **changes}  # fmt: skip
+
+
+def hundredths(box: Box) -> dict[str, Any]:
+    return {"x": 100 * box.x / SIZE[0], "y": 100 * box.y / SIZE[1], "rotation": 0,
+            "width": 100 * box.width / SIZE[0], "height": 100 * box.height / SIZE[1]}  # fmt: skip
+
+
+def write_label_studio(root: Path, parts: Sequence[Part]) -> None:
+    """A file of tasks per split; pictures as they were before their upload."""
+    for split in dict.fromkeys(part.split for part in parts):
+        tasks = []
+        for n, part in enumerate(part for part in parts if part.split == split):
+            empty(root / split / part.name)
+            marks = [
+                region({**hundredths(box), "rectanglelabels": [box.kind]}, k)
+                for k, box in enumerate(part.boxes)
+            ]
+            tasks.append(task(n, f"3f1e2d4c-{part.name}", *marks))
+        write(root / f"project-1-{split}.json", tasks)
+
+
+def cvat(name: str, inner: str = "", subset: str = "default", number: int = 0) -> str:
+    width, height = SIZE
+    return (
+        f'<image id="{number}" name="{name}" subset="{subset}" task_id="1" width="{width}" '
+        f'height="{height}">{inner}</image>'
+    )
+
+
+def cvat_file(*pictures: str) -> str:
+    labels = "".join(f"<label><name>{kind}</name><type>any</type></label>" for kind in KINDS)
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><job>'
+        f"<id>1</id><labels>{labels}</labels></job></meta>{''.join(pictures)}</annotations>"
+    )
+
+
+def write_cvat(root: Path, parts: Sequence[Part]) -> None:
+    """`annotations.xml` and `images/<subset>/`."""
+    pictures, subsets = [], {"train": "Train", "val": "Validation", "test": "Test"}
+    for n, part in enumerate(parts):
+        boxes = "".join(
+            f'<box label="{box.kind}" source="manual" occluded="0" xtl="{box.x:.2f}" '
+            f'ytl="{box.y:.2f}" xbr="{box.x + box.width:.2f}" ybr="{box.y + box.height:.2f}" '
+            'z_order="0"><attribute name="deep">true</attribute></box>'
+            for box in part.boxes
+        )
+        empty(root / "images" / subsets[part.split] / part.name)
+        pictures.append(cvat(part.name, boxes, subsets[part.split], n))
+    write(root / "annotations.xml", cvat_file(*pictures))
+
+
 WRITERS: dict[str, Callable[[Path, Sequence[Part]], None]] = {
     "coco": write_coco,
     "yolo": write_yolo,
+    "voc": write_voc,
+    "labelme": write_labelme,
+    "label_studio": write_label_studio,
+    "cvat": write_cvat,
 }
 
 
@@ -209,7 +324,7 @@ def test_an_export_is_read_as_its_tool_means_it_without_opening_a_picture(form, 
     assert all(Path(s.where.partition(",")[0]).is_file() for s in found.values())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_a_drawn_rectangle_is_at_the_same_place_in_every_format(tmp_path_factory, data):
     width, height = (data.draw(st.integers(1, side)) for side in SIZE)
@@ -293,7 +408,7 @@ def lengths(drawn: NDArray[np.bool_]) -> list[int]:
     return [0, *found] if flat[0] else found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.01, 0.99))
 def test_run_lengths_are_read_compressed_and_plain(tmp_path_factory, seed, share):
     drawn = np.random.default_rng(seed).random((SIZE[1], SIZE[0])) < share
@@ -553,3 +668,403 @@ def test_the_splits_of_yolo_come_from_its_lists_where_folders_say_none(root):
         (root / name).unlink()
     write(root / "set.yaml", "test: ./obj_train_data\nnames: [scratch]\n")
     assert {s.split for s in read(root)} == {"test"}
+
+
+# --- XML: Pascal VOC and CVAT --------------------------------------------------------------------
+
+DISC = np.hypot(*np.meshgrid(np.arange(60) + 0.5 - 30, np.arange(40) + 0.5 - 20)) < 10
+
+
+def alone(root: Path) -> Sample:
+    (sample,) = read(root)
+    return sample
+
+
+def difference(sample: Sample, wanted: NDArray[np.bool_]) -> int:
+    """In how many pixels a mask differs."""
+    return int((marked(sample) != wanted).sum())
+
+
+@pytest.fixture
+def voc(root: Path) -> Callable[..., Path]:
+    """Writes the XML of one picture, with changes to its text."""
+
+    def written(*changes: tuple[str, str]) -> Path:
+        write_voc(root, [Part("train", "b.png", (SCRATCH,))])
+        file = root / "Annotations" / "b.xml"
+        for old, new in changes:
+            assert old in file.read_text()
+            write(file, file.read_text().replace(old, new))
+        return file
+
+    return written
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;">]>'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<annotation>", f"{BOMB}<annotation>", r"defines entities, .* export it again"),
+        (
+            "<annotation>",
+            '<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/passwd">]><annotation>',
+            r"entities",
+        ),
+        ("</annotation>", "", r"is not XML: no element found"),
+        ("<xmin>2</xmin>", "<xmin></xmin>", r"object 0 \(deep_scratch\): .* not all numbers"),
+        ("<xmax>8</xmax>", "<xmax>99</xmax>", r"object 0 .*: x=99 lies outside of the picture"),
+        ("<ymax>7</ymax>", "<ymax>2</ymax>", r"object 0 .*: a box of 6 x -1 covers nothing"),
+        ("<width>60</width>", "<width>0</width>", r"its size is 0x40"),
+        ("<width>60</width>", "", r"not all numbers"),
+    ],
+)
+def test_an_object_of_voc_that_is_wrong_is_named_with_its_file(voc, root, old, new, message):
+    file = voc((old, new))
+    with pytest.raises(DataError, match=message) as caught:
+        read(root)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_a_file_of_voc_is_paired_by_what_it_names_or_is_called(voc, root):
+    voc(("<filename>b.png<", "<filename>0017.jpg<"))
+    assert alone(root).image == root / "JPEGImages" / "b.png"
+    empty(root / "JPEGImages" / "0017.jpg")
+    with pytest.raises(DataError, match=r"it names .*0017\.jpg, but is called like .*b\.png"):
+        read(root)
+
+
+def test_the_name_of_a_single_picture_says_no_split(root):
+    for write_as in (write_voc, write_labelme):
+        folder = root / write_as.__name__
+        write_as(folder, [Part("train", "test_3.png")])
+        assert alone(folder).split == "train"
+
+
+def test_pictures_of_one_name_are_told_apart_by_the_folders_of_their_annotations(root):
+    for product, split in (("bolt", "train"), ("nut", "test")):
+        write_voc(root / product, [Part(split, "b.png")])
+    assert [(s.product, s.split) for s in read(root)] == [("bolt", "train"), ("nut", "test")]
+
+
+def test_polygons_of_voc_are_drawn(voc, root):
+    corners = "".join(
+        f"<x{n}>{x}</x{n}><y{n}>{y}</y{n}>"
+        for n, (x, y) in enumerate([(10, 5), (30, 5), (30, 25), (10, 25)], 1)
+    )
+    voc(("<bndbox>", f"<polygon>{corners}</polygon><bndbox>"))
+    assert difference(alone(root), Box("", 10, 5, 20, 20).pixels()) == 0
+
+
+def test_the_mask_of_a_segmented_picture_of_voc_is_used_unless_it_shows_sound_parts(voc, root):
+    mask = empty(root / "SegmentationClass" / "b.png")
+    Image.fromarray(DISC.astype(np.uint8)).save(mask)
+    segmented = ("<segmented>0", "<segmented>1")
+    picture(root / "JPEGImages" / "b.png")
+    voc(segmented)
+    found = images.open_mask(alone(root))
+    assert found is not None and np.array_equal(found, DISC)
+    voc(
+        segmented,
+        (
+            "</annotation>",
+            "<object><name>good</name><bndbox><xmin>0</xmin><ymin>0</ymin>"
+            "<xmax>60</xmax><ymax>40</ymax></bndbox></object></annotation>",
+        ),
+    )
+    assert difference(alone(root), SCRATCH.pixels()) == 0
+
+
+@pytest.fixture
+def drawn(root: Path) -> Callable[[str], Path]:
+    """Writes a CVAT file of one picture with this inside."""
+
+    def written(inner: str, name: str = "b.png") -> Path:
+        empty(root / "images" / "Train" / "b.png")
+        return write(root / "annotations.xml", cvat_file(cvat(name, inner, "Train")))
+
+    return written
+
+
+def test_all_shapes_of_cvat_are_drawn(drawn, root):
+    square = Box("", 10, 5, 20, 20)
+    drawn('<polygon label="dent" points="10.00,5.00;30.00,5.00;30.00,25.00;10.00,25.00"/>')
+    assert difference(alone(root), square.pixels()) == 0
+    drawn('<box label="dent" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90.0"/>')
+    assert difference(alone(root), Box("", 15, 5, 10, 20).pixels()) == 0
+    drawn('<ellipse label="dent" cx="30" cy="20" rx="10" ry="10" z_order="0"/>')
+    assert difference(alone(root), DISC) < 20
+    part = DISC[10:30, 20:40]
+    flat = np.concatenate([[0], part.ravel(), [2]])
+    edges = np.flatnonzero(np.diff(flat))
+    runs = np.diff([0, *edges, part.size] if not part[0, 0] else [0, 0, *edges, part.size])
+    rle = ", ".join(str(n) for n in runs if n)
+    drawn(f'<mask label="dent" rle="{rle}" left="20" top="10" width="20" height="20"/>')
+    assert difference(alone(root), DISC) == 0
+    drawn('<polyline label="dent" points="10.2,5.5;30.9,5.5;30.9,25.1"/>')
+    line = np.zeros_like(DISC)
+    line[5, 10:31] = line[5:26, 30] = True
+    assert difference(alone(root), line) == 0
+    drawn('<points label="dent" points="3.5,4.5;59.9,39.9"/>')
+    assert np.argwhere(marked(alone(root))).tolist() == [[4, 3], [39, 59]]
+
+
+def test_tags_of_cvat_say_good_and_defective_without_a_place(drawn, root):
+    drawn('<tag label="good" source="manual"></tag>')
+    assert alone(root).solution == Solution("No")
+    drawn('<tag label="dent" source="manual"></tag>')
+    assert (alone(root).solution, alone(root).mask) == (Solution("Yes", None, "dent"), None)
+    drawn('<tag label="good"/><box label="dent" xtl="1" ytl="1" xbr="3" ybr="2"/>')
+    with pytest.raises(DataError, match=r"tag 0 \(good\) says 'good', but .*box 1 .* marks 'dent'"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ('<cuboid label="dent" xtl1="1"/>', r"cuboid 0 \(dent\): <cuboid> is not read"),
+        ('<polygon label="dent" points="1,2;3,4"/>', r"polygon 0 .*: a polygon of 2 points"),
+        ('<polyline label="dent" points="1,2,3"/>', r"polyline 0 .*: a line of 1\.5 points"),
+        ('<polygon label="dent" points=""/>', r"polygon 0 .* not all numbers"),
+        ('<box label="dent" xtl="1" ytl="1" xbr="3"/>', r"box 0 .* not all numbers"),
+        ('<mask label="dent" rle="1, 2" left="0" top="0" width="3" height="3"/>', r"cover 3 pixel"),
+        (
+            '<mask label="dent" rle="1, 8" left="58" top="0" width="3" height="3"/>',
+            r"not inside of",
+        ),
+    ],
+)
+def test_a_shape_of_cvat_that_is_wrong_is_named(drawn, root, inner, message):
+    file = drawn(inner)
+    with pytest.raises(DataError, match=message) as caught:
+        read(root)
+    assert str(caught.value).startswith(f"{file}, image 0")
+
+
+def test_pictures_of_one_name_in_two_subsets_of_cvat_are_told_apart(drawn, root):
+    drawn("")
+    empty(root / "images" / "Test" / "b.png")
+    write(root / "annotations.xml", cvat_file(*(cvat("b.png", "", s) for s in ("Train", "Test"))))
+    assert [sample.split for sample in read(root)] == ["test", "train"]
+
+
+def test_videos_of_cvat_are_refused_with_the_export_to_choose(drawn, root):
+    file = drawn("")
+    write(
+        file, "<annotations><version>1.1</version><track id='0' label='dent'></track></annotations>"
+    )
+    with pytest.raises(DataError, match=r'Export the task as "CVAT for images 1\.1"'):
+        read(root)
+
+
+# --- LabelMe -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(root: Path) -> Callable[..., Path]:
+    """Writes the LabelMe file of one picture."""
+
+    def written(*marks: Json, **changes: Any) -> Path:
+        empty(root / "train" / "b.png")
+        content = labelme("b.png", *({"label": "dent", **mark} for mark in marks), **changes)
+        return write(root / "train" / "b.json", content)
+
+    return written
+
+
+def test_all_shapes_of_labelme_are_drawn(opened, root):
+    square = Box("", 10, 5, 20, 20)
+    opened({"shape_type": "polygon", "points": [[10, 5], [30, 5], [30, 25], [10, 25]]})
+    assert difference(alone(root), square.pixels()) == 0
+    opened({"shape_type": "circle", "points": [[30, 20], [36, 28]]})
+    assert difference(alone(root), DISC) < 20
+    opened({"shape_type": "linestrip", "points": [[10.5, 5.5], [30.5, 5.5]]})
+    assert np.argwhere(marked(alone(root))).tolist() == [[5, x] for x in range(10, 31)]
+    opened({"shape_type": "point", "points": [[10.5, 5.5]]})
+    assert np.argwhere(marked(alone(root))).tolist() == [[5, 10]]
+    text = io.BytesIO()
+    Image.fromarray(DISC[10:31, 20:41]).save(text, "PNG")
+    mask = base64.b64encode(text.getvalue()).decode()
+    opened({"shape_type": "mask", "points": [[20, 10], [40, 30]], "mask": mask})
+    assert difference(alone(root), DISC) == 0
+
+
+def test_flags_of_a_picture_of_labelme_are_read(opened, root):
+    opened(flags={"good": True, "dent": False})
+    assert alone(root).solution == Solution("No")
+    opened(flags={"good": False, "dent": True})
+    assert alone(root).solution == Solution("Yes", None, "dent")
+
+
+def test_pictures_of_labelme_may_lie_elsewhere_and_embedded_ones_are_named(opened, root):
+    empty(root / "images" / "shot.png")
+    (root / "train").mkdir(parents=True)
+    write(root / "train" / "c.json", labelme("..\\images\\shot.png"))
+    assert alone(root).image == root / "images" / "shot.png"
+    (root / "images" / "shot.png").unlink()
+    write(root / "train" / "c.json", labelme("..\\images\\shot.png", imageData="aGk="))
+    empty(root / "train" / "spare.png")
+    with pytest.raises(DataError, match=r"c\.json: the picture .* labelme_export_json writes it"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("mark", "changes", "message"),
+    [
+        (
+            {"shape_type": "polygon", "points": [[1, 1], [2, 2]]},
+            {},
+            r"shape 0 \(dent\): a polygon of",
+        ),
+        ({"shape_type": "rectangle", "points": []}, {}, r"shape 0 .*points=\[\] are not points"),
+        ({"shape_type": "cuboid", "points": [[1, 1]]}, {}, r"the kind 'cuboid' with 1 points"),
+        (
+            {"shape_type": "mask", "points": [[1, 1]], "mask": "eHg="},
+            {},
+            r"its mask cannot be read",
+        ),
+        ({"points": [[1, 1], [9, 9], [1, 99]]}, {}, r"shape 0 .*: y=99 lies outside"),
+        (
+            {"points": [[1, 1], [9, 9], [1, 9]]},
+            {"imageWidth": None},
+            r"b\.json: .* not all numbers",
+        ),
+        ({"points": [[1, 1], [9, 9], [1, 9]]}, {"shapes": {}}, r"b\.json: shapes is no list"),
+    ],
+)
+def test_a_shape_of_labelme_that_is_wrong_is_named(opened, root, mark, changes, message):
+    file = opened(mark, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        read(root)
+    assert str(caught.value).startswith(str(file))
+
+
+# --- Label Studio --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tasks(root: Path) -> Callable[..., Path]:
+    """Writes an export of one task."""
+
+    def written(*results: Json, **changes: Any) -> Path:
+        empty(root / "train" / "b.png")
+        return write(root / "export.json", [task(7, "3f1e2d4c-b.png", *results, **changes)])
+
+    return written
+
+
+def packed(values: NDArray[np.uint8]) -> list[int]:
+    """A brush as Label Studio packs it: runs of one value, and values that stand alone."""
+    bits = [f"{len(values):032b}", f"{7:05b}", *(f"{n - 1:04b}" for n in (2, 4, 8, 16))]
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1), len(values)]
+    for start, end in itertools.pairwise(edges):
+        while start < end:
+            count = min(end - start, 2**16)
+            which = next(k for k, n in enumerate((2, 4, 8, 16)) if count <= 2**n)
+            single = count < 3
+            bits.append(f"{0 if single else 1}{which:02b}{count - 1:0{(2, 4, 8, 16)[which]}b}")
+            bits += [f"{values[start]:08b}"] * (count if single else 1)
+            start += count
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return [int(text[at : at + 8], 2) for at in range(0, len(text), 8)]
+
+
+def test_all_regions_of_label_studio_are_drawn(tasks, root):
+    points = [[100 * x / 60, 100 * y / 40] for x, y in ((10, 5), (30, 5), (30, 25), (10, 25))]
+    polygon = {"points": points, "closed": True, "polygonlabels": ["dent"]}
+    tasks(region(polygon, kind="polygonlabels"))
+    assert difference(alone(root), Box("", 10, 5, 20, 20).pixels()) == 0
+    turned = {**hundredths(Box("", 30, 5, 20, 10)), "rotation": 90, "rectanglelabels": ["dent"]}
+    tasks(region(turned))
+    assert difference(alone(root), Box("", 20, 5, 10, 20).pixels()) == 0
+    ellipse = {"x": 50, "y": 50, "radiusX": 1000 / 60, "radiusY": 25, "rotation": 0}
+    tasks(region({**ellipse, "ellipselabels": ["dent"]}, kind="ellipselabels"))
+    assert difference(alone(root), DISC) < 20
+    colours = np.zeros((40, 60, 4), np.uint8)
+    colours[DISC] = (255, 13, 7, 255)
+    brush = {"format": "rle", "rle": packed(colours.ravel()), "brushlabels": ["dent"]}
+    tasks(region(brush, kind="brushlabels"))
+    assert difference(alone(root), DISC) == 0
+    assert alone(root).solution.type == "dent"
+
+
+def test_choices_of_label_studio_are_for_the_picture_or_for_a_region(tasks, root):
+    choice = {"type": "choices", "value": {"choices": ["good"]}, "id": "c", "from_name": "verdict"}
+    tasks(choice)
+    assert alone(root).solution == Solution("No")
+    tasks({**choice, "value": {"choices": ["defective"]}})
+    assert alone(root).solution == Solution("Yes", None, None)
+    spot = region(hundredths(DENT), kind="rectangle")
+    of_region = region({**hundredths(DENT), "choices": ["dent"]}, kind="choices")
+    tasks(spot, of_region, {**choice, "value": {"choices": ["defective"]}})
+    assert alone(root).solution == Solution("Yes", None, "dent")
+    assert difference(alone(root), DENT.pixels()) == 0
+
+
+def test_a_task_that_nobody_has_done_is_not_known_and_an_empty_one_is_good(tasks, root):
+    tasks()
+    assert alone(root).solution == Solution("No")
+    tasks(annotations=[{**task(0, "")["annotations"][0], "was_cancelled": True}])
+    empty(root / "train" / "good" / "c.png")
+    assert "1 left out that it does not know" in config(root).announce()
+    assert [sample.image for sample in read(root)] == [root / "train" / "good" / "c.png"]
+
+
+def test_pictures_of_label_studio_are_found_by_path_address_and_upload(tasks, root):
+    for image in ("/data/local-files/?d=shots%2Ftrain%2Fb.png", "s3://bucket/shots/b.png",
+                  "https://host/shots/b.png?sig=1", "/data/upload/1/b.png"):  # fmt: skip
+        tasks(data={"image": image, "note": "b"})
+        assert alone(root).image == root / "train" / "b.png", image
+    tasks(data={"image": "/data/upload/1/z.png"})
+    with pytest.raises(DataError, match=r"task 7: the picture .*z\.png' is not below"):
+        read(root)
+    tasks(data={"left": "a.png", "right": "b.png"})
+    with pytest.raises(DataError, match=r"task 7: its data names 2 pictures"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            region({"x": 1, "y": 1, "width": 0, "height": 3, "rectanglelabels": ["a"]}),
+            r"covers noth",
+        ),
+        (
+            region({"x": 1, "y": 1, "width": 300, "height": 3, "labels": ["a"]}),
+            r"x=180.6 lies outsi",
+        ),
+        (region({"x": "?", "y": 1, "width": 3, "height": 3, "labels": ["a"]}), r"not all numbers"),
+        (region({"points": [[1, 1], [2, 2]], "polygonlabels": ["a"]}), r"a polygon of 2 points"),
+        (region({"vertices": [], "vectorlabels": ["a"]}), r"a vector is not read"),
+        (
+            region({"rle": [0, 0, 0], "format": "rle", "brushlabels": ["a"]}),
+            r"its brush is not tha",
+        ),
+        (
+            region({"rle": packed(np.zeros(16, np.uint8)), "brushlabels": ["a"]}),
+            r"its brush is not",
+        ),
+        (region({"x": 1, "y": 1, "width": 3, "height": 3}, image_rotation=90), r"was turned while"),
+        (region({"x": 1, "y": 1, "width": 3, "height": 3}, original_width=None), r"are missing"),
+    ],
+)
+def test_a_region_of_label_studio_that_is_wrong_is_named(tasks, root, result, message):
+    file = tasks(result)
+    with pytest.raises(DataError, match=message) as caught:
+        read(root)
+    assert str(caught.value).startswith(f"{file}, task 7")
+
+
+def test_annotations_that_compete_and_other_exports_of_label_studio_are_refused(tasks, root):
+    one, other = (task(n, "")["annotations"][0] for n in (1, 2))
+    tasks(annotations=[one, other])
+    with pytest.raises(DataError, match=r"task 7: 2 annotations\. Mark one as ground truth"):
+        read(root)
+    tasks(annotations=[one, {**other, "ground_truth": True}])
+    assert alone(root).solution == Solution("No")
+    write(root / "export.json", [{"image": "b.png", "id": 1, "annotator": 1, "annotation_id": 1}])
+    with pytest.raises(DataError, match=r"export\.json: a task has no annotations. .* JSON-MIN"):
+        read(root)

@@ -11,11 +11,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iad_r1.data import faults, folders
 from iad_r1.data.exports.tree import Tree, splits
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Shapes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BEYOND = 0.01  # of the picture's side, by which a shape may leave it: what rounding does
 BEYOND_PIXELS = 2.0
@@ -25,8 +30,6 @@ TOOLS = frozenset(
     ("annotations", "data", "dataset", "datasets", "default", "frames", "images", "image", "img",
      "imgs", "jpegimages", "obj train data", "photos", "pictures", "upload")
 )  # fmt: skip
-
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,14 @@ def polygon(values: Sequence[float], where: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def line(points: Points) -> tuple[float, ...]:
-    """The outline of a line or a point, which covers the pixels that it touches."""
-    there_and_back = [*points, *points[-2::-1], *points[:1], *points[:1]]
-    return tuple(float(value) for point in there_and_back for value in point)
+def line(values: Sequence[float], where: str) -> tuple[float, ...]:
+    """The outline of a line x0, y0, x1, y1, ... or a point: the pixels that it touches. Raises
+    DataError for half a point."""
+    if not values or len(values) % 2:
+        raise DataError(f"{where}: a line of {len(values) / 2:g} points is none. Delete it.")
+    points = list(zip(values[::2], values[1::2], strict=True))
+    there_and_back = [*points, *points[-2::-1], points[0], points[0]]
+    return tuple(value for point in there_and_back for value in point)
 
 
 def ellipse(
@@ -222,6 +229,22 @@ def turned(outline: tuple[float, ...], degrees: float, x: float, y: float) -> tu
         return outline
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return tuple(_turned(outline, cos, sin, x, y))
+
+
+def region(
+    pixels: NDArray[np.bool_], left: int, top: int, size: tuple[int, int], where: str
+) -> bytes:
+    """The run lengths of pixels [h, w] in a picture, the first of them at `left` and `top`. Raises
+    DataError where they do not fit."""
+    from iad_r1.data import shapes
+
+    height, width = pixels.shape
+    if left < 0 or top < 0 or left + width > size[0] or top + height > size[1]:
+        raise DataError(
+            f"{where}: a mask of {width}x{height} pixels at {left}, {top} is not inside of the "
+            f"picture ({size[0]}x{size[1]} pixels). Export it again."
+        )
+    return shapes.packed_at(pixels, left, top, size)
 
 
 def _turned(

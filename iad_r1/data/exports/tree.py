@@ -6,10 +6,15 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException, ElementTree
 
 from iad_r1.data.folders import PICTURES, SPLIT_NAMES, UNOPENED
 from iad_r1.errors import DataError
 
+# folders of masks, which are no pictures to judge
+MASKS = frozenset(("ground_truth", "mask", "masks", "segmentationclass", "segmentationobject"))
 # a name that is no path from here: "/home/me/a.png", "C:\\a.png", "s3://bucket/a.png"
 _ELSEWHERE = re.compile(r"/|[A-Za-z][\w+.-]*:")
 
@@ -23,7 +28,15 @@ class Tree:
         self.by_name: dict[str, list[Path]] = {}  # pictures only
         self.folders: set[str] = set()  # their names
         self._walk()
-        self.pictures = sorted(path for suffix in PICTURES for path in self.of(suffix))
+        drawn = sorted(path for suffix in PICTURES for path in self.of(suffix))
+        self.pictures: list[Path] = []
+        self.by_stem: dict[str, list[Path]] = {}
+        self.masks: dict[str, list[Path]] = {}  # by stem
+        for path in drawn:
+            is_mask = path.parent.name.lower() in MASKS
+            (self.masks if is_mask else self.by_stem).setdefault(path.stem, []).append(path)
+            if not is_mask:
+                self.pictures.append(path)
         for path in (*self.pictures, *(path for suffix in UNOPENED for path in self.of(suffix))):
             self.by_name.setdefault(path.name, []).append(path)
         self.known = set(self.pictures)
@@ -64,8 +77,15 @@ class Tree:
         return path.relative_to(self.root)
 
     def splits_of(self, file: Path) -> set[str]:
-        """The splits that an annotation file says its pictures are in, by its path."""
-        return splits(self.relative(file).parent, file.name)
+        """The splits that an annotation file says its pictures are in, by its path; by its folders
+        alone if it is called like a picture ("test_3.xml")."""
+        name = "" if file.stem in self.by_stem else file.name
+        return splits(self.relative(file).parent, name)
+
+    def at(self, path: Path) -> Path | None:
+        """The picture at this very path, which may hold "..", if there is one."""
+        exact = Path(os.path.normpath(path))
+        return exact if exact in self.known else None
 
     def find(self, named: str, file: Path, where: str) -> Path:
         """The picture that an annotation `file` names. Raises DataError where there is none, or
@@ -76,8 +96,7 @@ class Tree:
         here too is never left out of the name.
         """
         for start in (file.parent, self.root):
-            exact = Path(os.path.normpath(start / named.replace("\\", "/")))
-            if exact in self.known:
+            if exact := self.at(start / named.replace("\\", "/")):
                 return exact
         parts = [part for part in re.split(r"[\\/]", named) if part not in ("", ".", "..")]
         alike = self.by_name.get(parts[-1], []) if parts else []
@@ -87,7 +106,7 @@ class Tree:
                 break
             tail = tuple(parts[start:])
             found = [path for path in alike if path.parts[-len(tail) :] == tail]
-            found = _narrowed(found, self.splits_of(file), self)
+            found = self._meant(found, file)
             if len(found) > 1:
                 raise DataError(
                     f"{where}: {named!r} may be {found[0]} or {found[1]}. Name it by its path "
@@ -105,11 +124,37 @@ class Tree:
             "entry out."
         )
 
+    def paired(self, named: str, file: Path, where: str) -> Path:
+        """The picture of an annotation `file` of one picture: the one that it names, else the one
+        that is called like it. Raises DataError where these are two."""
+        alike = self._meant(self.by_stem.get(file.stem, []), file)
+        try:
+            found = self.find(named, file, where)
+        except DataError:
+            if len(alike) != 1:
+                raise
+            return alike[0]
+        if found.stem != file.stem and alike:
+            raise DataError(
+                f"{where}: it names {found}, but is called like {alike[0]}. Correct the one or the "
+                "other."
+            )
+        return found
 
-def _narrowed(found: Sequence[Path], said: set[str], tree: Tree) -> Sequence[Path]:
-    """Of several pictures of one name, those in the split of the file that names them."""
-    fitting = [p for p in found if splits(tree.relative(p).parent) == said] if found[1:] else []
-    return fitting or found
+    def mask_of(self, file: Path, folder: str) -> Path | None:
+        """The mask in a folder of this name that is called like an annotation file."""
+        alike = [p for p in self.masks.get(file.stem, ()) if p.parent.name == folder]
+        return next(iter(self._meant(alike, file)), None)
+
+    def _meant(self, found: Sequence[Path], file: Path) -> Sequence[Path]:
+        """Of several pictures of one name, those in the split of the file that names them; of these
+        the one that shares most folders with it, if there is one."""
+        if len(found) < 2:
+            return found
+        said = self.splits_of(file)
+        found = [p for p in found if splits(self.relative(p).parent) == said] or found
+        shared = [len(os.path.commonpath((path, file))) for path in found]
+        return [p for p, n in zip(found, shared, strict=True) if n == max(shared)]
 
 
 def splits(folder: Path, file: str = "") -> set[str]:
@@ -118,3 +163,16 @@ def splits(folder: Path, file: str = "") -> set[str]:
     words = [*folder.parts, *re.split(r"[-_. ]", file)]
     plain = (word.lower().rstrip("0123456789") for word in words)
     return {SPLIT_NAMES[word] for word in plain if word in SPLIT_NAMES}
+
+
+def read_xml(file: Path) -> Element:
+    """What an XML file says. Raises DataError, also for entities and what lies elsewhere."""
+    try:
+        return ElementTree.fromstring(file.read_bytes())
+    except ParseError as error:
+        raise DataError(f"{file} is not XML: {error}.") from None
+    except DefusedXmlException:
+        raise DataError(
+            f"{file} defines entities, which may grow without end or name other files. Annotations "
+            "need none: export it again."
+        ) from None

@@ -51,7 +51,10 @@ class Settings(TrainingSplit, OwnMasks, Folder):
             "<product>/test/<defect>/"
         ),
     ]
-    format: Literal["table", "folders", "coco", "yolo"] | None  # null: found out
+    # null: found out
+    format: (
+        Literal["table", "folders", "coco", "yolo", "voc", "labelme", "label_studio", "cvat"] | None
+    )
 
     def announce(self) -> str:
         """Which folder, what it was taken for, and the option that says otherwise."""
