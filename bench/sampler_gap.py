@@ -1,13 +1,19 @@
 """How far bfloat16 puts a healthy sampler from its trainer, and which faults the limits still see.
 
-    python bench/sampler_gap.py --json FILE      depths 16, 24 and 36; minutes on two cores
-    python bench/sampler_gap.py --quick          depth 16 alone
+    python bench/sampler_gap.py --json FILE      three kinds of twins, 16, 24 and 36 layers deep; a
+                                                 quarter of an hour on one core
+    python bench/sampler_gap.py --quick          the first kind at depth 16 alone
 
-The model is a random Qwen2.5-VL twin made deep, with weights of standard size. Its last norm is
-scaled up towards an entropy of 0.3 nats, as that of a trained policy, but the search ends before:
-over 48 tokens it is about 1. transformers samples from it with a cache, token by token; the trainer
-computes the same tokens in one packed forward. Both read the same weights, so all that is between
-them is rounding. Then the trainer's side gets one fault at a time, each in sizes that halve:
+The models are Qwen2.5-VL twins made deep. transformers samples from them with a cache, token by
+token; the trainer computes the same tokens in one packed forward. Both read the same weights, so
+all that is between them is rounding. A trained policy is peaked: every twin has an entropy of 0.3
+nats, by the scale of its last norm. How much rounding that scale enlarges depends on what is below:
+
+    random   weights of standard size (0.02), small for a narrow model
+    strong   weights of size 1/sqrt(width): a layer changes the states as much as in a real model
+    trained  strong ones, then trained on sentences that begin with their picture's own word
+
+Then the trainer's side gets one fault at a time, each in sizes that halve:
 
     layer        noise on one matrix of the middle layer, as a share of its own size
     stale        noise on all weights of the language model, as after steps that were not sent
@@ -25,10 +31,12 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -38,51 +46,136 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bench import record
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.backbones.packing import Logprobs, completion_logprobs, vision_features
 from iad_r1.backbones.twins import build_twin
-from iad_r1.rollouts.gap import LIMITS, Gap
+from iad_r1.rollouts.gap import Gap, Limits, limits, logit_spread
 from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.sampling import Sampling
+from iad_r1.settings.training import GapLimit
 from iad_r1.types import Completion, Conversation
 
-ENTROPY = 0.3  # nats, of a trained policy
+ENTROPY, NEAR, SEARCH = 0.3, 0.1, 16  # nats; how near in relation; scales tried
+SEARCHED = -1  # the step whose completions are searched with
+KINDS = ("random", "strong", "trained")
 DEPTHS = (16, 24, 36)
 PROMPTS, GROUP, TOKENS = 4, 6, 48  # of a step
+FAULTY = 3  # steps that faults are planted in
 GATE = (8, 16)  # completions and tokens of each, of a gate
 DRAWS = 10_000  # gates drawn from the tokens of all steps
 SIZES = [2.0**-k for k in range(9)]
+LESSONS, ROWS, WORDS, RATE = 120, 4, 32, 3e-3  # of a trained twin
 Groups = list[list[Completion]]
 
 
+# --- twins ---------------------------------------------------------------------------------------
+
+
 def peaked_twin(
-    folder: Path, depth: int, dtype: torch.dtype, seed: int = 0, gain: float = 1.0
+    folder: Path,
+    depth: int,
+    dtype: torch.dtype,
+    kind: str = "random",
+    device: str | torch.device = "cpu",
 ) -> Backbone:
-    """A random twin of `depth` layers whose last norm is scaled towards an entropy of 0.3 nats."""
-    small = Backbone.load(build_twin("qwen25vl_7b", folder, seed))
+    """A twin of `depth` layers whose completions have an entropy of 0.3 nats.
+
+    RuntimeError if no scale of its last norm brings that about.
+    """
+    small = Backbone.load(build_twin("qwen25vl_7b", folder))
     config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
     text.num_hidden_layers, text.layer_types = depth, text.layer_types[:1] * depth
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config)
     model.generation_config = small.model.generation_config
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(gain)
-    model.model.visual.requires_grad_(False)
-    found = Backbone(model.to(dtype).eval(), small.processor)
-    norm = model.model.language_model.norm.weight
-    low, high = 0.1, 30.0
-    asked = prompts(found, 2)
-    for _ in range(10):
-        with torch.no_grad():
-            norm.fill_(math.sqrt(low * high))
-        groups = draw(found, asked, Sampling(4, 16, 1.0), 99)
-        said = trainer(found, asked, groups, entropy=True)
-        flat = said.entropy[said.mask].mean().item() > ENTROPY
-        low, high = (math.sqrt(low * high), high) if flat else (low, math.sqrt(low * high))
+    found = Backbone(model.eval(), small.processor)
+    if kind != "random":
+        strengthen(found)
+    if kind == "trained":
+        teach(found)
+    model.to(device, dtype)
+    sharpen(found)
     return found
+
+
+@torch.no_grad()
+def strengthen(backbone: Backbone) -> None:
+    """Scale all matrices to 1/sqrt(width) instead of the 0.02 they start with."""
+    text = backbone.model.config.get_text_config()
+    for weight in backbone.model.parameters():
+        if weight.ndim == 2:
+            weight.mul_(text.hidden_size**-0.5 / text.initializer_range)
+
+
+def teach(backbone: Backbone) -> None:
+    """Train the language model until most tokens are certain, as those of a trained policy are."""
+    asked, generator = prompts(backbone, PROMPTS), torch.Generator().manual_seed(0)
+    inputs = [prompt.inputs for prompt in asked]
+    with torch.no_grad():
+        features = vision_features(backbone.model, inputs)
+    named = backbone.model.named_parameters()  # a tied output layer is there once
+    learning = [weight for name, weight in named if "visual" not in name]
+    optimizer = torch.optim.AdamW(learning, RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, LESSONS)
+    for _ in range(LESSONS):
+        said = completion_logprobs(
+            backbone.model,
+            inputs,
+            [sentences(backbone, picture, generator) for picture in range(PROMPTS)],
+            vision=features,
+            suppressed=backbone.placeholders,
+            entropy=False,
+        )
+        optimizer.zero_grad()
+        (-said.logprob[said.mask].mean()).backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def sentences(backbone: Backbone, picture: int, generator: torch.Generator) -> list[list[int]]:
+    """Lessons in a picture's own words: of five words one has four likely successors, the others
+    one."""
+    special = {*backbone.placeholders, *backbone.ends}
+    size = backbone.model.config.get_text_config().vocab_size
+    words = torch.tensor([token for token in range(size) if token not in special])
+    words = words[picture::PROMPTS]
+    language = torch.Generator().manual_seed(picture)
+    successors = torch.randint(len(words), (len(words), 4), generator=language)
+    free = torch.rand(len(words), generator=language) < 0.2
+    rows = [torch.zeros(ROWS, dtype=torch.long)]
+    while len(rows) < WORDS:
+        chosen = torch.randint(4, (ROWS,), generator=generator)
+        rows.append(successors[rows[-1], torch.where(free[rows[-1]], chosen, 0)])
+    return words[torch.stack(rows, 1)].tolist()
+
+
+def sharpen(backbone: Backbone) -> None:
+    """Search for the scale of the last norm at which completions have the entropy asked for."""
+    norm = backbone.model.model.language_model.norm.weight
+    plain, asked = norm.detach().clone(), prompts(backbone, PROMPTS)
+    low, high, tried = 0.01, 1000.0, {}
+    for _ in range(SEARCH):
+        scale = math.sqrt(low * high)
+        with torch.no_grad():
+            norm.copy_(plain * scale)
+        groups = draw(backbone, asked, Sampling(GROUP, TOKENS, 1.0), SEARCHED)
+        tried[scale] = entropy(backbone, asked, groups)
+        if abs(tried[scale] / ENTROPY - 1) < NEAR / 2:
+            return
+        low, high = (scale, high) if tried[scale] > ENTROPY else (low, scale)
+    best = min(tried, key=lambda scale: abs(tried[scale] - ENTROPY))
+    if not abs(tried[best] / ENTROPY - 1) < NEAR:
+        raise RuntimeError(
+            f"no scale of the last norm gives an entropy of {ENTROPY} nats: the nearest is "
+            f"{tried[best]:.3g} at {best:.3g}"
+        )
+    with torch.no_grad():
+        norm.copy_(plain * best)
+
+
+# --- both sides ----------------------------------------------------------------------------------
 
 
 def prompts(backbone: Backbone, count: int) -> list[Prompt]:
@@ -107,23 +200,27 @@ def trainer(
     asked: Sequence[Prompt],
     groups: Groups,
     temperature: float = 1.0,
-    entropy: bool = False,
-) -> Any:
+) -> Logprobs:
     return completion_logprobs(
         backbone.model,
         [prompt.inputs for prompt in asked],
         [[completion.tokens for completion in group] for group in groups],
         temperature=temperature,
         suppressed=backbone.placeholders,
-        entropy=entropy,
     )
 
 
-def apart(groups: Groups, said: Any) -> list[Tensor]:
+def entropy(backbone: Backbone, asked: Sequence[Prompt], groups: Groups) -> float:
+    """Mean over all tokens, nats."""
+    said = trainer(backbone, asked, groups)
+    return said.entropy[said.mask].mean().item()
+
+
+def apart(groups: Groups, said: Logprobs) -> list[Tensor]:
     """|sampler - trainer| of each completion's tokens."""
     flat = [completion for group in groups for completion in group]
     return [
-        (torch.tensor(one.logprobs) - row[: len(one.tokens)]).abs()
+        (torch.tensor(one.logprobs) - row[: len(one.tokens)].cpu()).abs()
         for one, row in zip(flat, said.logprob, strict=True)
     ]
 
@@ -139,28 +236,36 @@ class Step:
     asked: list[Prompt]
     groups: Groups
 
-    def healthy(self) -> list[Tensor]:
+    def now(self) -> list[Tensor]:
+        """The gaps with the weights as they are at the moment."""
         return apart(self.groups, trainer(self.backbone, self.asked, self.groups))
+
+    @cached_property
+    def healthy(self) -> list[Tensor]:
+        return self.now()
+
+    @cached_property
+    def exchanged(self) -> list[Tensor]:
+        """The gaps where every completion is judged after another picture's prompt."""
+        others = [*self.asked[1:], self.asked[0]]
+        return apart(self.groups, trainer(self.backbone, others, self.groups))
 
     def layer(self, size: float) -> list[Tensor]:
         layers = self.backbone.model.model.language_model.layers
         with moved([layers[len(layers) // 2].mlp.down_proj.weight], size):
-            return self.healthy()
+            return self.now()
 
     def stale(self, size: float) -> list[Tensor]:
         weights = self.backbone.model.model.language_model.parameters()
         with moved([weight for weight in weights if weight.ndim == 2], size):
-            return self.healthy()
+            return self.now()
 
     def temperature(self, size: float) -> list[Tensor]:
         return apart(self.groups, trainer(self.backbone, self.asked, self.groups, 1.0 + size))
 
     def completion(self, size: float) -> list[Tensor]:
-        """The first completions are judged after another picture's prompt."""
-        found, count = self.healthy(), math.ceil(size * PROMPTS * GROUP)
-        others = [*self.asked[1:], self.asked[0]]
-        wrong = apart(self.groups, trainer(self.backbone, others, self.groups))
-        return [*wrong[:count], *found[count:]]
+        count = math.ceil(size * len(self.healthy))
+        return [*self.exchanged[:count], *self.healthy[count:]]
 
 
 FAULTS = {
@@ -189,37 +294,58 @@ def moved(weights: Sequence[Tensor], size: float) -> Iterator[None]:
 # --- the table -----------------------------------------------------------------------------------
 
 
-def measure(depth: int, steps: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """The figures of one depth."""
+def measure(
+    depth: int, steps: int, kind: str, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
+    """The figures of one twin."""
     with tempfile.TemporaryDirectory() as folder:
-        backbone = peaked_twin(Path(folder), depth, dtype)
-    asked, limit = prompts(backbone, PROMPTS), LIMITS[dtype]
+        backbone = peaked_twin(Path(folder), depth, dtype, kind)
+    asked = prompts(backbone, PROMPTS)
+    limit = limits(GapLimit(mean=None, high=None), backbone.model)
     batches = [
         Step(backbone, asked, draw(backbone, asked, Sampling(GROUP, TOKENS, 1.0), number))
         for number in range(steps)
     ]
-    healthy = [step.healthy() for step in batches]
-    rows = [row for step in healthy for row in step]
+    rows = [row for step in batches for row in step.healthy]
     whole = torch.cat(rows)
-    said = trainer(backbone, asked, batches[0].groups, entropy=True)
+    of_steps = [Gap.of(torch.cat(step.healthy)) for step in batches]
+    of_gates = list(gates(rows))
     found: dict[str, Any] = {
-        "entropy": said.entropy[said.mask].mean().item(),
+        "entropy": mean(entropy(backbone, asked, step.groups) for step in batches),
+        "logit_spread": logit_spread(backbone.model),
+        "limit_mean": limit.mean,
+        "limit_high": limit.high,
         "tokens": len(whole),
         "mean": whole.mean().item(),
-        **{f"q{q}": whole.quantile(q / 100).item() for q in (90, 95, 99)},
+        **{f"q{q}": whole.quantile(q / 100).item() for q in (95, 99)},
         "max": whole.max().item(),
-        "step_mean_most": max(Gap.of(torch.cat(step)).mean for step in healthy),
-        "step_high_most": max(Gap.of(torch.cat(step)).high for step in healthy),
-        "false_stops_step": share(not Gap.of(torch.cat(step)).within(limit) for step in healthy),
-        "false_stops_gate": share(not gate.within(limit) for gate in gates(rows)),
+        "step_mean_most": max(gap.mean for gap in of_steps),
+        "step_high_most": max(gap.high for gap in of_steps),
+        "gate_mean_most": max(gap.mean for gap in of_gates),
+        "gate_high_most": max(gap.high for gap in of_gates),
+        "false_stops_step": mean(not gap.within(limit) for gap in of_steps),
+        "false_stops_gate": mean(not gap.within(limit) for gap in of_gates),
     }
     for name, fault in FAULTS.items():
-        caught = None
-        for size in SIZES:
-            if any(Gap.of(torch.cat(fault(step, size))).within(limit) for step in batches[:4]):
-                break
-            caught = size
-        found[f"smallest_{name}"] = caught
+        shown = shows(fault, batches[:FAULTY], limit)
+        refused = [size for size, gaps in shown.items() if not any(g.within(limit) for g in gaps)]
+        found[f"smallest_{name}"] = min(refused, default=None)
+        found[f"shown_{name}"] = {
+            f"{size:g}": [min(gap.mean for gap in gaps), min(gap.high for gap in gaps)]
+            for size, gaps in shown.items()
+        }
+    return found
+
+
+def shows(
+    fault: Callable[[Step, float], list[Tensor]], batches: Sequence[Step], limit: Limits
+) -> dict[float, list[Gap]]:
+    """The gaps of every step, from the largest size down to the first that some step lets pass."""
+    found: dict[float, list[Gap]] = {}
+    for size in SIZES:
+        found[size] = [Gap.of(torch.cat(fault(step, size))) for step in batches]
+        if any(gap.within(limit) for gap in found[size]):
+            break
     return found
 
 
@@ -232,30 +358,30 @@ def gates(rows: Sequence[Tensor]) -> Iterator[Gap]:
         yield Gap.of(torch.cat([rows[row][:tokens] for row in chosen]))
 
 
-def share(truths: Any) -> float:
-    listed = list(truths)
-    return sum(listed) / len(listed)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="depth 16 alone")
-    parser.add_argument("--steps", type=int, default=12, help="steps of each depth")
+    parser.add_argument("--quick", action="store_true", help="one twin, 16 layers deep")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each twin")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = {}
-    for depth in DEPTHS[: 1 if options.quick else None]:
-        found[f"bfloat16_{depth}"] = measure(depth, options.steps)
-        sys.stdout.write(json.dumps({str(depth): found[f"bfloat16_{depth}"]}, indent=1) + "\n")
+    asked = [(kind, depth, torch.bfloat16) for kind in KINDS for depth in DEPTHS]
+    asked.append(("strong", 36, torch.float32))
+    found: dict[str, Any] = {}
+    for kind, depth, dtype in asked[: 1 if options.quick else None]:
+        name = f"{str(dtype).removeprefix('torch.')}_{kind}_{depth}"
+        steps = 2 if dtype == torch.float32 else options.steps
+        found[name] = measure(depth, steps, kind, dtype)
+        sys.stdout.write(json.dumps({name: found[name]}, indent=1) + "\n")
         sys.stdout.flush()
-    if not options.quick:
-        found["float32_24"] = measure(24, 2, torch.float32)
-        sys.stdout.write(json.dumps({"float32": found["float32_24"]}, indent=1) + "\n")
     if options.json:
-        # not a comparison with a peer: `ratio` is the limit on the mean over the largest mean
-        most = max(row["step_mean_most"] for name, row in found.items() if "bfloat16" in name)
-        record.write(options.json, LIMITS[torch.bfloat16].mean / most, found)
+        # not a comparison with a peer: `ratio` is a limit over the largest healthy figure, at least
+        margins = [
+            row[f"limit_{figure}"] / row[f"step_{figure}_most"]
+            for row in found.values()
+            for figure in ("mean", "high")
+        ]
+        record.write(options.json, min(margins), found)
 
 
 if __name__ == "__main__":

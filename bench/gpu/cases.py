@@ -444,11 +444,10 @@ def sft(report: Report, here: Here, name: str) -> None:
 
 def gap(report: Report, here: Here, depth: str) -> None:
     """How far rounding puts transformers' sampler from the trainer (bench/sampler_gap.py)."""
-    layers, steps = (4, 1) if here.tiny else (int(depth), 4)
+    layers, steps = (4, 1) if here.tiny else (int(depth), 2)
     for kind in (torch.bfloat16, torch.float32):
         with tempfile.TemporaryDirectory() as folder:
-            backbone = sampler_gap.peaked_twin(Path(folder), layers, kind)
-        backbone.model.to(DEVICE)
+            backbone = sampler_gap.peaked_twin(Path(folder), layers, kind, device=DEVICE)
         asked = sampler_gap.prompts(backbone, sampler_gap.PROMPTS)
         sampling = Sampling(sampler_gap.GROUP, 8 if here.tiny else 256, 1.0)
         found = []

@@ -89,6 +89,7 @@ class Policy:
         config, self.grpo = context.config, context.config.grpo
         self.packing: Packing = context.packing
         self.model, self.backbone, self.rollout = context.model, context.backbone, config.rollout
+        self.gap_limit = limits(self.grpo.gap_limit, self.model)  # before a rank keeps parts only
         parts = config.tuning.train
         optim.train_only(self.model, vision=self.grpo.vision_lr_scale > 0, parts=parts)
         self.frozen_tower = not any(
@@ -371,7 +372,7 @@ class Policy:
         if self.grpo.overlap:
             self._check_overlap(gap.mean, where)
             return stats.scalars()
-        limit = limits(self.grpo.gap_limit, next(self.model.parameters()).dtype)
+        limit = self.gap_limit
         if self.grpo.importance.level != "off":
             limit = replace(limit, high=math.inf)
         if not gap.within(limit):

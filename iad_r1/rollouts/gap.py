@@ -1,8 +1,10 @@
 """How far sampler and trainer are apart on the same tokens, and how far rounding may put them.
 
 The mean and a high quantile are judged. The largest gap is only logged: it grows with the number
-of tokens, and one token of a healthy bfloat16 run may be off by a large part of a nat. Where the
-limits come from is in `docs/vllm.md`; `bench/sampler_gap.py` measures them.
+of tokens, and one token of a healthy bfloat16 run may be off by a large part of a nat. Rounding
+changes the final states by a share of their size, so logits by that share of their spread over the
+vocabulary: where that is wide, the limits are. Where they come from is in `docs/vllm.md`;
+`bench/sampler_gap.py` measures them.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from iad_r1.backbones.packing import unwrap
 from iad_r1.processes import distributed
 from iad_r1.settings.training import GapLimit
 
@@ -30,14 +34,26 @@ class Limits:
 
 LIMITS: Mapping[torch.dtype, Limits] = {
     torch.float32: Limits(mean=1e-5, high=1e-4),
-    torch.bfloat16: Limits(mean=0.05, high=0.2),
+    torch.bfloat16: Limits(mean=0.05, high=0.25),
 }
+SPREAD = 4.0  # nats, the spread of logits up to which these hold; above, they grow with it
 
 
-def limits(asked: GapLimit, dtype: torch.dtype) -> Limits:
-    """The limits of the settings, or those of the weights' precision where they name none."""
-    default = LIMITS[dtype]
-    return Limits(asked.mean or default.mean, asked.high or default.high)
+def limits(asked: GapLimit, model: nn.Module) -> Limits:
+    """The limits of the settings, or those for the model's precision and logits where they name
+    none. Its last norm and output layer have to be whole on this rank."""
+    bare = unwrap(model)
+    default, wider = LIMITS[bare.dtype], max(1.0, logit_spread(bare) / SPREAD)
+    return Limits(asked.mean or wider * default.mean, asked.high or wider * default.high)
+
+
+@torch.no_grad()
+def logit_spread(bare: Any) -> float:
+    """About the standard deviation of a token's logits over the vocabulary, in nats, as two weights
+    tell it: the length of the normalised states times the size of a weight of the output layer."""
+    states, head = bare.model.language_model.norm.weight, bare.get_output_embeddings().weight
+    lengths = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in (states, head)]
+    return (lengths[0] * lengths[1]).item() / math.sqrt(head.numel())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from iad_r1.backbones.backbone import Backbone, Prompt
-from iad_r1.backbones.packing import Packing, completion_logprobs, unwrap
+from iad_r1.backbones.packing import Packing, completion_logprobs
 from iad_r1.errors import MismatchError
 from iad_r1.processes import distributed
 from iad_r1.rollouts.colocate.sampler import VllmSampler, check_ids
@@ -97,7 +98,12 @@ class Gate:
         self.packing: Packing = packing
         self.path = path
         self.every, self._checks = settings.every, 0
-        self.limit: Limits = limits(limit, unwrap(backbone.model).dtype)
+        self._limit = limit
+
+    @cached_property
+    def limit(self) -> Limits:
+        """Read from the weights at the first check: before, a rank may hold parts of them."""
+        return limits(self._limit, self.backbone.model)
 
     def due(self, step: int) -> bool:
         """Whether this step is one to check. The first two of a process always are: an adapter that

@@ -11,23 +11,47 @@ from torch import nn
 from bench import sampler_gap
 from bench.sampler_gap import Step, peaked_twin
 from iad_r1.backbones.float32_head import Float32Head
-from iad_r1.rollouts.gap import LIMITS, Gap, Limits, limits
+from iad_r1.rollouts.gap import LIMITS, SPREAD, Gap, Limits, limits, logit_spread
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.settings.training import GapLimit
 
 LIMIT = LIMITS[torch.bfloat16]
+UNSET = GapLimit(mean=None, high=None)
 
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory) -> Step:
-    """Completions of a bfloat16 policy as peaked as a trained one, eight layers deep."""
-    backbone = peaked_twin(tmp_path_factory.mktemp("peaked"), 8, torch.bfloat16)
-    asked = sampler_gap.prompts(backbone, 2)
-    return Step(backbone, asked, sampler_gap.draw(backbone, asked, Sampling(4, 16, 1.0), 0))
+    """Completions of a bfloat16 policy that was trained until it was peaked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_gap, "LESSONS", 30)
+        patch.setattr(sampler_gap, "TOKENS", 16)
+        backbone = peaked_twin(tmp_path_factory.mktemp("peaked"), 2, torch.bfloat16, "trained")
+    asked = sampler_gap.prompts(backbone, sampler_gap.PROMPTS)
+    sampling = Sampling(sampler_gap.GROUP, 16, 1.0)
+    return Step(backbone, asked, sampler_gap.draw(backbone, asked, sampling, sampler_gap.SEARCHED))
+
+
+def test_the_policy_is_peaked_as_a_trained_one_is(step):
+    found = sampler_gap.entropy(step.backbone, step.asked, step.groups)
+    assert found == pytest.approx(0.3, rel=0.1)
+    assert logit_spread(step.backbone.model) < SPREAD
+
+
+def test_a_policy_that_cannot_be_peaked_is_refused(step, monkeypatch):
+    monkeypatch.setattr(sampler_gap, "SEARCH", 2)
+    monkeypatch.setattr(sampler_gap, "TOKENS", 4)
+    norm = step.backbone.model.model.language_model.norm.weight
+    saved = norm.detach().clone()
+    try:
+        with pytest.raises(RuntimeError, match=r"gives an entropy of 0\.3 nats: the nearest is"):
+            sampler_gap.sharpen(step.backbone)
+    finally:
+        with torch.no_grad():
+            norm.copy_(saved)
 
 
 def test_a_peaked_bfloat16_policy_is_within_the_limits_of_its_own_trainer(step):
-    gap = Gap.of(torch.cat(step.healthy()))
+    gap = Gap.of(torch.cat(step.healthy))
     assert gap.tokens > 40 and gap.within(LIMIT)
     assert gap.largest > 1e-3, "nothing was rounded"
 
@@ -56,10 +80,30 @@ def test_what_is_not_a_number_is_infinitely_far_apart():
     assert gap.mean == gap.high == gap.largest == math.inf and not gap.within(LIMIT)
 
 
-def test_the_settings_replace_one_limit_or_both():
-    asked = GapLimit(mean=0.5, high=None)
-    assert limits(asked, torch.bfloat16) == Limits(0.5, LIMIT.high)
-    assert limits(GapLimit(mean=None, high=None), torch.float32) == LIMITS[torch.float32]
+def test_the_settings_replace_one_limit_or_both(step):
+    asked, model = GapLimit(mean=0.5, high=None), step.backbone.model
+    assert limits(asked, model) == Limits(0.5, LIMIT.high)
+    assert limits(UNSET, model) == LIMIT
+
+
+def test_limits_grow_with_the_spread_of_the_logits_and_never_below_it(step):
+    model = step.backbone.model
+    norm, before = model.model.language_model.norm.weight, logit_spread(model)
+    logits = model(**step.asked[0].inputs).logits[0]
+    assert before == pytest.approx(logits.std(-1).mean().item(), rel=0.5)
+    saved = norm.detach().clone()
+    try:
+        for size in (0.01, 8.0):
+            with torch.no_grad():
+                norm.copy_(saved * size * SPREAD / before)
+            wide = max(1.0, size)
+            found = limits(UNSET, model)
+            assert found.mean == pytest.approx(wide * LIMIT.mean, rel=0.02)
+            assert found.high == pytest.approx(wide * LIMIT.high, rel=0.02)
+            assert limits(GapLimit(mean=0.5, high=0.6), model) == Limits(0.5, 0.6)
+    finally:
+        with torch.no_grad():
+            norm.copy_(saved)
 
 
 # --- the output layer in float32 -----------------------------------------------------------------
