@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import nn
 from vllm_cases import gap, move, picture, prompts, seeds
 
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import DataError, MismatchError, TrainingError
+from iad_r1.learn.guards import blanked
 from iad_r1.rollouts.sampling import Sampling
 from iad_r1.types import Conversation, StopReason
 
@@ -98,6 +100,21 @@ def test_processor_of_engine_and_trainer_make_the_same_ids_and_pictures(fresh):
         assert "pixel_values" in prompt.inputs
         assert all("pixel_values" in theirs for theirs in pictures)
         compare_inputs(engine, prompt)
+
+
+def test_with_a_blank_picture_the_engine_says_something_else(fresh):
+    backbone, engine = fresh
+    engine.sync()
+    words, own = Conversation("{image}Are there any defects?"), backbone.fit(picture(0))
+
+    def said(shown: Image.Image) -> list[tuple[int, float]]:
+        (group,) = engine.generate([backbone.encode(words, [shown])], Sampling(1, 4, 1.0), [(0,)])
+        return list(zip(group[0].tokens, group[0].logprobs, strict=True))
+
+    seen, again, unseen = said(own), said(own), said(blanked(own))
+    assert [token for token, _ in seen] == [token for token, _ in again]
+    (first, likely), (other, less) = seen[0], unseen[0]
+    assert first != other or abs(likely - less) > 10 * LIMIT
 
 
 def test_an_image_placeholder_is_never_drawn(fresh):

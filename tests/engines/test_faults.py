@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from vllm_cases import LONG, gated, leave_out, move, picture, prompts
 
 from bench import sampler_gap
@@ -74,6 +75,36 @@ def test_no_encoder_reset(case):
     with pytest.raises((MismatchError, TrainingError), match="cache"):
         gate.check("grpo", 1)
     engine.reset_encoder_cache()
+
+
+def test_an_adapter_counted_twice_from_the_second_step_after_a_resume(case, monkeypatch):
+    """Weights with the adapter merged in, sent to an engine whose adapter is still active."""
+    from iad_r1.rollouts.colocate import weights
+
+    backbone, engine, gate = case
+    plain = backbone.model
+    gate.every = 20
+    backbone.model = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    try:
+        move(backbone, 1)  # what the checkpoint held
+        engine.sync()
+        assert gate.due(7)
+        gate.check("grpo", 7)
+        merged = weights.merged
+
+        def twice(layer: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+            base = layer.get_base_layer().weight
+            for name, tensor in merged(layer, path):
+                yield name, 2 * tensor - base if name == "weight" else tensor
+
+        monkeypatch.setattr(weights, "merged", twice)
+        engine.sync()
+        assert gate.due(8)
+        with pytest.raises(MismatchError, match="grpo step 8: sampler and trainer disagree by"):
+            gate.check("grpo", 8)
+    finally:
+        monkeypatch.undo()
+        backbone.model = backbone.model.unload().requires_grad_(True)
 
 
 def test_tied_head_not_repacked(case, monkeypatch):
