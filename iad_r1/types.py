@@ -67,6 +67,14 @@ class Solution:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A part of the picture in a file: `box` is left, top, right and bottom in pixels."""
+
+    file: Path
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Mask:
     """Files that together mark where a picture is defective: non-zero, or zero if `inverted`.
 
@@ -103,9 +111,10 @@ class Sample:
     dataset: str
     split: str
     product: str
-    image: Path | Image  # a file, or a picture drawn in memory (synthetic data)
+    image: Path | Cut | Image  # a file, a part of one, or a picture drawn in memory
     solution: Solution
-    mask: Mask | Shapes | Image | None = None  # where it is defective; None when there is none
+    # where it is defective, of the whole picture where `image` is a part; None: there is none
+    mask: Mask | Shapes | Image | None = None
     references: tuple[Sample, ...] = ()  # normal images of the same product, for k-shot
     shots: int = 0  # the references that training always shows with it
     question: Question = Question()

@@ -154,6 +154,22 @@ def sdd(root: Path) -> None:
     like_mvtec(root, "defect")
 
 
+def sdd_originals(root: Path) -> None:
+    """Eight pictures 31 pixels high, so 24 parts, 10, 10 and 11 high: of one picture the middle
+    part is defective, of another the upper two, of a third the last pixel."""
+    marks = {(1, 0): (2, 12, 6, 15), (2, 1): (18, 8, 22, 12), (2, 3): (23, 30, 24, 31)}
+    for item in (1, 2):
+        for part in range(4):
+            path = root / f"kos{item:02}" / f"Part{part}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([item, part]).integers(0, 255, (31, SIZE), np.uint8)
+            Image.fromarray(noise).save(path)
+            label = Image.new("L", (SIZE, 31))
+            if (item, part) in marks:
+                label.paste(255, marks[item, part])
+            label.save(path.with_name(f"Part{part}_label.bmp"))
+
+
 def ds_mvtec(root: Path) -> None:
     for category, colour in (("bottle", "rgb_mask"), ("grid", "rbg_mask")):
         for i in range(2):

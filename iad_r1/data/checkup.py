@@ -24,7 +24,7 @@ from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, TrainingSplit, reader
-from iad_r1.types import Mask, Sample, Shapes
+from iad_r1.types import Cut, Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
 STOPPING = {
@@ -219,6 +219,8 @@ def _read_as(sample: Sample) -> Iterator[str]:
 
 
 def _files(shown: object) -> tuple[Path, ...]:
+    if isinstance(shown, Cut):
+        return (shown.file,)
     return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
 
 

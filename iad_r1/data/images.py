@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 
 from iad_r1.data import shapes
 from iad_r1.errors import DataError
-from iad_r1.types import Mask, Sample, Shapes
+from iad_r1.types import Cut, Mask, Sample, Shapes
 
 EXIF_ORIENTATION = 0x0112
 REMEMBERED_BYTES = 192 * 2**20  # 430 photographs of 448 x 336 pixels
@@ -32,6 +33,8 @@ def open_image(sample: Sample) -> Image.Image:
     """
     if isinstance(sample.image, Image.Image):
         return sample.image.convert("RGB")
+    if isinstance(sample.image, Cut):
+        return _REMEMBERED.get(sample.image.file).crop(sample.image.box)
     return _REMEMBERED.get(sample.image)
 
 
@@ -39,6 +42,9 @@ def size(sample: Sample) -> tuple[int, int]:
     """Width and height of what `open_image` gives, from the file's header. Raises DataError."""
     if isinstance(sample.image, Image.Image):
         return sample.image.size
+    if isinstance(sample.image, Cut):
+        left, top, right, bottom = sample.image.box
+        return right - left, bottom - top
     with opened(sample.image, "image") as image:
         # a PNG that names its turn behind its pixels would have to be decoded for it
         told = image.format != "PNG" or "exif" in image.info
@@ -50,12 +56,16 @@ def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
     """True where the sample is defective, [H, W] in the geometry of `open_image`; None without
     a mask. Raises DataError when it cannot be read or does not fit the picture.
     """
+    if isinstance(sample.image, Cut):
+        whole = open_mask(replace(sample, image=sample.image.file))
+        left, top, right, bottom = sample.image.box
+        return None if whole is None else whole[top:bottom, left:right]
     if sample.mask is None:
         return None
     if isinstance(sample.mask, Image.Image):
         return defective(sample.mask)
     if isinstance(sample.mask, Shapes):
-        return _annotated(sample, sample.mask)
+        return _annotated(sample.image, sample.mask)
     if isinstance(sample.image, Image.Image):
         found = [defective(read(file, "mask")) for file in sample.mask.files]
         return np.logical_or.reduce(found)
@@ -131,12 +141,12 @@ def _on(image: Image.Image, file: Path, mask: Mask) -> NDArray[np.bool_]:
     return _meant(fitting, mask.drawn_on, str(file), orientation)
 
 
-def _annotated(sample: Sample, marked: Shapes) -> NDArray[np.bool_]:
+def _annotated(picture: Path | Image.Image, marked: Shapes) -> NDArray[np.bool_]:
     """The shapes of an annotation as they lie on the upright picture. Raises DataError where it
     states another size than the picture has, or where `_meant` does."""
-    if isinstance(sample.image, Image.Image):
-        return shapes.drawn(marked, sample.image.size)
-    with opened(sample.image, "image") as image:
+    if isinstance(picture, Image.Image):
+        return shapes.drawn(marked, picture.size)
+    with opened(picture, "image") as image:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         width, height = image.size
     shown = (height, width) if orientation >= 5 else (width, height)
@@ -147,10 +157,10 @@ def _annotated(sample: Sample, marked: Shapes) -> NDArray[np.bool_]:
         fitting["stored"] = _turned(shapes.drawn(marked, (width, height)), orientation)
     if marked.size is not None and not fitting:
         raise DataError(
-            f"{sample.image}: the picture is {shown[0]}x{shown[1]} pixels, but its annotation is "
+            f"{picture}: the picture is {shown[0]}x{shown[1]} pixels, but its annotation is "
             f"for {marked.size[0]}x{marked.size[1]}. Export it again, with the pictures."
         )
-    return _meant(fitting, marked.drawn_on, str(sample.image), orientation)
+    return _meant(fitting, marked.drawn_on, str(picture), orientation)
 
 
 def _meant(

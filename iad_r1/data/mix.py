@@ -32,7 +32,7 @@ from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
 from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, reader
-from iad_r1.types import Dataset, Mask, Sample, Shapes
+from iad_r1.types import Cut, Dataset, Mask, Sample, Shapes
 
 REFERENCES_PER_SAMPLE = 4
 SPLIT_NAME = "seen"  # of a plain `validation` or `test`: its products are trained on
@@ -168,8 +168,8 @@ def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
     pictures: dict[tuple[Path, str, int], Sample] = {}
     masks: dict[Path, Sample] = {}
     for sample in samples:
-        if sample.question.options is not None:  # several of these ask about one picture
-            continue
+        if sample.question.options is not None or isinstance(sample.image, Cut):
+            continue  # several of these are of one picture
         if isinstance(sample.image, Path):
             part = "" if sample.split in PLAIN else sample.split
             first = pictures.setdefault((sample.image.resolve(), part, sample.shots), sample)
@@ -195,7 +195,7 @@ def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
         bits = grain = None
         if hashed:
             bits, grain = duplicates.described(images.open_image(sample))
-        elif isinstance(sample.image, Path):
+        elif isinstance(sample.image, Path | Cut):
             images.open_image(sample)
         placed, marked = _placed(sample, grid, rule)
     except DataError as error:
@@ -240,8 +240,10 @@ def _in_words_of(grid: Grid, sample: Sample) -> Sample:
     return replace(sample, solution=replace(sample.solution, location=describe(cells, grid)))
 
 
-def _files(shown: Path | Mask | Shapes | Image | None) -> tuple[Path, ...]:
+def _files(shown: Path | Cut | Mask | Shapes | Image | None) -> tuple[Path, ...]:
     """The files of a picture or mask; those in memory have none."""
+    if isinstance(shown, Cut):
+        return (shown.file,)
     return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
 
 
@@ -250,7 +252,7 @@ def _named(sample: Sample) -> str:
     return ", ".join(map(str, _files(sample.mask))) or f"{sample.image}"
 
 
-def _digest(shown: Path | Mask | Shapes | Image | None) -> str | None:
+def _digest(shown: Path | Cut | Mask | Shapes | Image | None) -> str | None:
     if isinstance(shown, Shapes):
         return hashlib.sha256(repr(shown).encode()).hexdigest()
     files = _files(shown)
@@ -259,6 +261,8 @@ def _digest(shown: Path | Mask | Shapes | Image | None) -> str | None:
     content = hashlib.sha256()
     for file in files:
         content.update(file.read_bytes())
+    if isinstance(shown, Cut):
+        content.update(repr(shown.box).encode())
     return content.hexdigest()
 
 

@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import os
+import random
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from miniatures import (
+    anomaly_r1,
     dagm,
     dagm_flat,
     ds_mvtec,
     dtd,
+    expert_ad,
     goodsad,
+    like_mvtec,
+    mmad,
     mpdd,
     mvtec_ad2,
     mvtec_loco,
     picture,
     real_iad,
     sdd,
+    sdd_originals,
     visa,
 )
+from PIL import Image
 
 from iad_r1 import data
 from iad_r1.command import compose
+from iad_r1.data import images
 from iad_r1.errors import DataError
 from iad_r1.settings.config import Config
-from iad_r1.settings.data import reader
-from iad_r1.types import Sample
+from iad_r1.settings.data import ReaderSettings, reader
+from iad_r1.types import Mask, Sample, Solution
 
 ANY = "electrical commutators"
 # of a benchmark: how it is laid out, and how often each product, answer, place and type is tested
@@ -78,11 +94,26 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], None], dict[tuple[str, str, Any, 
 }  # fmt: skip
 
 
-def made(benchmark: str, root: Path, *more: str) -> Config:
+@cache
+def composed(benchmark: str, *more: str) -> Config:
     return compose.compose(
         ["stage=evaluate", "backbone=qwen25vl_3b", "tracking=none", f"benchmark={benchmark}",
-         f"benchmark.{benchmark}.root={root}", *more]
+         f"benchmark.{benchmark}.root=x", *more]
     )  # fmt: skip
+
+
+def made(benchmark: str, root: Path, *more: str) -> Config:
+    config = composed(benchmark, *more)
+    there = config.benchmark[benchmark].model_copy(update={"root": str(root)})
+    return config.model_copy(update={"benchmark": {benchmark: there}})
+
+
+def settings_of(name: str, root: Path) -> ReaderSettings:
+    """The settings of a reader as shipped, but for where it lies."""
+    if name not in TRAINING:
+        return made(name, root).benchmark[name]
+    chosen = ["backbone=qwen25vl_3b", "stage.tasks=[sft]", f"data={name}", f"data.root={root}"]
+    return compose.compose(chosen).data
 
 
 def asked(config: Config) -> list[Sample]:
@@ -104,16 +135,60 @@ def test_a_benchmark_is_read_in_its_layout(layout, tmp_path):
         assert {r.product for r in sample.references} <= {sample.product}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_order_of_files_on_disk_changes_nothing(layout, tmp_path, monkeypatch):
-    name, lay_out, _ = LAYOUTS[layout]
+class Shuffled:
+    """What `os.scandir` gives, in another order."""
+
+    def __init__(self, entries: Any, stream: random.Random) -> None:
+        with entries:
+            found = list(entries)
+        stream.shuffle(found)
+        self.entries = iter(found)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.entries)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+TRAINING = {"expert_ad": expert_ad, "anomaly_r1": anomaly_r1}
+TREES = {
+    **{layout: (name, lay_out) for layout, (name, lay_out, _) in LAYOUTS.items()},
+    "sdd as published": ("sdd", sdd_originals),
+    "mmad": ("mmad", mmad),
+    **{name: (name, lay_out) for name, lay_out in TRAINING.items()},
+    "photos": ("photos", mpdd),
+}
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_any_order_of_files_on_disk_gives_the_same_samples_in_the_same_order(layout, tmp_path):
+    name, lay_out = TREES[layout]
     lay_out(tmp_path / "set")
-    config = made(name, tmp_path / "set")
-    before = data.for_run(config)
-    listed, globbed = Path.iterdir, Path.glob
-    monkeypatch.setattr(Path, "iterdir", lambda path: reversed(list(listed(path))))
-    monkeypatch.setattr(Path, "glob", lambda path, find: reversed(list(globbed(path, find))))
-    assert data.for_run(config) == before
+    settings = settings_of(name, tmp_path / "set")
+    before = list(reader(name).read(settings, 0))
+    listed, scanned = os.listdir, os.scandir
+
+    @hypothesis.settings(max_examples=5, database=None)
+    @given(st.randoms(use_true_random=False))
+    def unchanged(stream: random.Random) -> None:
+        def shuffled(path: Any = ".") -> list[str]:
+            names = listed(path)
+            stream.shuffle(names)
+            return names
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "listdir", shuffled)
+            patch.setattr(os, "scandir", lambda path=".": Shuffled(scanned(path), stream))
+            assert list(reader(name).read(settings, 0)) == before
+
+    unchanged()
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in LAYOUTS.values()}))
@@ -161,10 +236,89 @@ def test_a_list_that_says_too_little_is_named(tmp_path):
         asked(made("real_iad", tmp_path))
 
 
-def test_the_original_kolektor_pictures_are_told_from_the_compiled_ones(tmp_path):
-    picture(tmp_path / "kos01" / "Part0.jpg")
-    with pytest.raises(DataError, match=r"holds no test/\. It must be compiled, cut in three"):
+def test_the_original_kolektor_pictures_are_cut_in_three(tmp_path):
+    sdd_originals(tmp_path)
+    dataset = data.for_run(made("sdd", tmp_path))
+    found = {sample.id: sample for sample in dataset.test["sdd_ours"]}
+    defective = {id: s.solution.location for id, s in found.items() if s.solution.answer == "Yes"}
+    assert defective == {
+        "sdd/kos01_Part0_1": "middle left",
+        "sdd/kos02_Part1_0": "bottom right", "sdd/kos02_Part1_1": "top right",
+        "sdd/kos02_Part3_2": "bottom right",
+    }  # fmt: skip
+    assert len(found) == 4 + 5  # a quarter of the 20 good parts
+    for sample in found.values():
+        height = 11 if sample.id.endswith("_2") else 10
+        shown, marked = images.open_image(sample), images.open_mask(sample)
+        assert shown.size == images.size(sample) == (24, height)
+        assert marked is None or marked.shape == (height, 24)
+        assert len(sample.references) == 4 and not {r.id for r in sample.references} & set(found)
+    whole = Image.open(tmp_path / "kos02" / "Part1.jpg").convert("RGB")
+    for k in range(2):
+        part = np.asarray(images.open_image(found[f"sdd/kos02_Part1_{k}"]))
+        assert np.array_equal(part, np.asarray(whole)[10 * k : 10 * k + 10])
+
+
+def test_the_good_parts_that_test_are_those_of_the_released_script_in_the_order_of_names(tmp_path):
+    sdd_originals(tmp_path)
+    parts = list(reader("sdd").read(settings_of("sdd", tmp_path), 0))
+    good = sorted(part.id for part in parts if part.solution.answer == "No")
+    # what train_test_split(test_size=0.25, random_state=42) does to a list
+    drawn = np.random.RandomState(42).permutation(len(good))[: math.ceil(len(good) / 4)]
+    tested = {p.id for p in parts if p.split == "test.ours" and p.solution.answer == "No"}
+    assert tested == {good[i] for i in drawn}
+    assert parts == list(reader("sdd").read(settings_of("sdd", tmp_path), 1))
+
+
+def test_a_kolektor_picture_without_its_label_is_named(tmp_path):
+    sdd_originals(tmp_path)
+    (tmp_path / "kos01" / "Part2_label.bmp").unlink()
+    with pytest.raises(DataError, match=r"kos01/Part2\.jpg: its label Part2_label\.bmp is n"):
         asked(made("sdd", tmp_path))
+    (tmp_path / "kos01").rename(tmp_path / "test")
+    with pytest.raises(DataError, match="no pictures"):
+        asked(made("sdd", tmp_path))
+
+
+# --- odd corners ---------------------------------------------------------------------------------
+
+
+def test_the_masks_of_grid_are_found_under_their_misspelt_name(tmp_path):
+    ds_mvtec(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "grid" / "mask")
+    found = [s for s in asked(made("mvtec", tmp_path / "set")) if s.product == "grid"]
+    masked = {file.parts[-3] for s in found if isinstance(s.mask, Mask) for file in s.mask.files}
+    assert masked == {"rbg_mask"}
+    assert Counter(s.solution.location for s in found) == {MARKED: 2, None: 2}
+
+
+@pytest.mark.parametrize("name", ["mpdd", "mvtec", "visa", "goodsad"])
+def test_good_in_a_path_says_nothing_of_a_picture(name, tmp_path):
+    root = tmp_path / "good" / "set"
+    like_mvtec(root / "good_parts", "scratch")
+    found = asked(made(name, root))
+    assert Counter((s.product, s.solution.answer) for s in found) == {
+        ("good parts", "Yes"): 2, ("good parts", "No"): 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["256", "512", "raw"])
+def test_real_iad_is_read_in_the_size_that_is_asked(size, tmp_path):
+    real_iad(tmp_path)
+    with pytest.raises(DataError, match=rf"realiad_{size} is not there; .* holds realiad_1024"):
+        asked(made("real_iad", tmp_path, f"benchmark.real_iad.size='{size}'"))
+    (tmp_path / "realiad_1024").rename(tmp_path / f"realiad_{size}")
+    assert len(asked(made("real_iad", tmp_path, f"benchmark.real_iad.size='{size}'"))) == 4
+
+
+def test_a_view_that_does_not_show_the_defect_of_its_object_is_good(tmp_path):
+    real_iad(tmp_path)
+    labels = {
+        s.id.partition("toy_brick/")[2]: s.solution for s in asked(made("real_iad", tmp_path))
+    }
+    assert labels.pop("NG/HS/S0123/toy_brick_0123_NG_HS_C1_20231027.jpg") == Solution("No")
+    assert labels.pop("OK/S0009/toy_brick_0009_OK_C2_20231027.jpg") == Solution("No")
+    assert set(labels.values()) == {Solution("Yes", MARKED, "scratch")} and len(labels) == 2
 
 
 # --- the test set of the papers -------------------------------------------------------------------

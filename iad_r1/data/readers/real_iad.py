@@ -47,6 +47,12 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     files = sorted((nested if nested.is_dir() else lists).glob("*.json"))
     if not files:
         raise DataError(f"{lists} holds no <object>.json. {SOURCE}")
+    if not pictures.is_dir():
+        names = sorted(path.name for path in root.glob("realiad_*") if "json" not in path.name)
+        raise DataError(
+            f"{pictures} is not there; {root} holds {', '.join(names) or 'no pictures'}. Choose a "
+            "size that is there (benchmark.real_iad.size=...), or unpack this one."
+        )
     for file in files:
         for split in ("train", "test"):
             for index, row in enumerate(folders.read_json(file).get(split, ())):
