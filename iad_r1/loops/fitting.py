@@ -35,7 +35,8 @@ def check(config: Config, dataset: Dataset) -> None:
     """ConfigError, on every rank alike, if a part of the run is predicted not to fit on the GPU of
     some rank; it names settings that do. What cannot be predicted is said, and passed over."""
     device = distributed.device(config.engine)
-    if device.type != "cuda" or not config.memory.check or config.weights.name == "tiny":
+    tiny = config.backbone.source == "built" or config.weights.name == "tiny"
+    if device.type != "cuda" or not config.memory.check or tiny:
         return
     try:
         model = architecture(config)

@@ -126,7 +126,7 @@ class Option:
     work: Work
     rollout: Literal["none", "vllm", "vllm_server", "hf"] = "none"
     sampling: memory.Sampling = memory.UNSAMPLED
-    memory: float = 0.0  # `rollout.memory` of vLLM
+    rollout_memory: float = 0.0  # the share of the GPU that vLLM is given
     awake: bool = False  # whether vLLM keeps its memory while the trainer works
 
     @property
@@ -216,7 +216,7 @@ def _sampled(option: Option) -> Option:
     engine = memory.vllm_sampling(question.model, option.work, rows, question.workspace)
     share = math.ceil(20 * engine.total / question.total) / 20  # rollout.memory in steps of 5 %
     engine = engine.filled(int(share * question.total))
-    colocated = replace(option, rollout="vllm", sampling=engine, memory=share)
+    colocated = replace(option, rollout="vllm", sampling=engine, rollout_memory=share)
     if question.gpus and share < 1 and colocated.fits:
         return colocated
     decoded = question.decoded_at_once()

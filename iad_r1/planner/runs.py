@@ -137,7 +137,7 @@ def _sampled(config: Config, option: Option) -> Option:
             option,
             rollout="vllm",
             sampling=engine,
-            memory=rollout.memory,
+            rollout_memory=rollout.memory,
             awake=not rollout.sleep,
         )
     if isinstance(rollout, HfRollout):
@@ -166,10 +166,10 @@ def _smaller(config: Config, option: Option) -> Iterator[Option]:
         return
     work = option.work
     least = memory.vllm_sampling(question.model, work, work.completions, question.workspace)
-    for share in _shares(option.memory):
+    for share in _shares(option.rollout_memory):
         if share * question.total >= least.total:
             engine = least.filled(int(share * question.total))
-            yield replace(option, sampling=engine, memory=share)
+            yield replace(option, sampling=engine, rollout_memory=share)
 
 
 def _shares(below: float) -> Iterator[float]:

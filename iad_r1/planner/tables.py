@@ -166,7 +166,7 @@ def settings(option: Option, before: Mapping[str, str]) -> Iterator[str]:
     if option.rollout != "none":
         wanted["rollout"] = option.rollout
     if option.rollout == "vllm":
-        wanted["rollout.memory"] = f"{option.memory:.2f}"
+        wanted["rollout.memory"] = f"{option.rollout_memory:.2f}"
     other_engine = before["engine"] != setup.engine  # it has a number of ranks of its own
     for key, value in wanted.items():
         if before.get(key) != value or (key == "engine.ranks" and other_engine):

@@ -5,13 +5,16 @@ There is no GPU here: what is free on it is planted.
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from iad_r1.backbones import flash
@@ -23,6 +26,7 @@ from iad_r1.planner import tables
 from iad_r1.planner.fits import recommended
 from iad_r1.planner.memory import GIB
 from iad_r1.processes import distributed
+from iad_r1.settings.config import Config, load
 from iad_r1.stages import plan
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Dataset, Sample, Solution
@@ -46,8 +50,22 @@ def plant_main_memory(monkeypatch: pytest.MonkeyPatch, available: float) -> None
     monkeypatch.setattr(psutil, "virtual_memory", lambda: found)
 
 
-def composed(*typed: str) -> Any:
+@cache
+def plain(*typed: str) -> Config:
     return compose.compose(["backbone=qwen25vl_3b", "weights=random", *typed])
+
+
+def composed(*typed: str) -> Config:
+    """What is typed: groups through Hydra, and single values behind it, which is faster."""
+    groups = [word for word in typed if "." not in word.partition("=")[0]]
+    values = plain(*groups).model_dump(mode="json")
+    for word in typed:
+        key, _, value = word.partition("=")
+        if "." in key:
+            section, name = key.split(".")
+            assert name in values[section], key
+            values[section][name] = yaml.safe_load(value)
+    return load(json.dumps(values))
 
 
 def checked(config: Any, monkeypatch: pytest.MonkeyPatch, free: float, total: float = 79) -> None:
@@ -139,17 +157,21 @@ def test_main_memory_is_compared_too(monkeypatch):
 
 def test_where_nothing_fits_the_number_of_gpus_that_would_is_named(monkeypatch):
     plant_main_memory(monkeypatch, 1)
-    config = composed("stage=sft", "backbone=qwen25vl_7b")
+    config = compose.compose(["stage=sft", "backbone=qwen25vl_7b", "weights=random"])
     said = refused(config, monkeypatch, free=11, total=12)
     assert "No other settings" in said and re.search(r"\d+ such GPUs would do", said)
 
 
-def test_nothing_is_asked_of_a_cpu_of_a_rehearsal_or_where_the_check_is_off(monkeypatch):
+def test_nothing_is_asked_or_said_for_a_tiny_model_a_cpu_or_where_the_check_is_off(
+    monkeypatch, capsys
+):
     monkeypatch.setattr(fitting, "free_memory", lambda device: pytest.fail("a GPU was asked"))
     fitting.check(composed("stage=sft", "memory.check=false"), DATA)
     fitting.check(compose.compose(["backbone=qwen25vl_3b", "weights=tiny"]), DATA)
+    fitting.check(compose.compose([]), DATA)
     monkeypatch.setattr(distributed, "device", lambda engine: torch.device("cpu"))
     fitting.check(composed("stage=sft"), DATA)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_model_of_which_nothing_is_known_is_said_and_passed_over(monkeypatch, capsys):

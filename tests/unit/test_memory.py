@@ -303,12 +303,11 @@ def test_activations_of_plain_rows_are_what_autograd_keeps(name: str) -> None:
 def test_activations_through_flash_attention_are_what_autograd_keeps(precision: Any) -> None:
     model = small("llava_ov_05b", dtype=getattr(torch, precision), num_key_value_heads=6)
     setup = Setup(precision=precision, cuda=False)
-    for groups, completions, length in ((1, 4, 25), (2, 1, 30)):
-        work = work_of(model, groups, completions, length, "group_flash")
-        predicted = predict(model, work, setup)
-        assert predicted == pytest.approx(measure(model, work), rel=0.01)
+    work = work_of(model, 1, 4, 25, "group_flash")
+    predicted = predict(model, work, setup)
+    assert predicted == pytest.approx(measure(model, work), rel=0.01)
     through_sdpa = predict(model, work_of(model, 1, 4, 25), setup)  # gathers keys and values
-    assert through_sdpa > 1.04 * predict(model, work_of(model, 1, 4, 25, "group_flash"), setup)
+    assert through_sdpa > 1.04 * predicted
 
 
 @pytest.mark.parametrize("name", ["qwen25vl_3b", "llava_ov_05b"])
@@ -327,9 +326,16 @@ def test_with_checkpointing_a_layer_keeps_its_input(name: str) -> None:
     assert predict(model, work, setup) == pytest.approx(found, rel=0.015)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("packing", ["group", "group_flash"])
+@pytest.mark.parametrize(
+    ("precision", "dropout", "packing"),
+    [
+        ("float32", False, "group"),
+        ("float32", True, "group"),
+        ("bfloat16", False, "group"),
+        ("bfloat16", True, "group"),
+        ("bfloat16", False, "group_flash"),
+    ],
+)
 def test_activations_under_lora_are_what_autograd_keeps(
     precision: Any, dropout: bool, packing: Any
 ) -> None:

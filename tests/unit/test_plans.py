@@ -23,9 +23,12 @@ def plans(repository: Path) -> Any:
     return module
 
 
-def test_the_page_is_what_the_code_computes_now(plans: Any) -> None:
+@pytest.mark.parametrize("name", ["llava_ov_05b", "qwen25vl_7b"])
+def test_the_page_is_what_the_code_computes_now(plans: Any, name: str) -> None:
+    """Two of seven sections; the whole page is compared in tests/system."""
     said = plans.FILE.read_text(encoding="utf-8")
-    assert said == plans.page(), "run `python bench/plans.py`"
+    section = "\n".join(plans.section(plans.composed(name)))
+    assert section + "\n" in said, "run `python bench/plans.py`"
 
 
 def test_every_backbone_has_every_cell_and_a_command_for_each_that_fits(plans: Any) -> None:
@@ -39,5 +42,5 @@ def test_every_backbone_has_every_cell_and_a_command_for_each_that_fits(plans: A
 
 def test_commands_of_the_page_compose(plans: Any) -> None:
     commands = re.findall(r"`python run.py (.*?)`", plans.FILE.read_text(encoding="utf-8"))
-    for command in random.Random(0).sample(commands, 3):
+    for command in random.Random(0).sample(commands, 2):
         compose.compose([word for word in shlex.split(command) if not word.startswith("init=")])
