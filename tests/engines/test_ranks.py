@@ -93,7 +93,7 @@ def two(repository: Path, folder: Path) -> dict[str, dict[str, Any]]:
 def test_after_every_sync_the_engines_of_all_ranks_hold_the_same_weights(two, engine, tuning):
     """Sums of the elements of every parameter, to the last bit."""
     syncs = two[f"{engine}-{tuning}"]["engines"]
-    assert len(syncs) == 3 + 2  # of each step, and of the gate after its change, at steps 0 and 2
+    assert len(syncs) == 3 + 3  # of each step, and of the gate after its change: steps 0, 1 and 2
     for first, second in syncs:
         assert len(first) > 20 and first == second
     assert syncs[0][0] == syncs[1][0] != syncs[-1][0]  # training shows
