@@ -222,7 +222,8 @@ class Dataset:
     """Everything one run reads, already split. Lists are in a fixed order for a given seed.
 
     `validation` and `test` map a split's name (e.g. "seen", "new") to its samples;
-    `counts` says how many items were read, used and left out, and why.
+    `counts` says how many items were read, used and left out, and why. `fingerprints` holds that of
+    everything that was read, by the section of its settings.
     """
 
     name: str
@@ -232,3 +233,4 @@ class Dataset:
     validation: Mapping[str, tuple[Sample, ...]]
     test: Mapping[str, tuple[Sample, ...]]
     counts: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)

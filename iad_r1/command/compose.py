@@ -80,7 +80,8 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
     for key in stage.shortcuts:
         plain.pop(key)
     tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))
-    paths = (*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths)
+    paths = [*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths]
+    paths += [f"data.parts.{name}.root" for name in plain["data"].get("parts", {})]
     for key in (*paths, *NAME_OR_PATH):
         _make_absolute(plain, key, directory, always=key in paths)
     missing = list(roots.fill(plain))

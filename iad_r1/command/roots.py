@@ -47,6 +47,7 @@ def fill(plain: Mapping[str, Any]) -> Iterator[str]:
 def _without_root(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """The sections of public data sets that have no root, with their readers."""
     sections = {"data": plain["data"]}
+    sections |= {f"data.parts.{name}": s for name, s in plain["data"].get("parts", {}).items()}
     sections |= {f"benchmark.{name}": found for name, found in plain["benchmark"].items()}
     for key, section in sections.items():
         if section.get("name") in modules.names(READERS):

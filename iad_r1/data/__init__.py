@@ -37,7 +37,8 @@ def parts(config: Config) -> frozenset[Part]:
 def sources(config: Config) -> dict[str, ReaderSettings]:
     """What a run reads, by the section of its settings."""
     tests = {f"benchmark.{name}": found for name, found in benchmarks(config).items()}
-    return {"data": config.data, **tests} if parts(config) or not tests else tests
+    own = {f"data{key}": found for key, found in config.data.members().items()}
+    return {**own, **tests} if parts(config) or not tests else tests
 
 
 def for_run(config: Config) -> Dataset:

@@ -23,7 +23,7 @@ from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
-from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, TrainingSplit, reader
+from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, Trains, reader
 from iad_r1.types import Cut, Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
@@ -89,7 +89,7 @@ class Look:
 class Source:
     """One reader's data: `data`, or a benchmark."""
 
-    section: str  # of the settings: "data" or "benchmark.<name>"
+    section: str  # of the settings: "data", "data.parts.<name>" or "benchmark.<name>"
     settings: ReaderSettings
     looks: list[Look] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -97,6 +97,11 @@ class Source:
     leaks: int = 0
     near_duplicates: int = 0
     suspect_masks: int = 0  # those that mark more than half of their picture
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is `data`, or a part of it."""
+        return self.section.partition(".")[0] == "data"
 
     @property
     def root(self) -> Path | None:
@@ -270,7 +275,7 @@ def _identical(source: Source, photos: Iterable[Photo]) -> None:
             say = f"{file}: the same picture as {other}. Take one of them out."
             source.problems.append(Problem("duplicate", file, say))
         else:
-            own = source.section == "data"
+            own = source.trains
             say = f"{file}: the same picture as {other}, but with the other label. Correct one."
             source.problems.append(Problem("contradiction" if own else "duplicate", file, say))
 
@@ -294,8 +299,8 @@ def _near(source: Source, photos: Sequence[Photo]) -> None:
             say = (
                 f"{file}: nearly equals the test picture {other}, so results on that flatter. "
                 + (
-                    "data.drop_leaks=true leaves it out of training."
-                    if source.section == "data"
+                    f"{source.section}.drop_leaks=true leaves it out of training."
+                    if source.trains
                     else "It would be a reference of that test picture at best."
                 )
             )
@@ -303,7 +308,7 @@ def _near(source: Source, photos: Sequence[Photo]) -> None:
 
 
 def _near_bits(settings: ReaderSettings) -> int:
-    return settings.near_duplicate_bits if isinstance(settings, TrainingSplit) else NEAR_BITS
+    return settings.near_duplicate_bits if isinstance(settings, Trains) else NEAR_BITS
 
 
 NEAR_BITS = 10  # of benchmarks, as data.near_duplicate_bits of photographs
@@ -373,7 +378,7 @@ def types(source: Source, vocabulary: Vocabulary, name: str) -> None:
 
 def _balance(source: Source) -> None:
     """Of training pictures: products without good or without defective ones."""
-    if source.section != "data":
+    if not source.trains:
         return
     rows = [row for row in classes(source) if row["split"] in ("train", "sft", "rl")]
     if not all(sum(row[label] for row in rows) for label in ("good", "defective")):
@@ -431,7 +436,7 @@ def _by_reading(source: Source) -> Mapping[str, list[Sample]]:
 def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool) -> None:
     """What a run would refuse beyond single files: parts that lack pictures. `alone`: no benchmark
     tests what `data` trains."""
-    own = source.section == "data"
+    own = source.trains
     parts: set[Part] = {"train"} if own else {"test"}
     if own and alone and source.settings.tests:
         parts.add("test")

@@ -31,13 +31,14 @@ from scipy import sparse
 from iad_r1.data import EVERY, Part, duplicates, images
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
-from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, reader
+from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, Trains, reader
 from iad_r1.types import Cut, Dataset, Mask, Sample, Shapes
 
 REFERENCES_PER_SAMPLE = 4
 SPLIT_NAME = "seen"  # of a plain `validation` or `test`: its products are trained on
 
 PLAIN: tuple[Part, ...] = ("train", "validation", "test")
+TRAINED = ("train", "sft", "rl")
 DROPPED = "dropped"
 
 Stratum = tuple[str, bool]  # product, defective
@@ -72,28 +73,50 @@ def load(
     Raises DataError naming the row or file that is wrong, or the part that would lack good or
     defective pictures.
     """
-    look, splits = look or inspect, isinstance(settings, TrainingSplit)
+    look = look or inspect
+    parts = settings.members() if required or not benchmarks else {}
+    watched = "train" in required and any(isinstance(part, Trains) for part in parts.values())
     tests: list[Photo] = []
-    prints: list[str] = []
+    prints: dict[str, str] = {}
     for name, found in benchmarks.items():
-        chosen = _tested(name, found, seed, limit)
-        photos = [look(s, grid, rule, splits and "train" in required) for s in chosen]
+        photos = [look(s, grid, rule, watched) for s in _tested(name, found, seed, limit)]
         check_polarity(found, photos)
-        prints.append(_fingerprint(found, seed, photos))
+        prints[f"benchmark.{name}"] = _fingerprint(found, seed, photos)
         tests += photos
-    own = Dataset("+".join(benchmarks), "", (), (), {}, {})
-    if required or not benchmarks:
-        photos = [look(sample, grid, rule, splits) for sample in _samples(settings, seed)]
-        own = _own(settings, seed, required, photos, tests)
+    read = {
+        key: [look(s, grid, rule, isinstance(part, Trains)) for s in _samples(part, seed)]
+        for key, part in parts.items()
+    }
+    own = {
+        key: _own(part, _name(key), seed, required, read[key], [*tests, *_others(read, key)])
+        for key, part in parts.items()
+    }
+    whole = _joined(own, getattr(settings, "weights", {}), seed)
+    fingerprints = {f"data{key}": found.fingerprint for key, found in own.items()} | prints
     if not benchmarks:
-        return own
+        return replace(whole, fingerprints=fingerprints)
     shown = [photo.sample for photo in tests]
     return replace(
-        own,
-        fingerprint=_hash([own.fingerprint, *prints]),
+        whole,
+        name=whole.name or "+".join(benchmarks),
+        fingerprint=_hash([whole.fingerprint, *prints.values()]),
+        fingerprints=fingerprints,
         test=_by_name(shown, "test"),
-        counts={**own.counts, **_sizes(shown)},
+        counts={**whole.counts, **_sizes(shown)},
     )
+
+
+def _name(key: str) -> str:
+    """Of a part of `data`; "" where it has none."""
+    return key.rpartition(".")[2]
+
+
+def _others(read: Mapping[str, Sequence[Photo]], key: str) -> Iterator[Photo]:
+    """What the other parts test on."""
+    for other, photos in read.items():
+        if other != key:
+            for photo in filter(_tests, photos):
+                yield replace(photo, sample=_under(_name(other), photo.sample))
 
 
 def _tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -> Iterator[Sample]:
@@ -103,50 +126,88 @@ def _tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -
     check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples)
     for sample in tests[:limit]:
-        split = "_".join([f"test.{name}", *sample.split.split(".")[1:]])
-        yield replace(_referred(sample, pools, {}, seed), split=split)
+        yield _under(name, _referred(sample, pools, {}, seed))
 
 
 def _own(
     settings: ReaderSettings,
+    name: str,
     seed: int,
     required: frozenset[Part],
     photos: Sequence[Photo],
     tests: Sequence[Photo],
 ) -> Dataset:
-    """What `data` holds. `tests` are pictures from elsewhere that are not to be trained on."""
+    """What `data` holds, or its part of that name. `tests` are pictures from elsewhere that are not
+    to be trained on."""
     samples = [photo.sample for photo in photos]
     _check_identical(photos)
     check_polarity(settings, photos)
+    if not settings.tests:
+        required -= {"test"}
     for part in PLAIN:
         if part in required and part != "validation":
             check_part(samples, part)
     groups: dict[str, int] = {}
+    leaks: dict[str, set[str]] = {}
+    if isinstance(settings, Trains):
+        alike = near(photos, settings.near_duplicate_bits)
+        leaks = _leaks(photos, alike, tests, settings.near_duplicate_bits)
+        dropped = set().union(*leaks.values()) if settings.drop_leaks else set()
+        samples = [replace(s, split=DROPPED) if s.id in dropped else s for s in samples]
     counts = _sizes(samples)
     if isinstance(settings, TrainingSplit):
-        alike = near(photos, settings.near_duplicate_bits)
         ids = [sample.id for sample in samples]
         groups = dict(zip(ids, duplicates.groups(alike).tolist(), strict=True))
-        leaks = _leaks(photos, alike, tests, settings.near_duplicate_bits)
-        samples = _carved(samples, groups, leaks, settings, seed)
-        counts = _counts(samples, groups, leaks)
+        samples = _carved(samples, groups, settings, seed)
+        counts = _counts(samples, groups)
         if "train" in required:
             check_part(samples, "train")
             check_part(samples, "validation")
+    if isinstance(settings, Trains):
+        counts |= _leak_counts(samples, leaks)
     if "validation" in required:
         check_part(samples, "validation")
     pools = _pools(samples)
     used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
     ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
+    kept = [_under(name, sample) if name else sample for sample in ready]
     return Dataset(
         name=samples[0].dataset,
         fingerprint=_fingerprint(settings, seed, photos),
         sft=_of(ready, "train", "sft"),
         rl=_of(ready, "train", "rl"),
-        validation=_by_name(ready, "validation"),
-        test=_by_name(ready, "test"),
+        validation=_by_name(kept, "validation"),
+        test=_by_name(kept, "test"),
         counts=counts,
     )
+
+
+def _joined(own: Mapping[str, Dataset], weights: Mapping[str, float], seed: int) -> Dataset:
+    """All parts of `data` as one; each training picture as often as the weight of its part says."""
+    if not own:
+        return Dataset("", "", (), (), {}, {})
+    if not weights:
+        (alone,) = own.values()
+        return alone
+    parts = {_name(key): found for key, found in own.items()}
+    facts = [[name, weights[name], found.fingerprint] for name, found in parts.items()]
+    return Dataset(
+        name="+".join(found.name for found in parts.values()),
+        fingerprint=_hash(facts),
+        sft=tuple(s for n in parts for s in _weighted(parts[n].sft, weights[n], f"{seed}/{n}")),
+        rl=tuple(s for n in parts for s in _weighted(parts[n].rl, weights[n], f"{seed}/{n}")),
+        validation={name: s for found in parts.values() for name, s in found.validation.items()},
+        test={name: s for found in parts.values() for name, s in found.test.items()},
+        counts={f"{n}.{key}": k for n, found in parts.items() for key, k in found.counts.items()},
+    )
+
+
+def _weighted(samples: Sequence[Sample], weight: float, stream: str) -> Iterator[Sample]:
+    """Every sample as often as `weight` says; of what is left of it, a share that is drawn."""
+    whole, share = divmod(weight, 1)
+    for _ in range(int(whole)):
+        yield from samples
+    yield from random.Random(f"weights/{stream}").sample(samples, round(share * len(samples)))
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -271,18 +332,21 @@ def _digest(shown: Path | Cut | Mask | Shapes | Image | None) -> str | None:
 
 def _leaks(
     photos: Sequence[Photo], alike: sparse.csr_array, tests: Sequence[Photo], limit: int
-) -> set[str]:
-    """Training pictures that are near-duplicates of a test picture, here or in `tests`."""
-    train = np.flatnonzero([photo.sample.split == "train" for photo in photos])
-    test = np.flatnonzero([photo.sample.split == "test" for photo in photos])
-    close = np.asarray(alike[train][:, test].sum(axis=1)).ravel()
-    mine = [photos[i] for i in train]
-    others = duplicates.near(_bits(mine), limit, _bits(tests))
-    close += np.asarray(others.sum(axis=1)).ravel()
-    if tests:
-        twins = _twins([*mine, *tests])[: len(mine), len(mine) :]
-        close += np.asarray(twins.sum(axis=1)).ravel()
-    return {photos[i].sample.id for i in train[close > 0]}
+) -> dict[str, set[str]]:
+    """By test set, the training pictures that are near-duplicates of one of its pictures, here
+    (`alike`) or in `tests`."""
+    train = np.flatnonzero([photo.sample.split in TRAINED for photo in photos])
+    here = np.flatnonzero([_tests(photo) for photo in photos])
+    mine, hashed = [photos[i] for i in train], [test for test in tests if test.bits is not None]
+    others = duplicates.near(_bits(mine), limit, _bits(hashed))
+    if hashed:
+        others += _twins([*mine, *hashed])[: len(mine), len(mine) :]
+    shown = [*(photos[i] for i in here), *hashed]
+    names = [photo.sample.split.partition(".")[2] or SPLIT_NAME for photo in shown]
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for i, j in zip(*sparse.hstack([alike[train][:, here], others]).nonzero(), strict=True):
+        found[names[j]].add(mine[i].sample.id)
+    return {name: ids for name, ids in found.items() if ids}
 
 
 def near(photos: Sequence[Photo], limit: int) -> sparse.csr_array:
@@ -316,14 +380,12 @@ def _bits(photos: Sequence[Photo]) -> NDArray[np.bool_]:
 def _carved(
     samples: Sequence[Sample],
     groups: Mapping[str, int],
-    leaks: set[str],
     settings: TrainingSplit,
     seed: int,
 ) -> list[Sample]:
     """Every sample with its part as its split: train, validation, test or dropped. Where there are
     validation pictures already, none are carved."""
-    moved = dict.fromkeys(leaks, DROPPED) if settings.drop_leaks else {}
-    rest = [s for s in samples if s.split == "train" and s.id not in moved]
+    rest = [s for s in samples if s.split == "train"]
     if any(s.split == "validation" for s in samples):
         rest = []  # the data says itself what is kept apart
     apart = carve(
@@ -332,8 +394,8 @@ def _carved(
         settings.validation_share,
         seed,
     )
-    moved |= {s.id: "validation" for s, kept in zip(rest, apart, strict=True) if kept}
-    return [replace(s, split=moved.get(s.id, s.split)) for s in samples]
+    moved = {s.id for s, kept in zip(rest, apart, strict=True) if kept}
+    return [replace(s, split="validation") if s.id in moved else s for s in samples]
 
 
 def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: int) -> list[bool]:
@@ -365,6 +427,16 @@ def _head(sample: Sample) -> str:
     return sample.split.partition(".")[0]
 
 
+def _tests(photo: Photo) -> bool:
+    return _head(photo.sample) == "test"
+
+
+def _under(name: str, sample: Sample) -> Sample:
+    """In a split of that name, before what its reader names it: "test.photos", "test.drawn_new"."""
+    part, *named = sample.split.split(".")
+    return replace(sample, split="_".join([f"{part}.{name}", *named]))
+
+
 def _is_defective(sample: Sample) -> bool:
     return sample.solution.answer == "Yes"
 
@@ -393,7 +465,7 @@ def _pools(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """The good training pictures of every product."""
     pools: dict[str, list[Sample]] = {}
     for sample in samples:
-        if sample.split in ("train", "sft", "rl") and sample.solution.answer == "No":
+        if sample.split in TRAINED and sample.solution.answer == "No":
             pools.setdefault(sample.product, []).append(sample)
     return pools
 
@@ -504,9 +576,7 @@ def _sizes(samples: Iterable[Sample]) -> dict[str, int]:
     return counts
 
 
-def _counts(
-    samples: Sequence[Sample], groups: Mapping[str, int], leaks: set[str]
-) -> dict[str, int]:
+def _counts(samples: Sequence[Sample], groups: Mapping[str, int]) -> dict[str, int]:
     """Pictures of every part and what is not annotated, and what recurs."""
     counts = {"read": len(samples)}
     for part in PLAIN:
@@ -516,10 +586,16 @@ def _counts(
         counts[f"{part}_anomalous"] = len(defective)
         counts[f"{part}_without_mask"] = sum(s.solution.location is None for s in defective)
         counts[f"{part}_untyped"] = sum(s.solution.type is None for s in defective)
-    return counts | {
-        "near_duplicates": sum(n for n in Counter(groups.values()).values() if n > 1),
-        "leaks": len(leaks),
+    recurring = sum(n for n in Counter(groups.values()).values() if n > 1)
+    return counts | {"near_duplicates": recurring}
+
+
+def _leak_counts(samples: Sequence[Sample], leaks: Mapping[str, set[str]]) -> dict[str, int]:
+    """Training pictures that are near-duplicates of test pictures, in all and by test set."""
+    return {
+        "leaks": len(set().union(*leaks.values())),
         "leaks_dropped": len(_of(samples, DROPPED)),
+        **{f"leaks.{name}": len(ids) for name, ids in leaks.items()},
     }
 
 

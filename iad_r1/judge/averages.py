@@ -7,6 +7,7 @@ errors are independent: the interval of the mean follows from theirs.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,13 @@ def _grouped(
     for row in rows:
         if row["split"] in splits:
             groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    most = max(map(len, groups.values()), default=0)
+    there: dict[int, set[str]] = {}  # by number of shots: some benchmarks have no references
+    for row in chain.from_iterable(groups.values()):
+        there.setdefault(row["shots"], set()).add(row["split"])
     return [
-        ({**dict(zip(names, values, strict=True)), "split": f"average of {most}"}, found)
+        ({**dict(zip(names, values, strict=True)), "split": f"average of {len(found)}"}, found)
         for values, found in groups.items()
-        if len(found) == most > 1
+        if len(found) == len(there[found[0]["shots"]]) > 1
     ]
 
 

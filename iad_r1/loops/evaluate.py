@@ -47,7 +47,7 @@ def run(context: Context) -> list[dict[str, Any]]:
     jobs = [
         (name, shots, samples)
         for name, samples in splits(context.config, context.dataset).items()
-        for shots in context.config.evaluate.shots
+        for shots in shots_of(samples, context.config.evaluate)
     ]
     asking = open_asking(context.config, context.backbone)
     rows = []
@@ -77,6 +77,13 @@ def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
     if "test" in asked.splits:
         found |= dict(dataset.test)
     return {name: samples[: asked.limit] for name, samples in found.items() if samples}
+
+
+def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
+    """With how many references a split is asked: without any alone, if that is asked for, where it
+    has none."""
+    alone = 0 in asked.shots and not any(sample.references for sample in samples)
+    return [0] if alone else asked.shots
 
 
 def tested(context: Context) -> Sequence[str]:
@@ -202,8 +209,8 @@ def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
     means over several benchmarks."""
     rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
-        for split in splits(context.config, context.dataset):
-            for shots in context.config.evaluate.shots:
+        for split, samples in splits(context.config, context.dataset).items():
+            for shots in shots_of(samples, context.config.evaluate):
                 rows += _compared(context, before, after, split, shots)
     return [*rows, *averages.of_comparisons(rows, tested(context))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,12 +16,13 @@ from iad_r1.data import targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
-from iad_r1.loops import fitting, lengths
+from iad_r1.loops import evaluate, fitting, lengths
 from iad_r1.processes import distributed
+from iad_r1.report import wording
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import RunFolder
-from iad_r1.store.starts import Start
+from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset
 
@@ -59,18 +60,71 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
             data={
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
+                "fingerprints": dict(dataset.fingerprints),
                 "counts": dict(dataset.counts),
+                "trained_products": sorted(trained_products(config, dataset)),
             }
         )
-        leaks = dataset.counts.get("leaks", 0)
-        if leaks:
-            print(
-                f"{leaks} training pictures are near-duplicates of test pictures: results on them "
-                "flatter (data.drop_leaks=true leaves them out)",
-                flush=True,
-            )
+        for sentence in leaks(config, dataset.counts):
+            print(sentence, flush=True)
+    check_products(config, dataset)
     check_references(config, dataset)
     return dataset
+
+
+def leaks(config: Config, counts: Mapping[str, int]) -> Iterator[str]:
+    """What to say of training pictures that are near-duplicates of test pictures, for each data set
+    that is trained on."""
+    for key in config.data.members():
+        name = key.rpartition(".")[2]
+        found = {k.removeprefix(f"{name}."): n for k, n in counts.items() if k.startswith(name)}
+        if not found.get("leaks"):
+            continue
+        sets = ", ".join(
+            f"{split.removeprefix('leaks.')} {n:,}"
+            for split, n in found.items()
+            if split.startswith("leaks.")
+        )
+        what = (
+            f"{found['leaks']:,} training pictures{f' of {name}' * bool(name)} are near-duplicates "
+            f"of test pictures ({sets})"
+        )
+        if found["leaks_dropped"]:
+            yield f"{what} and were left out"
+        else:
+            yield (f"{what}: results on them flatter (data{key}.drop_leaks=true leaves them out)")
+
+
+def trained_products(config: Config, dataset: Dataset) -> set[str]:
+    """The products that the weights of a run have seen in training, as their data sets name them:
+    in this run and in those that it goes on from."""
+    found = {sample.product for sample in (*dataset.sft, *dataset.rl)}
+    if config.init is not None:
+        before = find_start(config.init).run.read_json("manifest.json").get("data", {})
+        found |= set(before.get("trained_products", []))
+    return found
+
+
+def check_products(config: Config, dataset: Dataset) -> None:
+    """Say which test products were trained on, where the name of a split does not say it.
+
+    DataError that names them if the protocol is zero-shot.
+    """
+    trained = {product.casefold(): product for product in trained_products(config, dataset)}
+    known: dict[str, list[str]] = {}
+    for split, samples in dataset.test.items():
+        names = sorted({s.product for s in samples if s.product.casefold() in trained})
+        if names:
+            known[split] = names
+    said = "; ".join(f"{split}: {', '.join(names)}" for split, names in known.items())
+    if known and config.protocol == "zero_shot":
+        raise DataError(
+            f"protocol=zero_shot, but products of these names were trained on and are tested "
+            f"({said}). Test or train on others, or say that results are not zero-shot: "
+            "protocol=any."
+        )
+    if set(known) - set(wording.SPLIT_NAMES) and distributed.is_main():
+        print(f"products of these names are trained on and tested: {said}", flush=True)
 
 
 def check_same_data(folder: RunFolder, dataset: Dataset) -> None:
@@ -96,15 +150,22 @@ def note_pictures(folder: RunFolder, backbone: Backbone) -> None:
 
 
 def check_references(config: Config, dataset: Dataset) -> None:
-    """DataError if some picture has fewer references than the most that will be shown."""
-    shots = max(config.evaluate.shots) if "evaluate" in config.tasks() else 0
-    parts = (*dataset.validation.values(), *dataset.test.values())
-    short = [s for part in parts for s in part if len(s.references) < shots]
+    """DataError if some picture has fewer references than the most that will be shown. A split that
+    has none at all is said to be tested without."""
+    if "evaluate" not in config.tasks():
+        return
+    asked, short = config.evaluate, []
+    for name, samples in [*dataset.validation.items(), *dataset.test.items()]:
+        shots = max(evaluate.shots_of(samples, asked))
+        short += [(shots, s) for s in samples if len(s.references) < shots]
+        if shots < max(asked.shots) and distributed.is_main():
+            print(f"{name} has no good pictures to show as references: 0-shot alone", flush=True)
     if short:
-        most = min(len(sample.references) for sample in short)
+        shots, sample = short[0]
+        most = min(len(sample.references) for _, sample in short)
         raise DataError(
             f"evaluate.shots asks for {shots} reference pictures, but {len(short)} pictures, such "
-            f"as {short[0].id}, have fewer. Use at most evaluate.shots=[{most}]."
+            f"as {sample.id}, have fewer. Use at most evaluate.shots=[{most}]."
         )
 
 

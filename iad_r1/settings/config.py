@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -32,6 +32,7 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.=,+-]+$")]
     seed: Count0
+    protocol: Literal["any", "zero_shot"]
     init: str | None
     resume: str | None
     dry_run: bool

@@ -7,7 +7,7 @@ pydantic only, so that a configuration is checked before anything heavy loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -30,6 +30,11 @@ class ReaderSettings(Section):
         """What is read, for the plan that is printed before a run."""
         return self.name
 
+    def members(self) -> Mapping[str, ReaderSettings]:
+        """The readers that it stands for, itself or several, by what is typed behind its section:
+        nothing, or ".parts.photos"."""
+        return {"": self}
+
 
 class Folder(ReaderSettings):
     """For readers of a folder."""
@@ -41,15 +46,20 @@ class Folder(ReaderSettings):
         return f"{self.name} in {self.root}"
 
 
-class TrainingSplit(ReaderSettings):
-    """For readers that know `train` and `test` alone: how `mix` makes the parts of a run."""
+class Trains(ReaderSettings):
+    """For readers of pictures to train on: which of them equal a test picture."""
 
-    # of the training pictures, kept apart
-    validation_share: Annotated[float, Field(gt=0, lt=1)]
     # two pictures are near-duplicates when at most this many of 256 hash bits differ
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
     # leave out training pictures that are near-duplicates of a test picture
     drop_leaks: bool
+
+
+class TrainingSplit(Trains):
+    """For readers that know `train` and `test` alone: how `mix` makes the parts of a run."""
+
+    # of the training pictures, kept apart
+    validation_share: Annotated[float, Field(gt=0, lt=1)]
 
 
 class OwnMasks(Section):

@@ -46,7 +46,8 @@ def _training_length(config: Config) -> Iterator[str]:
 
 def _test_part(config: Config) -> Iterator[str]:
     asked = "evaluate" in config.tasks() and "test" in config.evaluate.splits
-    if asked and not config.benchmark and not config.data.tests:
+    parts = config.data.members().values()
+    if asked and not config.benchmark and not any(part.tests for part in parts):
         yield (
             f"data={config.data.name} trains and has no test part. Choose what to test on "
             "(benchmark=...), use evaluate.splits=[validation] with data.validation_share=0.05, or "

@@ -55,15 +55,18 @@ class Stage(stages.Stage):
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         tasks = config.tasks()
-        sources = data.sources(config)
-        names = {"data": f"data {config.data.name}"}
-        about = [names.get(key, key.replace(".", " ")) for key in sources]
+        sources, tested = data.sources(config), data.benchmarks(config)
+        about = [f"benchmark {name}" for name in tested]
+        if len(sources) > len(tested):
+            about.insert(0, f"data {config.data.name}")
         yield f"{config.stage.name} on {config.backbone.name}, {', '.join(about)}"
         if tasks:
             yield row("tasks", " -> ".join(tasks))
         yield row("weights", _weights(config))
-        for key, found in sources.items():
-            yield row(key.partition(".")[0], found.announce())
+        if len(sources) > len(tested):
+            yield row("data", config.data.announce())
+        for found in tested.values():
+            yield row("benchmark", found.announce())
         if "sft" in tasks:
             yield row("PA-SFT", _sft(config))
         if "grpo" in tasks:

@@ -43,6 +43,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("benchmark", "industrial_test"): [
             f"benchmark.industrial_test.{key}={tmp_path}" for key in ("root", "lists")
         ],
+        ("data", "mix"): ["data/parts=[synthetic]"],
         ("benchmark", "paper"): [f"benchmark.{name}.root={tmp_path}" for name in PAPER],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],

@@ -56,7 +56,9 @@ def test_both_lists_are_read_in_their_order_with_labels_places_and_types_of_thei
         }  # fmt: skip
         assert {s.product for s in part} == {"audiojack", "toy brick"}
     assert not found.test and not found.validation
-    assert found.counts == {"sft": 10, "sft.defective": 4, "rl": 8, "rl.defective": 4}
+    assert found.counts == {
+        "sft": 10, "sft.defective": 4, "rl": 8, "rl.defective": 4, "leaks": 0, "leaks_dropped": 0,
+    }  # fmt: skip
 
 
 def test_pa_sft_learns_what_its_list_says_word_for_word(root):

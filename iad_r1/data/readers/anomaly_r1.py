@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from iad_r1.data import folders
 from iad_r1.errors import DataError
 from iad_r1.rewards.case import read_letter
-from iad_r1.settings.data import Folder, needed
+from iad_r1.settings.data import Folder, Trains, needed
 from iad_r1.types import Question, Sample, Solution
 
 SOURCE = (
@@ -29,7 +29,7 @@ FOLDERS = ("AnomalyR1",)
 LETTERS = {letter: letter for letter in "ABCDE"}
 
 
-class Settings(Folder):
+class Settings(Trains, Folder):
     """Where the lists lie. The other paths start from the root."""
 
     name: Literal["anomaly_r1"]

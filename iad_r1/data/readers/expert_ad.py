@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field, ValidationError
 from iad_r1 import prompts, schema
 from iad_r1.data import folders
 from iad_r1.errors import DataError
-from iad_r1.settings.data import Folder, needed
+from iad_r1.settings.data import Folder, Trains, needed
 from iad_r1.types import Question, Sample, Solution
 
 SOURCE = (
@@ -43,7 +43,7 @@ PATTERN = "<answer>No</answer> or <location>...</location><type>...</type><answe
 VIEW = re.compile(r"(?P<object>(?P<product>.+?)_\d+_(?:OK|NG)\w*?)_C\d")
 
 
-class Settings(Folder):
+class Settings(Trains, Folder):
     """Where Expert-AD lies. The other paths start from its root."""
 
     name: Literal["expert_ad"]
