@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from iad_r1.data import shapes
 from iad_r1.errors import DataError
 from iad_r1.types import Cut, Mask, Sample, Shapes
 
@@ -144,6 +143,8 @@ def _on(image: Image.Image, file: Path, mask: Mask) -> NDArray[np.bool_]:
 def _annotated(picture: Path | Image.Image, marked: Shapes) -> NDArray[np.bool_]:
     """The shapes of an annotation as they lie on the upright picture. Raises DataError where it
     states another size than the picture has, or where `_meant` does."""
+    from iad_r1.data import shapes  # pycocotools: only where annotations are drawn
+
     if isinstance(picture, Image.Image):
         return shapes.drawn(marked, picture.size)
     with opened(picture, "image") as image:

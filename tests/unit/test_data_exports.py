@@ -793,6 +793,9 @@ def test_all_shapes_of_cvat_are_drawn(drawn, root):
     assert difference(alone(root), square.pixels()) == 0
     drawn('<box label="dent" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90.0"/>')
     assert difference(alone(root), Box("", 15, 5, 10, 20).pixels()) == 0
+    drawn('<box label="dent" xtl="10" ytl="18" xbr="50" ybr="22" rotation="45.0"/>')
+    clockwise = marked(alone(root))
+    assert clockwise[30, 40] and clockwise[10, 20] and not (clockwise[10, 40] or clockwise[30, 20])
     drawn('<ellipse label="dent" cx="30" cy="20" rx="10" ry="10" z_order="0"/>')
     assert difference(alone(root), DISC) < 20
     part = DISC[10:30, 20:40]

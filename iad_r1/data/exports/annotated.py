@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,10 +92,11 @@ def reading(tree: Tree, dataset: str, source: str, found: Sequence[Annotated]) -
     good = [p for p in unknown if folders.is_good(p.parent.name)]
     found = [*found, *(Annotated(path, (), None, "", str(path)) for path in good)]
     kinds = {folders.words(m.kind).lower() for picture in found for m in picture.marks}
+    product = cache(lambda folder: _product(tree, folder, kinds))
     samples: list[Sample] = []
     for picture in found:
         with faults.of_one():
-            samples.append(_sample(tree, dataset, kinds, picture))
+            samples.append(_sample(tree, dataset, product(picture.image.parent), picture))
     without = sum(not picture.marks for picture in found)
     said = [f"{source}: {len(found)} pictures"]
     if without:
@@ -104,7 +106,7 @@ def reading(tree: Tree, dataset: str, source: str, found: Sequence[Annotated]) -
     return Reading(sorted(samples, key=lambda sample: sample.id), ", ".join(said))
 
 
-def _sample(tree: Tree, dataset: str, kinds: set[str], picture: Annotated) -> Sample:
+def _sample(tree: Tree, dataset: str, product: str, picture: Annotated) -> Sample:
     defects = [mark for mark in picture.marks if not folders.is_good(mark.kind)]
     said_good = [m for m in picture.marks if folders.is_good(m.kind) and not m.placed]
     if defects and said_good:
@@ -120,7 +122,7 @@ def _sample(tree: Tree, dataset: str, kinds: set[str], picture: Annotated) -> Sa
         id=f"{dataset}/{folders.relative(picture.image, tree.root)}",
         dataset=dataset,
         split=_split(tree, picture),
-        product=_product(tree, picture.image, kinds),
+        product=product,
         image=picture.image,
         solution=folders.solution(where, bool(defects), kind),
         mask=_mask(picture, defects),
@@ -156,7 +158,7 @@ def _check_inside(outline: Sequence[float], size: tuple[int, int] | None, where:
 
 
 def _split(tree: Tree, picture: Annotated) -> str:
-    shown = splits(tree.relative(picture.image).parent)
+    shown = tree.splits_in(picture.image.parent)
     found = {picture.split} - {""} | shown
     if len(found) > 1:
         raise DataError(
@@ -167,13 +169,13 @@ def _split(tree: Tree, picture: Annotated) -> str:
     return next(iter(found), "")
 
 
-def _product(tree: Tree, image: Path, kinds: set[str]) -> str:
-    for part in tree.relative(image).parts[:-1]:
+def _product(tree: Tree, folder: Path, kinds: set[str]) -> str:
+    for part in tree.relative(folder).parts:
         name = folders.words(part).lower()
         said = name in TOOLS or name in kinds or name in folders.DEFECTIVE
         if not (said or splits(Path(part)) or folders.is_good(part)):
             return folders.words(part)
-    return folders.words(tree.root.resolve().name)
+    return tree.name
 
 
 def only_split(said: Iterable[str], where: str) -> str:

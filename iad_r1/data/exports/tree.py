@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
-from defusedxml import DefusedXmlException, ElementTree
-
-from iad_r1.data.folders import PICTURES, SPLIT_NAMES, UNOPENED
+from iad_r1.data.folders import PICTURES, SPLIT_NAMES, UNOPENED, words
 from iad_r1.errors import DataError
 
 # folders of masks, which are no pictures to judge
@@ -20,26 +20,14 @@ _ELSEWHERE = re.compile(r"/|[A-Za-z][\w+.-]*:")
 
 
 class Tree:
-    """All files below `root` that are not hidden, in the order of their names."""
+    """All files below `root` that are not hidden, in the order of their paths."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.by_suffix: dict[str, list[Path]] = {}
-        self.by_name: dict[str, list[Path]] = {}  # pictures only
+        self.root, self.name = root, words(root.resolve().name)
         self.folders: set[str] = set()  # their names
+        self._by_suffix: dict[str, list[str]] = {}
+        self._splits: dict[Path, set[str]] = {}
         self._walk()
-        drawn = sorted(path for suffix in PICTURES for path in self.of(suffix))
-        self.pictures: list[Path] = []
-        self.by_stem: dict[str, list[Path]] = {}
-        self.masks: dict[str, list[Path]] = {}  # by stem
-        for path in drawn:
-            is_mask = path.parent.name.lower() in MASKS
-            (self.masks if is_mask else self.by_stem).setdefault(path.stem, []).append(path)
-            if not is_mask:
-                self.pictures.append(path)
-        for path in (*self.pictures, *(path for suffix in UNOPENED for path in self.of(suffix))):
-            self.by_name.setdefault(path.name, []).append(path)
-        self.known = set(self.pictures)
 
     def _walk(self) -> None:
         seen: set[str] = set()  # a folder may be a link to one that holds it
@@ -51,25 +39,52 @@ class Tree:
                 continue
             seen.add(real)
             self.folders.update(inner)
-            here = Path(folder)
-            for name in sorted(files):
+            for name in files:
                 if not name.startswith("."):
                     suffix = os.path.splitext(name)[1].lower()
-                    self.by_suffix.setdefault(suffix, []).append(here / name)
+                    self._by_suffix.setdefault(suffix, []).append(os.path.join(folder, name))
 
-    def of(self, suffix: str) -> list[Path]:
-        """The files whose name ends like this, in lower case with its dot; by path."""
-        return sorted(self.by_suffix.get(suffix, ()))
+    def of(self, *suffixes: str) -> list[Path]:
+        """The files whose name ends in one of these, in lower case with their dots."""
+        found = (path for suffix in suffixes for path in self._by_suffix.get(suffix, ()))
+        return [Path(path) for path in sorted(found)]
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        """The pictures that may be judged."""
+        return [p for p in self.of(*PICTURES) if p.parent.name.lower() not in MASKS]
+
+    @cached_property
+    def known(self) -> frozenset[Path]:
+        """The same pictures."""
+        return frozenset(self.pictures)
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        """The same, with those of formats that are not read."""
+        return _grouped("name", [*self.pictures, *self.of(*UNOPENED)])
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[Path]]:
+        """The same pictures by their names without extension."""
+        return _grouped("stem", self.pictures)
+
+    @cached_property
+    def masks(self) -> dict[str, list[Path]]:
+        """The pictures in folders of masks, by their names without extension."""
+        return _grouped("stem", [p for p in self.of(*PICTURES) if p not in self.known])
 
     def first_of_each_folder(self, suffix: str) -> Iterable[Path]:
         """Of files that say the same kind of thing for a picture each, one per folder; and all that
         are called like no picture beside them."""
+        files = self.of(suffix)
+        names = {os.path.splitext(path)[0] for path in self.pictures} if files else set()
         seen: set[Path] = set()
-        names = {path.with_suffix("") for path in self.pictures}
-        for path in self.of(suffix):
-            if path.parent not in seen or path.with_suffix("") not in names:
+        for path in files:
+            is_of_one = os.path.splitext(path)[0] in names
+            if not is_of_one or path.parent not in seen:
                 yield path
-            if path.with_suffix("") in names:
+            if is_of_one:
                 seen.add(path.parent)
 
     def relative(self, path: Path) -> Path:
@@ -79,8 +94,15 @@ class Tree:
     def splits_of(self, file: Path) -> set[str]:
         """The splits that an annotation file says its pictures are in, by its path; by its folders
         alone if it is called like a picture ("test_3.xml")."""
-        name = "" if file.stem in self.by_stem else file.name
-        return splits(self.relative(file).parent, name)
+        if file.stem in self.by_stem:
+            return self.splits_in(file.parent)
+        return splits(self.relative(file).parent, file.name)
+
+    def splits_in(self, folder: Path) -> set[str]:
+        """The splits that a folder's pictures are in, by its path."""
+        if folder not in self._splits:
+            self._splits[folder] = splits(self.relative(folder))
+        return self._splits[folder]
 
     def at(self, path: Path) -> Path | None:
         """The picture at this very path, which may hold "..", if there is one."""
@@ -152,21 +174,30 @@ class Tree:
         if len(found) < 2:
             return found
         said = self.splits_of(file)
-        found = [p for p in found if splits(self.relative(p).parent) == said] or found
+        found = [p for p in found if self.splits_in(p.parent) == said] or found
         shared = [len(os.path.commonpath((path, file))) for path in found]
         return [p for p, n in zip(found, shared, strict=True) if n == max(shared)]
+
+
+def _grouped(attribute: Literal["name", "stem"], paths: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(getattr(path, attribute), []).append(path)
+    return found
 
 
 def splits(folder: Path, file: str = "") -> set[str]:
     """The splits that a folder's path from the root is named by ("val2017"), and the name of an
     annotation `file` in it, in any of its words ("instances_val2017.json")."""
-    words = [*folder.parts, *re.split(r"[-_. ]", file)]
-    plain = (word.lower().rstrip("0123456789") for word in words)
+    said = [*folder.parts, *re.split(r"[-_. ]", file)]
+    plain = (word.lower().rstrip("0123456789") for word in said)
     return {SPLIT_NAMES[word] for word in plain if word in SPLIT_NAMES}
 
 
 def read_xml(file: Path) -> Element:
     """What an XML file says. Raises DataError, also for entities and what lies elsewhere."""
+    from defusedxml import DefusedXmlException, ElementTree
+
     try:
         return ElementTree.fromstring(file.read_bytes())
     except ParseError as error:

@@ -19,7 +19,7 @@ import yaml
 
 from iad_r1.data import faults
 from iad_r1.data.exports.annotated import Annotated, Mark, box, numbers, only_split, polygon
-from iad_r1.data.exports.tree import Tree, splits
+from iad_r1.data.exports.tree import Tree
 from iad_r1.data.folders import SPLIT_NAMES
 from iad_r1.errors import DataError
 
@@ -33,11 +33,12 @@ Names = Mapping[int, str]
 def recognise(tree: Tree) -> list[Path]:
     """The files that name the classes, if there are labels; without them the first label."""
     there = set(tree.of(".txt"))
-    labels = (label for image in tree.pictures if (label := _label(tree, image)) in there)
+    pictures = tree.pictures if there else []
+    labels = (label for image in pictures if (label := _label(tree, image)) in there)
     first = next((label for label in labels if _is_label(label)), None)
     if first is None:
         return []
-    described = [*tree.of(".yaml"), *tree.of(".yml")]
+    described = tree.of(".yaml", ".yml")
     named = [path for path in described if b"names:" in path.read_bytes()]
     named += [path for path in (*tree.of(".names"), *there) if path.name in _LISTS]
     return sorted(named) or [first]
@@ -55,7 +56,7 @@ def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
             continue
         with faults.of_one():
             marks = list(_marks(label, names)) if label in there else []
-            shown = splits(tree.relative(image).parent)
+            shown = tree.splits_in(image.parent)
             split = "" if shown else only_split(listed.get(image, ()), str(image))
             yield Annotated(image, marks, None, split, str(label if label in there else image))
 
