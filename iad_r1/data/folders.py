@@ -10,6 +10,7 @@ Hidden files and folders are left alone. Every other mask must belong to a pictu
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -95,18 +96,24 @@ def _of_kind(
 ) -> Iterator[Sample]:
     defective = not is_good(folder.name)
     kind = kind_of(folder.name, views) if defective else ""
-    for image in pictures(folder):
-        with faults.of_one():
-            yield Sample(
-                id=f"{dataset}/{relative(image, root)}",
-                dataset=dataset,
-                split=split,
-                product=words(product.name),
-                image=image,
-                solution=solution(str(image), defective, kind),
-                mask=masks.of(folder.name, image),
-                where=str(image),
-            )
+    found = pictures(folder)
+    if not found:
+        return
+    with faults.of_one():  # whatever is wrong here concerns all of them
+        truth = solution(str(found[0]), defective, kind)
+        below, shown = relative(folder, root), words(product.name)
+        for image in found:
+            with faults.of_one():
+                yield Sample(
+                    id=f"{dataset}/{below}/{image.name}",
+                    dataset=dataset,
+                    split=split,
+                    product=shown,
+                    image=image,
+                    solution=truth,
+                    mask=masks.of(folder.name, image),
+                    where=str(image),
+                )
 
 
 class Masks:
@@ -114,10 +121,13 @@ class Masks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.kinds = {
-            kind.name: {path.stem if path.is_file() else path.name: path for path in _masks(kind)}
-            for kind in children(folder)
-        }
+        self.kinds: dict[str, dict[str, Path]] = {}
+        self.folders: set[Path] = set()  # masks that are folders of several
+        for kind in children(folder):
+            several = children(kind)
+            self.folders.update(several)
+            named = {path.name: path for path in several}
+            self.kinds[kind.name] = named | {path.stem: path for path in pictures(kind)}
         self.used: set[Path] = set()
 
     def of(self, kind: str, image: Path) -> Mask | None:
@@ -133,7 +143,7 @@ class Masks:
         self.used.update(found)
         if not found:
             return None
-        return Mask(tuple(pictures(found[0])) if found[0].is_dir() else (found[0],))
+        return Mask(tuple(pictures(found[0])) if found[0] in self.folders else (found[0],))
 
     def check(self, spare: bool) -> None:
         """Raises DataError for a mask without a picture; where there may be `spare` ones, only if
@@ -209,26 +219,28 @@ def read_json(file: Path) -> Any:
 
 def pictures(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises DataError for one of a format that is not read."""
-    found = _visible(folder)
-    for path in found:
-        if path.suffix.lower() in UNOPENED:
+    found: list[Path] = []
+    for entry in _visible(folder):
+        extension = os.path.splitext(entry.name)[1].lower()
+        if extension in UNOPENED:
             with faults.of_one():
                 raise DataError(
-                    f"{path}: pictures of this format are not read. Save them as PNG or JPEG."
+                    f"{entry.path}: pictures of this format are not read. Save them as PNG or JPEG."
                 )
-    return [path for path in found if path.suffix.lower() in PICTURES]
-
-
-def _masks(kind: Path) -> list[Path]:
-    return [*children(kind), *pictures(kind)]
+        if extension in PICTURES:
+            found.append(folder / entry.name)
+    return found
 
 
 def children(parent: Path) -> list[Path]:
     """The folders in a folder, by name."""
-    return [path for path in _visible(parent) if path.is_dir()]
+    return [parent / entry.name for entry in _visible(parent) if entry.is_dir()]
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name; it knows what is a folder without asking the disk again."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(found, key=lambda entry: entry.name)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ def load(
     tests: list[Photo] = []
     prints: dict[str, str] = {}
     for name, found in benchmarks.items():
-        photos = [look(s, grid, rule, watched) for s in _tested(name, found, seed, limit)]
+        photos = [look(s, grid, rule, watched) for s in tested(name, found, seed, limit)]
         check_polarity(found, photos)
         prints[f"benchmark.{name}"] = _fingerprint(found, seed, photos)
         tests += photos
@@ -119,7 +120,7 @@ def _others(read: Mapping[str, Sequence[Photo]], key: str) -> Iterator[Photo]:
                 yield replace(photo, sample=_under(_name(other), photo.sample))
 
 
-def _tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -> Iterator[Sample]:
+def tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -> Iterator[Sample]:
     """The test part of a benchmark, with references of its own good training pictures."""
     samples = _samples(settings, seed)
     tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
@@ -226,21 +227,22 @@ def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
 
 def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
     """Pictures that are listed twice and masks of two pictures, each with a sentence."""
-    pictures: dict[tuple[Path, str, int], Sample] = {}
-    masks: dict[Path, Sample] = {}
+    pictures: dict[tuple[str, str, int], Sample] = {}
+    masks: dict[str, Sample] = {}
+    folders: dict[Path, str] = {}
     for sample in samples:
         if sample.question.options is not None or isinstance(sample.image, Cut):
             continue  # several of these are of one picture
         if isinstance(sample.image, Path):
             part = "" if sample.split in PLAIN else sample.split
-            first = pictures.setdefault((sample.image.resolve(), part, sample.shots), sample)
+            first = pictures.setdefault((_true(sample.image, folders), part, sample.shots), sample)
             if first is not sample:
                 yield (
                     sample.image,
                     f"{sample.where}: {sample.image.name} is listed already in {first.where}.",
                 )
         for mask in _files(sample.mask):
-            first = masks.setdefault(mask.resolve(), sample)
+            first = masks.setdefault(_true(mask, folders), sample)
             if first is not sample:
                 yield (
                     mask,
@@ -248,6 +250,16 @@ def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
                     "already. Give every defective picture a mask of its own, and pictures "
                     "different names.",
                 )
+
+
+def _true(path: Path, folders: dict[Path, str]) -> str:
+    """A file without links; `folders` remembers those that were resolved."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    parent = path.parent
+    if parent not in folders:
+        folders[parent] = os.path.realpath(parent)
+    return f"{folders[parent]}/{path.name}"
 
 
 def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
@@ -461,18 +473,38 @@ def _by_name(samples: Iterable[Sample], part: Part) -> dict[str, tuple[Sample, .
     return {name: tuple(of_name) for name, of_name in found.items()}
 
 
-def _pools(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+class _Pool:
+    """The good training pictures of a product."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.known: set[str | Path] = set()  # their ids and files
+
+    def add(self, sample: Sample) -> None:
+        """One more."""
+        self.samples.append(sample)
+        self.known |= {sample.id, sample.image} if isinstance(sample.image, Path) else {sample.id}
+
+    def without(self, sample: Sample) -> Sequence[Sample]:
+        """All but this picture. Nothing is copied, nor gone through, where it is none of them."""
+        shown = sample.image if isinstance(sample.image, Path) else sample.id
+        if sample.id not in self.known and shown not in self.known:
+            return self.samples
+        return [s for s in self.samples if s.id != sample.id and not _same_file(s, sample)]
+
+
+def _pools(samples: Iterable[Sample]) -> dict[str, _Pool]:
     """The good training pictures of every product."""
-    pools: dict[str, list[Sample]] = {}
+    pools: dict[str, _Pool] = {}
     for sample in samples:
         if sample.split in TRAINED and sample.solution.answer == "No":
-            pools.setdefault(sample.product, []).append(sample)
+            pools.setdefault(sample.product, _Pool()).add(sample)
     return pools
 
 
 def _referred(
     sample: Sample,
-    pools: Mapping[str, Sequence[Sample]],
+    pools: Mapping[str, _Pool],
     groups: Mapping[str, int],
     seed: int,
     needed: bool = False,
@@ -481,10 +513,9 @@ def _referred(
     near-duplicates as long as there are others."""
     if sample.references:
         return sample
-    pool = pools.get(sample.product, ())
-    others = [other for other in pool if other.id != sample.id and not _same_file(other, sample)]
+    others = pools.get(sample.product, _Pool()).without(sample)
     group = groups.get(sample.id)
-    fresh = [other for other in others if group is None or groups[other.id] != group] or others
+    fresh = others if group is None else [o for o in others if groups[o.id] != group] or others
     if needed and not fresh and sample.question.options is None:
         raise DataError(
             f"{sample.where or sample.id}: {sample.product!r} has no (other) good picture in its "
