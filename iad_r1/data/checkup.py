@@ -52,6 +52,9 @@ NOTED = {
     "reading": "Pictures that are not plain 8-bit ones, and how they are read",
 }
 KINDS = {**STOPPING, **NOTED}
+MASKS = frozenset(  # the kinds whose file is a mask
+    ("mask_size", "mask_turn", "mask_empty", "mask_on_good", "masks_inverted", "mask_large")
+)
 MASK_FOLDERS = frozenset(
     ("annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask", "masks",
      "rbg_mask", "rgb_mask", "segmentation")
@@ -67,6 +70,7 @@ class Problem:
     kind: str
     file: str
     say: str
+    beside: str = ""  # a second picture to look at
 
     @property
     def stops(self) -> bool:
@@ -128,23 +132,47 @@ def listed(section: str, settings: ReaderSettings, seed: int) -> Source:
     repeated = {str(file): say for file, say in mix.repeated(samples)}
     source.problems += [Problem("listed_twice", file, say) for file, say in repeated.items()]
     if not samples and not found:
-        say = f"{settings.announce()}: there are no pictures."
+        say = f"{said(settings)}: there are no pictures."
         source.problems.append(Problem("layout", str(source.root or ""), say))
     return source
+
+
+def said(settings: ReaderSettings) -> str:
+    """What is read, as a run announces it; where that cannot be told, from where."""
+    with faults.gathered():
+        return settings.announce()
+    return Folder.announce(settings) if isinstance(settings, Folder) else settings.name
+
+
+def to_open(source: Source) -> dict[object, Sample]:
+    """The samples whose files are opened: of several questions about one picture, the first."""
+    return {_key(look.sample): look.sample for look in reversed(source.looks)}
+
+
+def _key(sample: Sample) -> object:
+    return sample.id if sample.question.options is None else sample.image
 
 
 def opened(
     source: Source, grid: Grid, rule: Rule, workers: int, advance: Callable[[], None]
 ) -> None:
     """Look at every picture and mask of a source, `workers` at a time."""
+    asked, seen = [look.sample for look in source.looks], dict[object, Look]()
+    waiting = iter(reversed(to_open(source).values()))
     with ThreadPoolExecutor(workers, "doctor") as pool:
-        samples = iter([look.sample for look in source.looks])
-        source.looks.clear()
-        while some := list(islice(samples, _AT_ONCE)):
+        while some := list(islice(waiting, _AT_ONCE)):
             for look in pool.map(lambda sample: examined(sample, grid, rule), some):
-                source.looks.append(look)
+                seen[_key(look.sample)] = look
                 source.problems += look.problems
                 advance()
+    source.looks = [_with(seen[_key(sample)], sample) for sample in asked]
+
+
+def _with(look: Look, sample: Sample) -> Look:
+    """What was seen of a picture, for another question about it."""
+    if look.sample is sample:
+        return look
+    return replace(look, sample=sample, photo=look.photo and replace(look.photo, sample=sample))
 
 
 def examined(sample: Sample, grid: Grid, rule: Rule) -> Look:
@@ -172,17 +200,18 @@ def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iter
     if not isinstance(error, DataError):
         yield Problem("unreadable", mask, f"{mask}: cannot be read ({error!r}). Replace the file.")
         return
+    shown = str(sample.image) if isinstance(sample.image, Path) else ""
     try:
         images.open_mask(sample)
     except DataError:
         turned = "EXIF orientation" in say
-        yield Problem("mask_turn" if turned else "mask_size", mask, say)
+        yield Problem("mask_turn" if turned else "mask_size", mask, say, shown)
         return
     if sample.mask is None:
         yield Problem("layout", str(sample.image), say)
         return
     defective = sample.solution.answer == "Yes"
-    yield Problem("mask_empty" if defective else "mask_on_good", mask, say)
+    yield Problem("mask_empty" if defective else "mask_on_good", mask, say, shown)
 
 
 def _file_problem(file: Path, what: str, where: str) -> Iterator[Problem]:
@@ -213,7 +242,9 @@ def _read_as(sample: Sample) -> Iterator[str]:
                 "16 bits: it stands for 12 bits where no value is above 4,095, else for 16. It is "
                 "scaled to 8 and not stretched, so a dark picture stays dark"
             )
-        if image.getexif().get(images.EXIF_ORIENTATION, 1) > 1:
+        # a PNG that names its turn behind its pixels would have to be decoded for it
+        told = image.format != "PNG" or "exif" in image.info
+        if told and image.getexif().get(images.EXIF_ORIENTATION, 1) > 1:
             yield "a turn by its camera (EXIF): it is shown upright, its mask with it"
         if image.mode == "CMYK":
             yield "CMYK colours: they are read as RGB, without a colour profile"
@@ -247,11 +278,12 @@ def _file_of(say: str, source: Source) -> str:
 # --- between pictures --------------------------------------------------------------------------
 
 
-def compared(source: Source) -> None:
-    """What shows only when pictures are laid side by side."""
-    photos = [look.photo for look in source.looks if look.photo]
+def compared(source: Source, tests: Sequence[Photo] = ()) -> None:
+    """What shows only when pictures are laid side by side; `tests` are those of benchmarks, which
+    `data` must not train on."""
+    photos = _distinct(source)
     _identical(source, photos)
-    _near(source, photos)
+    _near(source, photos, tests)
     _masks(source, photos)
     _labels(source)
     _balance(source)
@@ -273,38 +305,50 @@ def _identical(source: Source, photos: Iterable[Photo]) -> None:
         file, other = str(sample.image), str(twin.image)
         if twin.solution.answer == sample.solution.answer:
             say = f"{file}: the same picture as {other}. Take one of them out."
-            source.problems.append(Problem("duplicate", file, say))
+            source.problems.append(Problem("duplicate", file, say, other))
         else:
             own = source.trains
             say = f"{file}: the same picture as {other}, but with the other label. Correct one."
-            source.problems.append(Problem("contradiction" if own else "duplicate", file, say))
+            source.problems.append(
+                Problem("contradiction" if own else "duplicate", file, say, other)
+            )
 
 
-def _near(source: Source, photos: Sequence[Photo]) -> None:
+def tested(source: Source) -> list[Photo]:
+    """The test pictures of a source that can be opened."""
+    return [photo for photo in _distinct(source) if _part(photo) == "test"]
+
+
+def _distinct(source: Source) -> list[Photo]:
+    """What was seen of every picture, once each."""
+    return list({_key(p.sample): p for look in source.looks if (p := look.photo)}.values())
+
+
+def _part(photo: Photo) -> str:
+    return photo.sample.split.partition(".")[0]
+
+
+def _near(source: Source, photos: Sequence[Photo], tests: Sequence[Photo]) -> None:
     """Near-duplicates, and those of them that stand on both sides of training and test."""
-    photos = [photo for photo in photos if isinstance(photo.sample.image, Path)]
-    if not photos:
+    own = [photo for photo in photos if isinstance(photo.sample.image, Path)]
+    photos = [*own, *(photo for photo in tests if isinstance(photo.sample.image, Path))]
+    if not own:
         return
     alike = mix.near(photos, _near_bits(source.settings))
-    groups = Counter(duplicates.groups(alike).tolist())
+    groups = Counter(duplicates.groups(alike[: len(own), : len(own)]).tolist())
     source.near_duplicates = sum(n for n in groups.values() if n > 1)
-    part = np.array([photo.sample.split.partition(".")[0] for photo in photos])
-    test = np.flatnonzero(part == "test")
-    for i in np.flatnonzero(np.isin(part, ("train", "sft", "rl"))):
+    is_test = np.array([_part(photo) == "test" for photo in photos])
+    for i in [i for i, photo in enumerate(own) if _part(photo) in ("train", "sft", "rl")]:
         row = alike[[i]].indices
-        twins = row[np.isin(row, test)]
+        twins = row[is_test[row]]
         if len(twins):
             source.leaks += 1
-            file, other = photos[i].sample.image, photos[twins[0]].sample.image
-            say = (
-                f"{file}: nearly equals the test picture {other}, so results on that flatter. "
-                + (
-                    f"{source.section}.drop_leaks=true leaves it out of training."
-                    if source.trains
-                    else "It would be a reference of that test picture at best."
-                )
-            )
-            source.problems.append(Problem("leak", str(file), say))
+            file, other = str(photos[i].sample.image), str(photos[twins[0]].sample.image)
+            mend = "It may be shown as a reference of that picture."
+            if source.trains:
+                mend = f"{source.section}.drop_leaks=true leaves it out of training."
+            say = f"{file}: nearly equals the test picture {other}, so results on that flatter."
+            source.problems.append(Problem("leak", file, f"{say} {mend}", other))
 
 
 def _near_bits(settings: ReaderSettings) -> int:
@@ -321,7 +365,9 @@ def _masks(source: Source, photos: Sequence[Photo]) -> None:
         mix.check_polarity(source.settings, photos)
     except DataError as error:
         file = next(str(file) for photo in large for file in _files(photo.sample.mask))
-        source.problems.append(Problem("masks_inverted", file, str(error)))
+        source.problems.append(
+            Problem("masks_inverted", file, str(error), str(large[0].sample.image))
+        )
         return
     for photo in large:
         for file in _files(photo.sample.mask)[:1]:
@@ -329,7 +375,7 @@ def _masks(source: Source, photos: Sequence[Photo]) -> None:
                 f"{file}: this mask marks {photo.marked:.0%} of its picture. If it is black where "
                 "the defect is, invert it."
             )
-            source.problems.append(Problem("mask_large", str(file), say))
+            source.problems.append(Problem("mask_large", str(file), say, str(photo.sample.image)))
 
 
 def _labels(source: Source) -> None:
@@ -519,7 +565,11 @@ def _reason(path: str, hidden: bool) -> str:
 def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, Any]:
     """What `doctor.json` holds."""
     problems = [problem for source in sources for problem in source.problems]
-    samples = [sample for source in sources for sample in source.samples]
+    samples = [
+        sample
+        for source in sources
+        for sample in {_key(sample): sample for sample in source.samples}.values()
+    ]
     truths = [sample.solution for sample in samples]
     used = {file for sample in samples for file in _files(sample.mask)}
     unfit = {p.file for p in problems if p.kind in ("mask_size", "mask_turn", "mask_empty",
@@ -554,9 +604,9 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
 def classes(source: Source) -> Iterator[dict[str, Any]]:
     """Good and defective pictures of every product and part, in the order of the reader."""
     found: dict[tuple[str, str], Counter[str]] = {}
-    for look in source.looks:
-        key = (look.sample.product, look.sample.split)
-        found.setdefault(key, Counter())[look.sample.solution.answer] += 1
+    for sample in {_key(sample): sample for sample in source.samples}.values():
+        key = (sample.product, sample.split)
+        found.setdefault(key, Counter())[sample.solution.answer] += 1
     for (product, split), n in found.items():
         yield {
             "source": source.section,

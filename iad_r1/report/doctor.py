@@ -1,20 +1,29 @@
-"""What `stage=doctor` found, for the terminal."""
+"""What `stage=doctor` found, for the terminal and as a page."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL.Image import Image
+from PIL.Image import fromarray as picture_of
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from iad_r1.data.checkup import NOTED, STOPPING, Source
+from iad_r1.data import images
+from iad_r1.data.checkup import KINDS, MASKS, NOTED, STOPPING, Problem, Source, said
+from iad_r1.report.overlay import data_uri
+from iad_r1.store.run_folder import write_text
 
 MOST_CLASSES = 40  # rows of the table that is printed
+MOST_CARDS = 24  # problems of a kind that the page shows
+THUMBNAIL = (200, 120)  # pixels
 
 
 def show(
@@ -43,7 +52,56 @@ def show(
                 console.print(f"  and {len(here) - shown:,} more in doctor.json", style="dim")
     console.print()
     console.print(Text(verdict(found), style="bold green" if found["ok"] else "bold red"))
-    console.print(f"all of it  {folder / 'doctor.json'}", highlight=False, soft_wrap=True)
+    for name in ("doctor.html", "doctor.json"):
+        console.print(f"  {folder / name}", markup=False, highlight=False, soft_wrap=True)
+
+
+def page(found: Mapping[str, Any], sources: Sequence[Source], title: str, folder: Path) -> Path:
+    """Write `doctor.html`, one file with small copies of the pictures inside; returns its path."""
+    groups = []
+    for kind, heading in KINDS.items():
+        here = [p for source in sources for p in source.problems if p.kind == kind]
+        cards = [
+            {"say": shortened(problem.say, sources), "pictures": list(_thumbnails(problem))}
+            for problem in here[:MOST_CARDS]
+        ]
+        if cards:
+            stops = kind in STOPPING
+            groups.append({"heading": heading, "stops": stops, "n": len(here), "cards": cards})
+    environment = Environment(
+        loader=PackageLoader("iad_r1.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template("doctor.html.j2").render(
+        title=title,
+        facts=[(source.section, said(source.settings)) for source in sources],
+        found=found,
+        verdict=verdict(found),
+        counts=list(_counts(found)),
+        groups=groups,
+    )
+    return write_text(folder / "doctor.html", html)
+
+
+def _thumbnails(problem: Problem) -> Iterator[str]:
+    """Small copies of the files that a problem is about, as far as they can be opened."""
+    for file in filter(None, (problem.file, problem.beside)):
+        try:
+            is_mask = problem.kind in MASKS and file == problem.file
+            small = _mask(Path(file)) if is_mask else images.upright(Path(file))
+            small.thumbnail(THUMBNAIL)
+            content = io.BytesIO()
+            small.convert("RGB").save(content, "JPEG", quality=80)
+            yield data_uri(content.getvalue())
+        except Exception:  # broken as it is, or no picture: the sentence says so
+            continue
+
+
+def _mask(file: Path) -> Image:
+    return picture_of(images.defective(images.read(file, "mask")).astype("uint8") * 255)
 
 
 def verdict(found: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
     python run.py stage=doctor data=photos data.root=<folder>
     python run.py stage=doctor benchmark=mvtec benchmark.mvtec.root=<folder>
 
-Prints what it found and writes `doctor.json` (its keys: `docs/data.md`). The exit code is 0 if
-training or testing may start, 1 if something has to be mended first.
+Prints what it found, and writes `doctor.html` and `doctor.json` (its keys: `docs/data.md`). The
+exit code is 0 if training or testing may start, 1 if something has to be mended first.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ class Stage(stages.Stage):
             yield f"stage.backbones holds {name!r}, which is none of {known}."
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
+        from iad_r1.data import checkup
+
         yield "check of the data"
         for section, settings in chosen(config).items():
-            yield stages.row(section, settings.announce())
+            yield stages.row(section, checkup.said(settings))
         yield stages.row("output", output)
 
     def run(self, config: Config, folder: RunFolder) -> int:
@@ -68,11 +70,12 @@ def chosen(config: Config) -> dict[str, ReaderSettings]:
     tests = {f"benchmark.{name}": found for name, found in config.benchmark.items()}
     if tests and isinstance(config.data, synthetic.Settings):
         return tests
-    return {"data": config.data, **tests}
+    own = {f"data{key}": found for key, found in config.data.members().items()}
+    return {**own, **tests}
 
 
 def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Check, print, write `doctor.json`; returns its content."""
+    """Check, print, write `doctor.json` and `doctor.html`; returns the content of the former."""
     from iad_r1.data import checkup, sizes
     from iad_r1.grid import as_grid
     from iad_r1.report import doctor
@@ -83,20 +86,22 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, 
     grid, rule = as_grid(config.grid), config.grid.mask_rule
     sources = [checkup.listed(name, of, config.seed) for name, of in chosen(config).items()]
     workers = stage.workers or len(os.sched_getaffinity(0))
-    with progress("opening", sum(len(source.looks) for source in sources)) as bar:
+    with progress("opening", sum(len(checkup.to_open(source)) for source in sources)) as bar:
         for source in sources:
             checkup.opened(source, grid, rule, workers, bar.advance)
     words = config.rewards.vocabulary or "default"
     views = sights(config, stage)
     name, own = next(iter(views.items()))
+    tests = [p for source in sources if not source.trains for p in checkup.tested(source)]
     for source in sources:
-        checkup.compared(source)
+        checkup.compared(source, tests if source.trains else ())
         checkup.types(source, rewards.vocabulary(words), words)
         source.problems += sizes.too_small(source.looks, name, own, stage.smallest_defect)
         checkup.judged(source, grid, rule, config.seed, alone=not config.benchmark)
         checkup.passed_over(source)
     found = checkup.content(sources, sizes.costs(sources, views, stage.smallest_defect))
     folder.write_json("doctor.json", found)
+    doctor.page(found, sources, config.name, folder.path)
     doctor.show(found, sources, stage.shown, folder.path, console)
     return found
 

@@ -24,10 +24,13 @@ from iad_r1 import stages
 from iad_r1.backbones import published as backbones
 from iad_r1.command import compose
 from iad_r1.data import checkup, faults, published
+from iad_r1.data.readers import mvtec
 from iad_r1.errors import DataError
+from iad_r1.grid import Grid
 from iad_r1.planner import widths
 from iad_r1.stages import doctor
 from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Question, Sample, Solution
 
 COLUMNS = ("image", "mask", "product", "split", "label", "defect_type")
 SIZE = (36, 24)  # width, height
@@ -245,13 +248,16 @@ def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path):
 def test_the_exit_code_says_whether_a_run_may_start(clean, tmp_path, repository):
     root = Path(shutil.copytree(clean, tmp_path / "broken"))
     (root / "images" / "train_0_0.png").unlink()
+    with (root / "meta.csv").open("a", encoding="utf-8") as table:
+        table.write("images/train_0_1.png,,bolt,train,perhaps,\n")
     options = ["stage=doctor", "tracking=none", "data=photos", f"data.root={root}"]
     command = [sys.executable, str(repository / "run.py"), *options]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == doctor.UNFIT == 1
     (file,) = tmp_path.rglob("doctor.json")
-    assert json.loads(file.read_text())["ok"] is False
+    found = json.loads(file.read_text())
+    assert [problem["kind"] for problem in found["problems"]] == ["layout", "missing"]
     assert json.loads((file.parent / "manifest.json").read_text())["status"] == "finished"
     sane = compose.compose([*options[:-1], f"data.root={clean}"])
     assert stages.find("doctor").run(sane, RunFolder.create(tmp_path, "sane")) == 0
@@ -386,3 +392,88 @@ def test_a_product_that_shows_its_label_by_what_it_is_is_named(tmp_path):
     found, _ = photos(root, tmp_path)
     (say,) = told(found, "balance")
     assert found["ok"] and "nut has no defective pictures in train" in say
+
+
+# --- the page, and between data sets -------------------------------------------------------------
+
+
+def test_the_page_shows_the_pictures_and_no_name_of_a_file_is_taken_for_markup(tmp_path):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    shutil.copy(root / "images" / "train_0_0.png", root / "images" / "<b>&copy.png")
+    mask(root / "masks" / "<i>.png", (30, 24))
+    picture(root / "images" / "off.png", 80)
+    rows += [
+        row("images/<b>&copy.png", "0", "train", kind="")
+        | {"product": "<script>alert(1)</script>"},
+        row("images/off.png", "1", "train", "masks/<i>.png", "'\"wobble"),
+        row("images/<gone>.png", "0", "train"),
+    ]
+    write(root, rows)
+    photos(root, tmp_path)
+    (file,) = tmp_path.rglob("doctor.html")
+    html = file.read_text(encoding="utf-8")
+    for name in ("<b>&copy", "<i>.png", "<script>alert", "<gone>", "'\"wobble"):
+        assert name not in html
+    for name in ("&lt;b&gt;&amp;copy.png", "&lt;i&gt;.png", "&lt;script&gt;", "&lt;gone&gt;"):
+        assert name in html
+    # a copy beside its original, a mask beside its picture, and a picture of an unknown type
+    assert html.count("data:image/jpeg;base64,") == 5
+    assert "No run on this data can start: 2 problems to mend." in html
+    assert "http" not in html and len(html) < 100_000
+
+
+def test_training_pictures_that_a_benchmark_tests_are_leaks(clean, tmp_path):
+    root = tmp_path / "mvtec" / "bolt"
+    for i, kind in enumerate(("test/good", "test/cut")):
+        picture(root / kind / "000.png", 90 + i)
+    shutil.copy(clean / "images" / "train_0_3.png", root / "test" / "good" / "001.png")
+    found, _ = photos(clean, tmp_path, "benchmark=mvtec", f"benchmark.mvtec.root={root.parent}")
+    (say,) = told(found, "leak")
+    assert found["leaks"] == 1 and "train_0_3.png" in say and "test/good/001.png" in say
+    assert {row["source"] for row in found["classes"]} == {"data", "benchmark.mvtec"}
+
+
+def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(tmp_path):
+    file = picture(tmp_path / "a.png", 1)
+    asked = [
+        Sample(f"d/{i}", "d", "test", "bolt", file, Solution(letter),
+               question=Question("?", {"A": "yes", "B": "no"}))
+        for i, letter in enumerate("ABA")
+    ]  # fmt: skip
+    source = checkup.Source("benchmark.d", mvtec.Settings(name="mvtec", root=str(tmp_path),
+                            variant="fixed"))  # fmt: skip
+    source.looks = [checkup.Look(sample, None, None) for sample in asked]
+    opened: list[None] = []
+    checkup.opened(source, Grid(3, 3), "centroid_largest", 2, lambda: opened.append(None))
+    assert len(opened) == len(checkup.to_open(source)) == 1
+    assert [look.photo.sample.id for look in source.looks if look.photo] == ["d/0", "d/1", "d/2"]
+    checkup.compared(source)
+    assert not [p for p in source.problems if p.kind == "duplicate"] and not source.near_duplicates
+    assert checkup.content([source], {})["pictures"] == 1
+
+
+CASES = {  # folders on which readers of photographs fail, and what the doctor says of them
+    "exif-180": "mask_turn", "exif-square": "mask_turn", "mask-inverted": "masks_inverted",
+    "gray16-darkfield": "reading", "gray16-full": "reading", "leak-plain-surface": "leak",
+    "mvtec-evaluate": "parts",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_with_a_folder_is_said(name, shared, tmp_path):
+    folder = shared / "cases" / name
+    if not folder.is_dir():
+        pytest.skip("the case is not here")
+    found, _ = photos(folder, tmp_path)
+    kinds = Counter(problem["kind"] for problem in found["problems"])
+    assert kinds[CASES[name]] and found["ok"] == (CASES[name] not in checkup.STOPPING)
+
+
+def test_real_photographs_pass(shared, tmp_path):
+    folder = shared / "data" / "real" / "ballscrew"
+    if not folder.is_dir():
+        pytest.skip("the photographs are not here")
+    found, _ = photos(folder, tmp_path)
+    assert found["ok"] and found["skipped"] == {"not a picture": 2}
+    assert (found["pictures"], found["masks"]["used"], found["leaks"]) == (288, 139, 0)
