@@ -67,9 +67,9 @@ def load(
     limit: int | None = None,
     look: Callable[[Sample, Grid, Rule, bool], Photo] | None = None,
 ) -> Dataset:
-    """The `required` parts of `settings`, and the test part of every benchmark, of each the first
-    `limit` pictures. Where benchmarks are all that is read, `settings` is left alone. `look` is for
-    who has opened the files already; by default `inspect` does.
+    """The `required` parts of `settings`, and the test part of every benchmark, of each of its
+    splits the first `limit` pictures. Where benchmarks are all that is read, `settings` is left
+    alone. `look` is for who has opened the files already; by default `inspect` does.
 
     Raises DataError naming the row or file that is wrong, or the part that would lack good or
     defective pictures.
@@ -126,8 +126,11 @@ def tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) ->
     tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
     check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples)
-    for sample in tests[:limit]:
-        yield _under(name, _referred(sample, pools, {}, seed))
+    taken: Counter[str] = Counter()
+    for sample in tests:
+        taken[sample.split] += 1
+        if limit is None or taken[sample.split] <= limit:
+            yield _under(name, _referred(sample, pools, {}, seed))
 
 
 def _own(

@@ -87,8 +87,12 @@ def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
 
 
 def tested(context: Context) -> Sequence[str]:
-    """The splits of benchmarks."""
-    return list(context.dataset.test) if data.benchmarks(context.config) else []
+    """The splits of benchmarks that are averaged: a multiple choice only with others."""
+    if not data.benchmarks(context.config):
+        return []
+    found = context.dataset.test
+    verdicts = [name for name, samples in found.items() if samples[0].question.options is None]
+    return verdicts or list(found)
 
 
 def answered_before(path: Path) -> dict[str, Prediction]:

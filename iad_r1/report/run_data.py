@@ -11,6 +11,7 @@ from typing import Any
 
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
+from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.report import gallery, wording
 from iad_r1.types import Prediction
@@ -60,10 +61,12 @@ class RunData:
 
     @property
     def benchmarks(self) -> list[str]:
-        """The splits of benchmarks that were evaluated."""
-        splits = dict.fromkeys(evaluation.split for evaluation in self.evaluations)
-        tests = [split for split in splits if not wording.is_validation(split)]
-        return tests if self.config.get("benchmark") else []
+        """The splits of benchmarks that are averaged: a multiple choice only with others."""
+        if not self.config.get("benchmark"):
+            return []
+        tests = {e.split: e for e in self.evaluations if not wording.is_validation(e.split)}
+        verdicts = [split for split, e in tests.items() if is_yes_no(e.predictions[0])]
+        return verdicts or list(tests)
 
     def groups(self) -> dict[tuple[str, int], list[Evaluation]]:
         """Evaluations by (split, shots), each in the order of training."""

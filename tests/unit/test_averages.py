@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,17 @@ def test_the_report_shows_the_average_below_its_benchmarks_and_checks_the_stored
     mean = [row for row in changes if row["split"] == "average of 2"]
     assert {row["metric"] for row in mean} >= {"balanced_accuracy", "miss_rate", "overkill_rate"}
     assert {row["verdict"] for row in mean if row["metric"] == "miss_rate"} == {"better"}
+
+
+def test_a_multiple_choice_is_not_averaged_with_verdicts(folder):
+    chosen = [replace(one, gold_answer="A", answer="A") for one in answers("mmad", 1.0, 0)]
+    for split in ("mmad_VisA", "mmad_GoodsAD"):
+        path = folder / "predictions" / f"sft.{split}.0shot.jsonl"
+        path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in chosen))
+    assert run_data.load(folder).benchmarks == ["mvtec", "visa"]
+    for file in [path for path in folder.glob("predictions/*") if "mmad" not in path.name]:
+        file.unlink()
+    assert run_data.load(folder).benchmarks == ["mmad_GoodsAD", "mmad_VisA"]
 
 
 def test_the_terminal_shows_the_average_and_says_what_it_is(folder, monkeypatch, capsys):

@@ -369,6 +369,11 @@ def test_the_lists_of_the_papers_say_what_is_true(tmp_path):
     assert [[r.id.partition("/")[2] for r in s.references] for s in woven] == [shown] * 3
     similar = papers(tmp_path, tmp_path / "lists", "benchmark.industrial_test.templates=similar")
     assert {len(s.references) for s in data.for_run(similar).test["industrial_test_DTD"]} == {1}
+    first = data.for_run(papers(tmp_path, tmp_path / "lists", "evaluate.limit=1")).test
+    assert {name: part[0] for name, part in first.items()} == {
+        name: part[0] for name, part in parts.items()
+    }, "the first of each list, not of all"
+    assert [len(part) for part in first.values()] == [1, 1]
 
 
 def test_a_question_that_is_not_the_papers_is_refused(tmp_path):
