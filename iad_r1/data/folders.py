@@ -242,5 +242,5 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".")]
+        found = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
     return sorted(found, key=lambda entry: entry.name)

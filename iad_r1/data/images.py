@@ -22,7 +22,10 @@ from iad_r1.errors import DataError
 from iad_r1.types import Cut, Mask, Sample, Shapes
 
 EXIF_ORIENTATION = 0x0112
+# a warning of Pillow's from here on, a refusal at twice as many; 100 megapixels are usual
+Image.MAX_IMAGE_PIXELS = 150_000_000
 REMEMBERED_BYTES = 192 * 2**20  # 430 photographs of 448 x 336 pixels
+several_pages: set[Path] = set()  # files that hold more pictures than the first, which is read
 
 
 def open_image(sample: Sample) -> Image.Image:
@@ -222,6 +225,8 @@ def read(path: Path, what: str) -> Image.Image:
     """A picture file decoded in full, so that a broken one is noticed here. Raises DataError."""
     with opened(path, what) as picture:
         try:
+            if getattr(picture, "is_animated", False):
+                several_pages.add(path)
             picture.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise _unreadable(path, what, error) from error
@@ -229,6 +234,11 @@ def read(path: Path, what: str) -> Image.Image:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(
+            f"{path}: this {what} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels. Make "
+            "it smaller, or cut it into several."
+        )
     return DataError(
         f"{path}: this {what} cannot be read ({error}). "
         "Replace the file or take it out of the data set."

@@ -12,7 +12,7 @@ from iad_r1.backbones import hub, tiny, twins
 from iad_r1.backbones.backbone import Backbone, check_same_pictures
 from iad_r1.backbones.packing import check_packing
 from iad_r1.backbones.published.build import build_processor, build_random
-from iad_r1.data import targets
+from iad_r1.data import images, targets
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
@@ -65,6 +65,12 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
                 "trained_products": sorted(trained_products(config, dataset)),
             }
         )
+        if paged := images.several_pages:
+            print(
+                f"{len(paged)} files hold several pictures, such as {min(paged)}: the first of "
+                "each is read",
+                flush=True,
+            )
         for sentence in leaks(config, dataset.counts):
             print(sentence, flush=True)
     check_products(config, dataset)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iad_r1.data import images
+from iad_r1.data import folders, images
 from iad_r1.data.images import open_image, open_mask
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
@@ -262,3 +262,53 @@ def test_values_without_a_known_black_and_white_are_refused(tmp_path):
     Image.fromarray(np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: its values lie between -1 and 2"):
         open_image(sample(tmp_path / "a.tif"))
+
+
+# --- pictures as cameras and programs write them -------------------------------------------------
+
+
+def test_of_a_file_with_several_pages_the_first_is_read_and_it_is_noted(tmp_path):
+    first, second = marked((6, 4), (1, 2), "RGB"), marked((9, 9), (0, 0), "RGB")
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "one.tif")
+    images.several_pages.clear()
+    for name in ("pages.tif", "one.tif"):
+        assert open_image(sample(tmp_path / name)).tobytes() == first.tobytes()
+    assert images.several_pages == {tmp_path / "pages.tif"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk_has_the_colours_that_were_saved(suffix, tmp_path):
+    """Also in JPEG, where Adobe's programs write it inverted."""
+    colours = Image.new("RGB", (16, 16), (200, 30, 60))
+    colours.convert("CMYK").save(tmp_path / f"a{suffix}")
+    found = np.asarray(open_image(sample(tmp_path / f"a{suffix}")), int)
+    assert np.abs(found - (200, 30, 60)).max() <= 6
+
+
+def test_a_hundred_megapixels_are_read_without_a_warning(tmp_path, recwarn):
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "a.png")
+    with images.opened(tmp_path / "a.png", "image") as picture:
+        assert picture.size == images.size(sample(tmp_path / "a.png")) == (10_000, 10_000)
+    assert not recwarn.list
+
+
+def test_more_pixels_than_memory_is_meant_for_are_refused_by_name(tmp_path, monkeypatch):
+    assert Image.MAX_IMAGE_PIXELS == 150_000_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    Image.new("1", (40, 40), 1).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: this image has more than 1,200 pixels"):
+        open_image(sample(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("name", ["a.BMP", "a.WebP", "a.b.JPG", "a.TIFF"])
+def test_extensions_in_any_case_and_with_points_in_the_name_are_read(name, tmp_path):
+    folder = tmp_path / "bolt" / "train" / "good"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (6, 4)).save(folder / name)
+    for litter in ("Thumbs.db", "._a.png", "desktop.ini"):
+        (folder / litter).write_bytes(b"no picture")
+    (tmp_path / "__MACOSX" / "bolt").mkdir(parents=True)
+    assert [path.name for path in folders.pictures(folder)] == [name]
+    assert [path.name for path in folders.children(tmp_path)] == ["bolt"]
+    assert open_image(sample(folder / name)).size == (6, 4)
