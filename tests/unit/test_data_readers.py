@@ -408,3 +408,38 @@ def test_the_lists_give_the_published_counts(tmp_path, shared):
         ("test.DTD", "Yes"): 947, ("test.MPDD", "No"): 176, ("test.MPDD", "Yes"): 282,
         ("test.SDD", "No"): 286, ("test.SDD", "Yes"): 54,
     }  # fmt: skip
+
+
+def test_the_lists_and_counts_of_the_papers_come_from_a_tree_too(tmp_path, shared):
+    """The readers of DAGM, DTD-Synthetic, MPDD and KolektorSDD on the files that the lists name."""
+    manifest = shared / "data" / "iadr1_test_manifest.csv"
+    if not manifest.is_file():
+        pytest.skip("the lists are not here")
+    with manifest.open(encoding="utf-8", newline="") as file:
+        wanted = {row["image_path"]: row["anomalous"] == "1" for row in csv.DictReader(file)}
+    for folder in {(tmp_path / path).parent for path in wanted}:
+        folder.mkdir(parents=True)
+    for path in wanted:
+        (tmp_path / path).touch()  # a reader names pictures, and opens none
+    chosen = compose.compose(
+        ["stage=evaluate", "backbone=qwen25vl_3b", "benchmark=[dagm,dtd,mpdd,sdd]",
+         f"benchmark.root={tmp_path}"]
+    ).benchmark  # fmt: skip
+    found = [sample for s in chosen.values() for sample in reader(s.name).read(s, 0)]
+    answers = {str(Path(str(s.image)).relative_to(tmp_path)): s.solution.answer for s in found}
+    assert answers == {path: "Yes" if bad else "No" for path, bad in wanted.items()}
+    counts = Counter((s.dataset, s.product, s.solution.answer) for s in found)
+    published = shared / "data" / "iadr1_test_counts.csv"
+    with published.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "test json"]
+    for row in rows:
+        name = row["dataset"].partition("-")[0].lower()
+        total = row["class"] == "TOTAL" or name == "sdd"
+        product = None if total else row["class"].replace("_", " ")
+        for answer, column in (("No", "normal"), ("Yes", "anomalous")):
+            got = sum(
+                n for (of, what, said), n in counts.items()
+                if (of, said) == (name, answer) and product in (None, what)
+            )  # fmt: skip
+            assert got == int(row[column]), row
+    assert len(rows) == 33
