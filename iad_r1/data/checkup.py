@@ -260,6 +260,11 @@ def _files(shown: object) -> tuple[Path, ...]:
     return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
 
 
+def named(sample: Sample) -> str:
+    """The file of a picture; the id of one in memory."""
+    return next((str(file) for file in _files(sample.image)), sample.id)
+
+
 def _shortened(say: str, where: str) -> str:
     """Without the row or file in front of it where the sentence names it anyway."""
     rest = say.removeprefix(f"{where}: ")

@@ -39,11 +39,11 @@ def differences(name: str, here: Counts) -> Iterator[str]:
     variant, counts = min(known.items(), key=lambda item: _apart(item[1][TOTAL], total))
     classes = {product: n for product, n in counts.items() if product != TOTAL}
     if not classes and total != counts[TOTAL]:
-        yield f"all classes: {_said(total)} here, {_said(counts[TOTAL])} {variant}"
+        yield f"all classes: {_said(total)} here, published are {_said(counts[TOTAL])} ({variant})"
     for product in [*classes, *sorted(here.keys() - classes.keys())] if classes else ():
         found, told = here.get(product, (0, 0)), classes.get(product, (0, 0))
         if found != told:
-            yield f"{product}: {_said(found)} here, {_said(told)} {variant}"
+            yield f"{product}: {_said(found)} here, published are {_said(told)} ({variant})"
 
 
 def _apart(one: tuple[int, int], other: tuple[int, int]) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from iad_r1.data.checkup import Look, Problem, Source
+from iad_r1.data.checkup import Look, Problem, Source, named
 from iad_r1.planner.widths import Shown
 
 Sight = Callable[[int, int], Shown]  # of a picture's width and height
@@ -50,13 +49,13 @@ def too_small(looks: Iterable[Look], name: str, sight: Sight, least: int) -> Ite
         pixels, tokens = _defect(look, seen)
         pixels = min(pixels, _marked(look) * look.size[0] * look.size[1])
         if pixels < least:
-            file = look.sample.image if isinstance(look.sample.image, Path) else look.sample.id
+            file = named(look.sample)
             say = (
                 f"{file}: its defect covers {pixels:.1f} pixels and {tokens:.3f} tokens of the "
                 f"picture that {name} sees. Show larger pictures (max_pixels), or crop them around "
                 "the defects."
             )
-            yield Problem("small_defect", str(file), say)
+            yield Problem("small_defect", file, say)
 
 
 def _marked(look: Look) -> float:

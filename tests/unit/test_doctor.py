@@ -319,8 +319,8 @@ def test_counts_are_held_against_the_published_ones(tmp_path, monkeypatch):
     found, _ = examined(tmp_path, *options)
     assert found["ok"]
     says = " ".join(told(found, "count"))
-    assert "bracket black: 1 good and 1 defective here, 32 good and 47 defective" in says
-    assert "connector: 0 good and 0 defective here, 30 good and 14 defective" in says
+    assert "bracket black: 1 good and 1 defective here, published are 32 good and 47" in says
+    assert "connector: 0 good and 0 defective here, published are 30 good and 14" in says
     two = {"": (2, 2), "bracket black": (1, 1), "tubes": (1, 1)}
     monkeypatch.setattr(published, "variants", lambda name: {"in miniature": two})
     assert not told(examined(tmp_path, *options)[0], "count")
