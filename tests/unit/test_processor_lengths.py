@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from iad_r1.backbones import published
+from iad_r1.backbones import published, tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.published import build
+from iad_r1.planner import widths
 from iad_r1.planner.widths import picture, widths_of
 from iad_r1.rollouts.colocate import sampler as vllm
 from iad_r1.rollouts.prompting import Prompter
@@ -185,3 +186,7 @@ def test_vllm_cuts_tiles_within_the_limit_of_the_stage_and_is_started_again_for_
     sampler.backbone = qwen
     qwen.limit_pixels(480_000)
     assert sampler.serves(qwen, settings)  # it is handed pictures at their final size
+
+
+def test_a_token_of_the_tiny_model_is_as_large_as_the_planner_has_it():
+    assert widths.TINY_CELL == tiny.CELL
