@@ -491,7 +491,8 @@ def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool) -> No
     parts: set[Part] = {"train"} if own else {"test"}
     if own and alone and source.settings.tests:
         parts.add("test")
-    for part in sorted(parts) if source.looks else ():
+    drawn = mix.unsplit(source.samples, source.settings)
+    for part in sorted(parts) if source.looks and not drawn else ():
         try:
             of = "the folder" if own else source.section.replace(".", " ")
             mix.check_part(source.samples, part, of)

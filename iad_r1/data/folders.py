@@ -4,6 +4,11 @@
     <root>/<product>/ground_truth/<defect>/<picture's name>[_mask].png
     <root>/<product>/ground_truth/<defect>/<picture's name>/*.png    several masks, taken together
 
+or without parts, as a camera or anomalib's `Folder` has them:
+
+    <root>/[<product>/]{good,<defect>}/[<folder>/]<picture>
+    <root>/[<product>/]masks/[<defect>/]<picture's name>[_mask].png
+
 Hidden files and folders are left alone. Every other mask must belong to a picture.
 """
 
@@ -11,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +26,7 @@ from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
 
 SPLITS = ("train", "validation", "test")
+UNSPLIT = ""  # where nothing says whether a picture trains or tests; see `mix`
 SPLIT_NAMES = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
 PICTURES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
@@ -42,6 +48,11 @@ UNTYPED = DEFECTIVE | {"", "-", "?", "n.a.", "n/a", "na", "nan", "none", "null",
 # what tools add to the name of a picture to name its mask
 SUFFIXES = ("", "_mask", "_gt", "_label", "_seg", "_segmentation", "_annotation", "_rgb_mask",
             "_rbg_mask")  # fmt: skip
+# what folders of masks are called
+MASKS = frozenset(
+    ("annotation", "annotations", "ground truth", "groundtruth", "gt", "label", "labels", "mask",
+     "masks", "segmentation", "segmentations")
+)  # fmt: skip
 NEGATIONS = frozenset(("not", "no", "non"))
 # before the name of a type or a view: "defect_scratch", "def_front"
 PREFIXES = frozenset(("def", "defect", "defects", "ko", "ng", "nio", "nok"))
@@ -61,9 +72,12 @@ def layout(
     """
     is_product = any((root / name).is_dir() for name in splits)
     for product in [root.resolve()] if is_product else children(root):
+        parts = {product / name: split for name, split in splits.items()}
+        if not any(part.is_dir() for part in parts):
+            continue
         masks = Masks(product / "ground_truth")
-        for name, split in splits.items():
-            yield from kinds(root, dataset, product, product / name, split, masks)
+        for part, split in parts.items():
+            yield from kinds(root, dataset, product, part, split, masks)
         with faults.of_one():
             masks.check(spare_masks)
 
@@ -76,6 +90,49 @@ def kinds(
     views = {view for kind in found if (view := _view(kind.name))}
     for kind in found:
         yield from _of_kind(root, dataset, product, split, kind, views, masks)
+
+
+def unsplit(root: Path, dataset: str) -> Iterator[Sample]:
+    """The samples of products whose folders say what a picture is, and not whether it trains or
+    tests: `root` is a product if one of its folders says good, else its folders are.
+
+    Pictures may lie in further folders. Raises DataError for pictures in no folder of a kind, and
+    for a folder that says another label than the one it lies in.
+    """
+    root = root.resolve()
+    products = [folder for folder in children(root) if _says_good(folder)]
+    for folder in children(root) if products else ():
+        if folder not in products and below(folder):
+            raise DataError(
+                f"{folder}: none of its folders is called good, as in {products[0]}, so nothing "
+                f"says which of its pictures are. Sort them into folders such as {folder / 'good'}."
+            )
+    for product in products or ([root] if _says_good(root) else []):
+        stray = pictures(product)
+        if stray:
+            raise DataError(
+                f"{stray[0]} lies beside the folders that say what a picture is, as "
+                f"{len(stray) - 1} others. Put it into one of them, such as {product / 'good'}."
+            )
+        found = [folder for folder in children(product) if _holds_masks(folder)]
+        if len(found) > 1:
+            raise DataError(
+                f"{product}: which folder holds the masks, {' or '.join(f.name for f in found)}? "
+                "Keep one."
+            )
+        masks = Masks(found[0] if found else product / "masks")
+        yield from kinds(root, dataset, product, product, UNSPLIT, masks)
+        with faults.of_one():
+            masks.check(spare=False)
+
+
+def _says_good(product: Path) -> bool:
+    """Whether there is a folder of good pictures in this one."""
+    return any(is_good(kind.name) and below(kind) for kind in children(product))
+
+
+def _holds_masks(folder: Path) -> bool:
+    return words(folder.name).lower() in MASKS
 
 
 def there(root: str, source: str) -> Path:
@@ -96,45 +153,82 @@ def _of_kind(
 ) -> Iterator[Sample]:
     defective = not is_good(folder.name)
     kind = kind_of(folder.name, views) if defective else ""
-    found = pictures(folder)
-    if not found:
+    images = below(folder)
+    if not images:
         return
+    beside = _beside(images)
+    masks.take(folder.name, sorted(beside))
+    for inner in filter(_holds_masks, children(folder)):
+        masks.add(folder.name, inner)
     with faults.of_one():  # whatever is wrong here concerns all of them
-        truth = solution(str(found[0]), defective, kind)
-        below, shown = relative(folder, root), words(product.name)
-        for image in found:
+        truth = solution(str(images[0]), defective, kind)
+        shown, names = words(product.name), _Relative(root)
+        for image in images:
+            if image in beside:
+                continue
             with faults.of_one():
                 yield Sample(
-                    id=f"{dataset}/{below}/{image.name}",
+                    id=f"{dataset}/{names[image.parent]}/{image.name}",
                     dataset=dataset,
                     split=split,
                     product=shown,
                     image=image,
                     solution=truth,
-                    mask=masks.of(folder.name, image),
+                    mask=masks.of(folder.name, image, defective),
                     where=str(image),
                 )
 
 
+class _Relative(dict[Path, str]):
+    """How folders are named in an id; a folder of many pictures is asked once."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, folder: Path) -> str:
+        self[folder] = relative(folder, self.root)
+        return self[folder]
+
+
 class Masks:
-    """The masks of a product, in a folder per kind of defect; each belongs to one picture."""
+    """The masks of a product, in a folder per kind of defect, or all in one; each belongs to one
+    picture."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kinds: dict[str, dict[str, Path]] = {}
         self.folders: set[Path] = set()  # masks that are folders of several
         for kind in children(folder):
-            several = children(kind)
-            self.folders.update(several)
-            named = {path.name: path for path in several}
-            self.kinds[kind.name] = named | {path.stem: path for path in pictures(kind)}
+            self.add(kind.name, kind)
+        self.take("", pictures(folder))
         self.used: set[Path] = set()
 
-    def of(self, kind: str, image: Path) -> Mask | None:
-        """The mask of a picture, by its name. Raises DataError where there are two."""
-        here = self.kinds.get(kind, {})
+    def add(self, kind: str, folder: Path) -> None:
+        """The masks in a folder, of a kind of defect."""
+        several = children(folder)
+        self.folders.update(several)
+        self.take(kind, [*several, *pictures(folder)])
+
+    def take(self, kind: str, masks: Iterable[Path]) -> None:
+        """More masks of a kind of defect; those of kind "" are of any. Raises DataError where two
+        are called alike."""
+        named = self.kinds.setdefault(kind, {})
+        for mask in masks:
+            first = named.setdefault(mask.name if mask in self.folders else mask.stem, mask)
+            if first != mask:
+                raise DataError(f"{mask} and {first} are masks of one name. Keep one.")
+
+    def of(self, kind: str, image: Path, defective: bool = True) -> Mask | None:
+        """The mask of a picture, by its name; what lies among the masks of any kind is no mask of a
+        good picture. Raises DataError where there are two."""
         names = [f"{name}{suffix}" for name in (image.stem, image.name) for suffix in SUFFIXES]
+        here, of_any = self.kinds.get(kind, {}), self.kinds[""]
         found = [here[name] for name in names if name in here]
+        others = [of_any[name] for name in names if name in of_any]
+        self.used.update(others)
+        if defective:
+            found += others
         if len(found) > 1:
             raise DataError(
                 f"{image} has two masks, {found[0]} and {found[1]}. Keep one, or put both into a "
@@ -148,10 +242,10 @@ class Masks:
     def check(self, spare: bool) -> None:
         """Raises DataError for a mask without a picture; where there may be `spare` ones, only if
         a whole kind of defect has no other."""
-        for kind, names in self.kinds.items():
+        for names in self.kinds.values():
             left = [path for path in names.values() if path not in self.used]
             if left and not (spare and len(left) < len(names)):
-                others = f", as {len(left) - 1} others in {kind}/" if left[1:] else ""
+                others = f", as {len(left) - 1} others in {left[0].parent}" if left[1:] else ""
                 raise DataError(
                     f"{left[0]}: this mask belongs to no picture{others}. A mask is called like "
                     f"its picture, with nothing or {', '.join(filter(None, SUFFIXES))} behind the "
@@ -230,6 +324,39 @@ def pictures(folder: Path) -> list[Path]:
         if extension in PICTURES:
             found.append(folder / entry.name)
     return found
+
+
+def below(folder: Path) -> list[Path]:
+    """The pictures in a folder of a kind and in its folders, but those of masks. Raises DataError
+    for a folder that says another label than the one it lies in."""
+    found = pictures(folder)
+    for inner in children(folder):
+        if _holds_masks(inner):
+            continue
+        if is_good(inner.name) and not is_good(folder.name):
+            raise DataError(_contradicts(inner, "good", "defective"))
+        if words(inner.name).lower() in DEFECTIVE and is_good(folder.name):
+            raise DataError(_contradicts(inner, "defective", "good"))
+        found += below(inner)
+    return found
+
+
+def _contradicts(folder: Path, says: str, other: str) -> str:
+    return (
+        f"{folder}: its name says {says}, and that of the folder it lies in {other}. Move or "
+        "rename one of them."
+    )
+
+
+def _beside(images: Sequence[Path]) -> set[Path]:
+    """Masks that lie beside their pictures, called like them with a word behind."""
+    there = {(image.parent, image.stem) for image in images}
+    return {
+        image
+        for image in images
+        for suffix in SUFFIXES[1:]
+        if image.stem.endswith(suffix) and (image.parent, image.stem.removesuffix(suffix)) in there
+    }
 
 
 def children(parent: Path) -> list[Path]:

@@ -5,6 +5,7 @@ The `split` of a reader's sample says where it may go:
     train             PA-SFT and SC-GRPO alike, less a share that is kept apart for validation
                       (`TrainingSplit`)
     sft, rl           one of them
+    ""                any of them: a share of every product and label tests (`DrawnSplit`)
     validation, test  kept apart; `test.new` is the part of it that is called "new"
 
 A reader may give a sample its references; one that has none gets good training pictures of its
@@ -30,9 +31,17 @@ from PIL.Image import Image
 from scipy import sparse
 
 from iad_r1.data import EVERY, Part, duplicates, images
+from iad_r1.data.folders import UNSPLIT
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
-from iad_r1.settings.data import OwnMasks, ReaderSettings, TrainingSplit, Trains, reader
+from iad_r1.settings.data import (
+    DrawnSplit,
+    OwnMasks,
+    ReaderSettings,
+    TrainingSplit,
+    Trains,
+    reader,
+)
 from iad_r1.types import Cut, Dataset, Mask, Sample, Shapes
 
 REFERENCES_PER_SAMPLE = 4
@@ -80,19 +89,23 @@ def load(
     tests: list[Photo] = []
     prints: dict[str, str] = {}
     for name, found in benchmarks.items():
-        photos = [look(s, grid, rule, watched) for s in tested(name, found, seed, limit)]
+        chosen = tested(name, found, seed, limit, lambda s: look(s, grid, rule, True))
+        photos = [look(s, grid, rule, watched) for s in chosen]
         check_polarity(found, photos)
         prints[f"benchmark.{name}"] = _fingerprint(found, seed, photos)
         tests += photos
-    read = {
-        key: [look(s, grid, rule, isinstance(part, Trains)) for s in _samples(part, seed)]
-        for key, part in parts.items()
-    }
+    read: dict[str, Sequence[Photo]] = {}
+    for key, part in parts.items():
+        photos = [look(s, grid, rule, isinstance(part, Trains)) for s in _samples(part, seed)]
+        read[key] = drawn(photos, part, seed)
     own = {
         key: _own(part, _name(key), seed, required, read[key], [*tests, *_others(read, key)])
         for key, part in parts.items()
     }
     whole = _joined(own, getattr(settings, "weights", {}), seed)
+    if len(parts) > 1 and "train" in required:
+        trained = [replace(sample, split="train") for sample in (*whole.sft, *whole.rl)]
+        check_part(trained, "train", of="the mix")
     fingerprints = {f"data{key}": found.fingerprint for key, found in own.items()} | prints
     if not benchmarks:
         return replace(whole, fingerprints=fingerprints)
@@ -120,9 +133,18 @@ def _others(read: Mapping[str, Sequence[Photo]], key: str) -> Iterator[Photo]:
                 yield replace(photo, sample=_under(_name(other), photo.sample))
 
 
-def tested(name: str, settings: ReaderSettings, seed: int, limit: int | None) -> Iterator[Sample]:
-    """The test part of a benchmark, with references of its own good training pictures."""
+def tested(
+    name: str,
+    settings: ReaderSettings,
+    seed: int,
+    limit: int | None,
+    look: Callable[[Sample], Photo],
+) -> Iterator[Sample]:
+    """The test part of a benchmark, with references of its own good training pictures. `look`
+    opens a picture, which a split that is drawn needs."""
     samples = _samples(settings, seed)
+    if unsplit(samples, settings):
+        samples = [photo.sample for photo in drawn(list(map(look, samples)), settings, seed)]
     tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
     check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples)
@@ -148,6 +170,8 @@ def _own(
     check_polarity(settings, photos)
     if not settings.tests:
         required -= {"test"}
+    if name and not any(map(_is_defective, samples)):
+        required -= {"train"}  # other parts of a mix may have defects
     for part in PLAIN:
         if part in required and part != "validation":
             check_part(samples, part)
@@ -392,6 +416,42 @@ def _bits(photos: Sequence[Photo]) -> NDArray[np.bool_]:
     return np.array(bits, np.bool_).reshape(len(bits), duplicates.BITS)
 
 
+def unsplit(samples: Iterable[Sample], settings: ReaderSettings) -> list[Sample]:
+    """The samples whose part is to be drawn."""
+    if not isinstance(settings, DrawnSplit):
+        return []
+    return [s for s in samples if settings.split == "drawn" or s.split == UNSPLIT]
+
+
+def drawn(photos: Sequence[Photo], settings: ReaderSettings, seed: int) -> Sequence[Photo]:
+    """With test or train as the split of every photo whose data say neither, or of all where it is
+    to be drawn: `test_share` of every product and label, and whole groups of near-duplicates."""
+    loose = unsplit([photo.sample for photo in photos], settings)
+    if not loose:
+        return photos
+    assert isinstance(settings, DrawnSplit)
+    groups = duplicates.groups(near(photos, settings.near_duplicate_bits)).tolist()
+    of = {photo.sample.id: group for photo, group in zip(photos, groups, strict=True)}
+    apart = carve(
+        [of[sample.id] for sample in loose],
+        [(sample.product, _is_defective(sample)) for sample in loose],
+        settings.test_share,
+        f"test/{seed}",
+    )
+    tested = {_is_defective(s) for s, kept in zip(loose, apart, strict=True) if kept}
+    if tested != set(map(_is_defective, loose)):
+        raise DataError(
+            "Nothing says which pictures test, and a share of them cannot be kept apart for that: "
+            "there are too few, or most are near-duplicates of one another. Add pictures, lower "
+            "data.near_duplicate_bits, or sort them into <product>/train/ and <product>/test/."
+        )
+    moved = {s.id: "test" if kept else "train" for s, kept in zip(loose, apart, strict=True)}
+    return [
+        replace(p, sample=replace(p.sample, split=moved.get(p.sample.id, p.sample.split)))
+        for p in photos
+    ]
+
+
 def _carved(
     samples: Sequence[Sample],
     groups: Mapping[str, int],
@@ -407,14 +467,14 @@ def _carved(
         [groups[sample.id] for sample in rest],
         [(sample.product, _is_defective(sample)) for sample in rest],
         settings.validation_share,
-        seed,
+        f"validation/{seed}",
     )
     moved = {s.id for s, kept in zip(rest, apart, strict=True) if kept}
     return [replace(s, split="validation") if s.id in moved else s for s in samples]
 
 
-def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: int) -> list[bool]:
-    """Which pictures go to validation: about `share` of every stratum, and whole groups only.
+def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: str) -> list[bool]:
+    """Which pictures are kept apart: about `share` of every stratum, and whole groups only.
 
     Groups come in an order drawn from `seed`; one that would overfill a stratum stays. A stratum
     of at least two pictures asks for at least one; one whose groups are all too large gets none.
@@ -425,7 +485,7 @@ def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: 
     for group, stratum in zip(groups, strata, strict=True):
         members.setdefault(group, Counter())[stratum] += 1
     order = sorted(members)
-    random.Random(f"validation/{seed}").shuffle(order)
+    random.Random(seed).shuffle(order)
     taken: Counter[Stratum] = Counter()
     chosen: set[int] = set()
     for group in order:
@@ -538,7 +598,7 @@ def _same_file(one: Sample, other: Sample) -> bool:
 
 _TOO_FEW = {
     "train": "Training needs both. Mark pictures with split=train (or put them into "
-    "<product>/train/<defect>/).",
+    "<product>/train/<defect>/). Or draw anew what trains and what tests: data.split=drawn.",
     "test": "The test needs both. Mark pictures with split=test (or put them into "
     "<product>/test/<defect>/).",
     "validation": "There are too few to keep some apart, or most are near-duplicates of one "
@@ -556,6 +616,15 @@ def check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") ->
         return
     if any(s.question.options is not None for s in samples if s.split == part):
         return  # a letter says nothing of defects
+    if not any(map(_is_defective, samples)):
+        if part == "train":
+            raise DataError(
+                f"All pictures of {of} are good. They can be references, and show how often a "
+                "model takes a good part for a defective one (stage=evaluate). PA-SFT and SC-GRPO "
+                "also need pictures of defects: add some, in a folder named after the defect, or "
+                "mix these with data that have some (data=mix data/parts=[synthetic,photos])."
+            )
+        return  # there are no misses to count, only false alarms
     found = {_is_defective(sample) for sample in samples if sample.split == part}
     missing = [word for word, label in (("good", False), ("defective", True)) if label not in found]
     if missing:

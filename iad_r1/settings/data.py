@@ -62,6 +62,15 @@ class TrainingSplit(Trains):
     validation_share: Annotated[float, Field(gt=0, lt=1)]
 
 
+class DrawnSplit(TrainingSplit):
+    """For readers of data that may not say what tests (`folders.UNSPLIT`)."""
+
+    # who says it; null: the data, and the seed where they do not
+    split: Literal["drawn"] | None
+    # of every product and label, where the seed says it
+    test_share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class OwnMasks(Section):
     """For readers of masks whose maker is not known; null: refused where it cannot be told."""
 

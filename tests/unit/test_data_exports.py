@@ -20,13 +20,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from iad_r1.data import exports, images, mix, shapes
+from iad_r1.data.folders import UNSPLIT
 from iad_r1.data.readers import photos
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, describe
 from iad_r1.types import Sample, Shapes, Solution
 
 SIZE = (60, 40)  # width, height
-VALUES = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False,
+VALUES = {"split": None, "test_share": 0.3, "validation_share": 0.25,
+          "near_duplicate_bits": 10, "drop_leaks": False,
           "masks_inverted": None, "masks_drawn_on": None, "format": None}  # fmt: skip
 Json = Any
 
@@ -526,10 +528,16 @@ def test_the_split_of_a_file_and_of_a_folder_must_agree(one, root):
         read(root)
 
 
-def test_pictures_that_nothing_divides_are_refused_with_what_would(one, root):
+def test_what_tests_is_said_of_every_picture_or_of_none(one, root):
     one().rename(root / "labels.json")
     (root / "train").rename(root / "pictures")
-    with pytest.raises(DataError, match=r"1 of 1 in .* into folders train/, val/ and test/"):
+    (sample,) = read(root)
+    assert sample.split == UNSPLIT
+    more = json.loads((root / "labels.json").read_text())
+    more["images"].append({**more["images"][0], "id": 99, "file_name": "train/other.png"})
+    (root / "labels.json").write_text(json.dumps(more))
+    empty(root / "train" / "other.png")
+    with pytest.raises(DataError, match=r"1 of 2 in .* into folders train/, val/ and test/"):
         read(root)
 
 

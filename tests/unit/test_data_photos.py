@@ -35,7 +35,8 @@ Rows = list[dict[str, str]]
 
 
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
-    values = {"validation_share": 0.25, "near_duplicate_bits": 10, "drop_leaks": False,
+    values = {"split": None, "test_share": 0.3, "validation_share": 0.25,
+              "near_duplicate_bits": 10, "drop_leaks": False,
               "masks_inverted": None, "masks_drawn_on": None, "format": None}  # fmt: skip
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return mix.load(config, GRID, "centroid_largest", seed)
@@ -733,7 +734,7 @@ members = st.lists(
 def test_validation_takes_whole_groups_and_never_more_than_its_share(rows, share, seed):
     groups = [group for group, _, _ in rows]
     strata = [(product, label) for _, product, label in rows]
-    chosen = mix.carve(groups, strata, share, seed)
+    chosen = mix.carve(groups, strata, share, str(seed))
     apart = {g for g, c in zip(groups, chosen, strict=True) if c}
     assert not apart & {g for g, c in zip(groups, chosen, strict=True) if not c}
     for stratum, n in Counter(strata).items():

@@ -371,6 +371,14 @@ def test_defects_that_a_model_cannot_see_are_named_with_what_is_left_of_them(tmp
     assert "qwen2vl_2b" in text and "unseen" in text
 
 
+def test_a_split_that_will_be_drawn_is_no_problem(tmp_path):
+    for label in ("ok", "ng"):
+        for i in range(8):
+            picture(tmp_path / "parts" / label / f"{i}.png", 2 * i + (label == "ok"))
+    found, text = photos(tmp_path / "parts", tmp_path)
+    assert found["ok"] and "may start" in text and not told(found, "parts")
+
+
 def test_a_product_that_shows_its_label_by_what_it_is_is_named(tmp_path):
     root = tmp_path / "parts"
     rows = sound(root)

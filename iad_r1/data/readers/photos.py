@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from iad_r1.data import exports, faults, folders
-from iad_r1.data.folders import DEFECTIVE, GOOD, PICTURES, SPLIT_NAMES
+from iad_r1.data.folders import DEFECTIVE, GOOD, PICTURES, SPLIT_NAMES, UNSPLIT
 from iad_r1.errors import DataError
-from iad_r1.settings.data import Folder, OwnMasks, TrainingSplit, needed
+from iad_r1.settings.data import DrawnSplit, Folder, OwnMasks, needed
 from iad_r1.types import Mask, Sample, Shapes
 
 TABLES = ("meta.csv", "meta.tsv")
@@ -40,15 +40,15 @@ LABELS = {
 }
 
 
-class Settings(TrainingSplit, OwnMasks, Folder):
+class Settings(DrawnSplit, OwnMasks, Folder):
     """A folder of photographs. Such sets are small: `train` serves PA-SFT and SC-GRPO alike."""
 
     name: Literal["photos"]
     root: Annotated[
         str,
         needed(
-            "folder that holds meta.csv, an export of annotations, or <product>/train/good/ and "
-            "<product>/test/<defect>/"
+            "folder that holds meta.csv, an export of annotations, <product>/train/good/ and so "
+            "on, or good/ and <defect>/"
         ),
     ]
     # null: found out
@@ -61,6 +61,8 @@ class Settings(TrainingSplit, OwnMasks, Folder):
         if not Path(self.root).is_dir():
             return super().announce()
         opened = _open(Path(self.root), self.format)
+        if self.split == "drawn" or any(s.split == UNSPLIT for s in opened.samples):
+            opened = replace(opened, said=f"{opened.said}, {self.test_share:.0%} drawn to test")
         if self.format is not None:
             return f"{super().announce()}, {opened.said}"
         return f"{super().announce()}, taken for {opened.said}; format=... reads it otherwise"
@@ -100,26 +102,29 @@ def _open(root: Path, form: str | None) -> exports.Reading:
     if found is None:
         found = exports.Reading(list(folders.layout(root, dataset, False)), "pictures in folders")
     if not found.samples:
+        rows = list(folders.unsplit(root, dataset))
+        found = exports.Reading(rows, "pictures in folders by label")
+    if not found.samples:
         raise DataError(
             f"{root} holds neither {TABLES[0]} nor an export of annotations nor pictures in "
-            "<product>/train/good/, <product>/train/<defect>/ and <product>/test/... . Set its "
+            "<product>/train/good/, <product>/train/<defect>/ and <product>/test/..., nor in "
+            "good/ and <defect>/ alone. Set its "
             f"root to the folder that does, or write {TABLES[0]} with the columns "
             f"{', '.join(REQUIRED + OPTIONAL)}."
         )
-    if all(sample.split for sample in found.samples):
-        return found
-    return replace(found, samples=divided(root, found.samples))
+    _check_splits(root, found.samples)
+    return found
 
 
-def divided(root: Path, found: Sequence[Sample]) -> list[Sample]:
-    """The pictures of a folder in which not every picture has a split, each with one: those whose
-    split is "" get one. Raises DataError where they cannot be divided."""
-    without = [sample for sample in found if not sample.split]
-    raise DataError(
-        f"{without[0].where}: nothing says whether this picture is for training or for the test, "
-        f"as of {len(without)} of {len(found)} in {root}. Put the pictures into folders train/, "
-        "val/ and test/, or name the files of annotations after them (instances_train.json)."
-    )
+def _check_splits(root: Path, found: Sequence[Sample]) -> None:
+    """What tests is said of every picture, or of none."""
+    without = [sample for sample in found if sample.split == UNSPLIT]
+    if without and len(without) < len(found):
+        raise DataError(
+            f"{without[0].where}: nothing says whether this picture is for training or for the "
+            f"test, as of {len(without)} of {len(found)} in {root}. Put all into folders train/, "
+            "val/ and test/, or name the files of annotations after them (instances_train.json)."
+        )
 
 
 def _table(table: Path, dataset: str) -> Iterator[Sample]:
