@@ -103,7 +103,7 @@ def test_the_operations_of_mfu_are_those_that_torch_counts(cases, packing):
     case = plan.Case("llava_ov_05b", 256, 6, 128, 384, length=60)
     model = plan.narrow(case).train()
     about = widths_of(model.config.to_dict())
-    work = replace(plan.work_of(about, case), packed=packing == "group")
+    work = replace(plan.work_of(about, case), packing=packing)
     prompt = plan.example(about, work, case.side, model.config.image_token_id)
     rows = [[20 + (i + g) % 100 for i in range(work.length)] for g in range(work.completions)]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
