@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -102,7 +101,7 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
         "pictures_per_core_second": round(count / checked, 1),
         "plain_pictures_per_core_second": round(count / looped, 1),
         "peak_mib": round(peak() - before, 1),
-        "load": round(os.getloadavg()[0], 1),
+        "environment": record.environment(),
     }
 
 

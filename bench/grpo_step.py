@@ -24,9 +24,7 @@ import copy
 import json
 import logging
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -428,30 +426,8 @@ def shares(call: Callable[[], Any]) -> dict[str, float]:
     return {kind: round(value / total, 3) for kind, value in spent.items()}
 
 
-def processor() -> str:
-    """The processor's name as Linux knows it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def environment(threads: int) -> dict[str, Any]:
-    """What the numbers depend on. `load` is the machine's load average when the run started."""
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return {
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "processor": processor(),
-        "torch": torch.__version__,
-        "trl": trl.__version__,
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    return record.environment(threads=threads, trl=trl.__version__)
 
 
 def quiet() -> None:

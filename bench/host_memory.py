@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +35,6 @@ from iad_r1.loops import grpo
 from iad_r1.loops.opening import open_run
 from iad_r1.store.run_folder import RunFolder
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = [
     "backbone=qwen25vl_3b", "weights=tiny", "engine.precision=float32", "engine.threads=1",
     "rollout=vllm", "rollout.kv_cache_gib=0.125", "rollout.memory=0.05", "rollout.eager=true",
@@ -77,13 +74,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load, began = os.getloadavg()[0], time.perf_counter()
+    about, began = record.environment(), time.perf_counter()
     held = measure(20 if options.quick else 200)
     grown = slope(held)
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True,
-    )  # fmt: skip
     result: dict[str, Any] = {
         "ratio": round(ALLOWED / max(grown, LEAST), 2),
         "slope_mib_per_step": round(grown, 4),
@@ -93,14 +86,7 @@ def main() -> None:
             str(step): round(held[step], 1)
             for step in (0, len(held) // 5, len(held) // 2, len(held) - 1)
         },
-        "environment": {
-            "seconds": round(time.perf_counter() - began),
-            "cores": os.cpu_count(),
-            "load": round(load, 1),
-            "torch": torch.__version__,
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "environment": {"seconds": round(time.perf_counter() - began), **about},
     }
     if options.json:
         record.write(options.json, result["ratio"], result)

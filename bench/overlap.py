@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +36,6 @@ from iad_r1.loops.opening import open_run
 from iad_r1.rollouts.server.client import Server
 from iad_r1.store.run_folder import RunFolder
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = [
     "backbone=qwen25vl_3b", "weights=tiny", "engine.precision=float32", "engine.threads=1",
     "rollout=vllm_server", "rollout.kv_cache_gib=0.125", "rollout.memory=0.05",
@@ -59,7 +56,7 @@ def serving(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """The address of a server on a free port, and what waits until it answers."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    command = [sys.executable, str(REPOSITORY / "run.py"), "stage=serve", *SETTINGS]
+    command = [sys.executable, str(record.REPOSITORY / "run.py"), "stage=serve", *SETTINGS]
     output = (folder / "server.txt").open("w")
     process = subprocess.Popen(
         [*command, f"rollout.port={port}"], cwd=folder, stdout=output, stderr=subprocess.STDOUT
@@ -114,28 +111,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load, steps = os.getloadavg()[0], 5 if options.quick else 20
+    about, steps = record.environment(), 5 if options.quick else 20
     with tempfile.TemporaryDirectory() as place, serving(Path(place)) as (url, wait):
         runs = [opened(overlap, steps, url, Path(place)) for overlap in (0, 1)]
         wait()
         apart, beside = map(measure, runs)
     ratio = round(apart["seconds"]["step"] / beside["seconds"]["step"], 2)
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    result = {
-        "ratio": ratio,
-        "overlap_0": apart,
-        "overlap_1": beside,
-        "environment": {
-            "cores": os.cpu_count(),
-            "load": round(load, 1),
-            "torch": torch.__version__,
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d"),
-        },
-    }
+    result = {"ratio": ratio, "overlap_0": apart, "overlap_1": beside, "environment": about}
     if options.json:
         record.write(options.json, ratio, result)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")

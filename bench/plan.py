@@ -24,11 +24,9 @@ import gc
 import json
 import math
 import os
-import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +40,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from bench import record
 from iad_r1.backbones import published
 from iad_r1.backbones.float32_head import use_float32_head
 from iad_r1.backbones.packing import completion_logprobs
@@ -313,20 +312,8 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         **{f"ratio_{name}": ratio for name, ratio in ratios.items()},
         **{f"{key}_{name}": case[key] for name, case in found.items()
            for key in ("predicted_mib", "measured_mib", "resident_mib", "parameters")},
-        **environment(),
+        **record.environment(),
     }  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

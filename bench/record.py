@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def write(path: Path, ratio: float, values: Mapping[str, Any]) -> None:
@@ -23,3 +30,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{name}.")
         else:
             yield name, value
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """What numbers depend on, `more` first. `load` is the machine's load average now."""
+    from iad_r1.store.manifest import processor  # not in a process whose memory is measured
+
+    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    return {
+        **more,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }

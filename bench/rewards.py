@@ -15,14 +15,11 @@ so that other work on the machine counts little.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -35,7 +32,6 @@ from bench import record
 from iad_r1 import rewards, schema
 from iad_r1.rewards.sets import RewardSet
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SETS = ("sc_grpo", "sc_grpo_released", "roam", "roam_released", "choice_released")
 
 
@@ -46,7 +42,7 @@ class Naive:
     """The rewards released with IAD-R1, one pattern for each question. Quadratic on bad input."""
 
     def __init__(self) -> None:
-        file = REPOSITORY / "iad_r1" / "rewards" / "vocabularies" / "released.yaml"
+        file = record.REPOSITORY / "iad_r1" / "rewards" / "vocabularies" / "released.yaml"
         self.groups = yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
 
     def consistency(self, completion: str, solution: str) -> float:
@@ -360,29 +356,11 @@ def measure_worst(length: int, rounds: int, seed: int) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on. `load` is the machine's load average at the end."""
-    git = ["git", "-C", str(REPOSITORY)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    """What the numbers depend on, the files that are measured among it."""
     sources = ["iad_r1/rewards", "iad_r1/grid.py", "iad_r1/schema.py", "bench/rewards.py"]
-    changed = subprocess.run([*git, "status", "--short", *sources], capture_output=True, text=True)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "uncommitted_changes": bool(changed.stdout.strip()),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    """The processor's name, where the system says it."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1] if match else platform.processor() or platform.machine()
+    git = ["git", "-C", str(record.REPOSITORY), "status", "--short", *sources]
+    changed = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return record.environment(threads=1, uncommitted_changes=bool(changed))
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:

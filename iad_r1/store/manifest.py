@@ -31,7 +31,7 @@ def manifest(repository: Path) -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "hardware": {
             "platform": platform.platform(),
-            "cpu": _cpu(),
+            "cpu": processor(),
             "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": [line.strip() for line in _run(gpus).splitlines()],
@@ -52,7 +52,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name: on Linux `platform` does not know it."""
     file = Path("/proc/cpuinfo")
     about = file.read_text(encoding="utf-8") if file.is_file() else ""
