@@ -42,8 +42,8 @@ from iad_r1.backbones.families import family_of
 from iad_r1.backbones.flash import FlashPrompt
 from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.objective.losses import Head, token_logprobs
+from iad_r1.settings.training import Packing
 
-Packing = Literal["group", "group_flash", "group_flex", "off"]
 ModelInputs = Mapping[str, Tensor]
 """The processor's own output for one prompt (batch of 1): `input_ids` [1, P] with expanded image
 tokens, `pixel_values` and whatever else the family's processor returns."""

@@ -22,12 +22,12 @@ from iad_r1.loops.lengths import Stage
 from iad_r1.loops.sft import TARGETS
 from iad_r1.planner import questions, runs
 from iad_r1.planner.fits import Shown
-from iad_r1.planner.memory import Packing
 from iad_r1.planner.runs import Gpu
 from iad_r1.planner.widths import Architecture, Picture, picture
 from iad_r1.processes import distributed
 from iad_r1.rollouts.prompting import conversation, shown
 from iad_r1.settings.config import Config
+from iad_r1.settings.training import Packing
 from iad_r1.types import Dataset
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from iad_r1.planner import memory
 from iad_r1.planner.memory import GIB, EngineName, Lora, Part, Setup, Work
 from iad_r1.planner.widths import Architecture, Picture
+from iad_r1.settings.training import Packing
 
 StepName = Literal["sft", "grpo"]
 Asked = Literal["sft", "grpo", "evaluate"]
@@ -38,7 +39,7 @@ class Shown:
         """Of the prompt."""
         return self.text + self.pictures * self.picture.tokens
 
-    def work(self, groups: int, completions: int = 1, packing: memory.Packing = "group") -> Work:
+    def work(self, groups: int, completions: int = 1, packing: Packing = "group") -> Work:
         """A forward pass of that many prompts."""
         return Work(
             groups=groups,
@@ -63,9 +64,9 @@ class Question:
     overhead: int
     workspace: int  # of a vLLM engine
     shown: Mapping[Asked, Shown]
-    batch: dict[StepName, int]  # prompts of one optimiser step on all ranks
+    batch: dict[StepName, int]  # prompts of a batch, on all ranks
     group: int  # completions per prompt in SC-GRPO
-    packing: memory.Packing  # of SC-GRPO
+    packing: Packing  # of SC-GRPO
     reference: bool  # whether SC-GRPO has a KL term
     train: dict[Tuning, tuple[Part, ...]]
     rank: int  # of LoRA
@@ -73,6 +74,7 @@ class Question:
     decoded: int  # completions decoded at once by rollout=hf
     precision: Literal["float32", "bfloat16"]
     hosts: int = 1  # that the GPUs are spread over
+    minibatches: int = 1  # optimiser steps in which SC-GRPO learns a batch
 
     @property
     def place(self) -> str:
@@ -83,7 +85,7 @@ class Question:
         """One per GPU, but no more than there are prompts to share."""
         return max(1, min(self.gpus, self.batch[step]))
 
-    def packing_of(self, step: StepName) -> memory.Packing:
+    def packing_of(self, step: StepName) -> Packing:
         """PA-SFT packs through FlashAttention where SC-GRPO does, else through SDPA."""
         return self.packing if step == "grpo" or self.packing == "group_flash" else "group"
 
@@ -111,8 +113,12 @@ class Question:
         return max(self.group, min(self.share("grpo") * self.group, self.decoded))
 
     def share(self, step: StepName) -> int:
-        """Prompts of a rank in one optimiser step."""
+        """Prompts of a rank in a batch."""
         return math.ceil(self.batch[step] / self.ranks(step))
+
+    def learned(self, step: StepName) -> int:
+        """Prompts of a rank in one optimiser step."""
+        return math.ceil(self.share(step) / (self.minibatches if step == "grpo" else 1))
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class Option:
     @property
     def forwards(self) -> int:
         """Of one optimiser step."""
-        return math.ceil(self.question.share(self.step) / self.work.groups)
+        return math.ceil(self.question.learned(self.step) / self.work.groups)
 
     @cached_property
     def training(self) -> memory.Training:
@@ -153,11 +159,12 @@ class Option:
     def peak(self) -> int:
         """The most on each GPU: while training; beside the states, while sampling, or while a
         model is asked without gradient, as the reference is and by the parity gate."""
-        most = self.training.peak + (self.sampling.total if self.awake else 0)
+        awake = self.sampling.total if self.awake else 0
+        most = self.training.peak + awake
         if self.step == "grpo":
             beside = self.training.states.standing + self.training.buffers + self.whole
             scoring = memory.scoring(self.question.model, self.work, self.setup)
-            most = max(most, beside + max(self.sampling.total, scoring))
+            most = max(most, beside + max(self.sampling.total, awake + scoring))
         return most + self.question.overhead
 
     @property
@@ -192,7 +199,7 @@ def best(
     setup = question.setup(step, tuning, engine, offload)
     tried = None
     for checkpointing in (False, True):
-        for groups in range(question.share(step), 0, -1):
+        for groups in range(question.learned(step), 0, -1):
             tried = Option(
                 question,
                 step,
@@ -280,7 +287,8 @@ def more_gpus(question: Question, step: StepName, tuning: Tuning) -> int | None:
     64 would not."""
     for gpus in (2, 3, 4, 6, 8, 16, 32, 64):
         batch = {**question.batch, step: max(gpus, question.batch[step])}
-        larger = replace(question, gpus=gpus, batch=batch, main=question.main * max(1, gpus // 8))
+        main = question.main // question.hosts * max(1, gpus // 8)
+        larger = replace(question, gpus=gpus, batch=batch, main=main)
         if gpus > question.gpus and recommended(larger, step, tuning):
             return gpus
     return None

@@ -32,10 +32,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from iad_r1.planner.widths import Architecture, Picture, Text, Vision
+from iad_r1.settings.training import Packing
 
 EngineName = Literal["single", "zero2", "zero3"]
 Part = Literal["vision", "projector", "language"]
-Packing = Literal["group", "group_flash", "group_flex", "off"]
 ALL: tuple[Part, ...] = ("vision", "projector", "language")
 GIB = 2**30
 CHUNK = 2**26  # float32 logits computed at once: packing.LOGITS

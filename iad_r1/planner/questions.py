@@ -9,10 +9,11 @@ from typing import Any, Literal
 import yaml
 
 from iad_r1.planner.fits import Asked, Question, Shown, Tuning
-from iad_r1.planner.memory import GIB, Packing
+from iad_r1.planner.memory import GIB
 from iad_r1.planner.widths import Architecture
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config
+from iad_r1.settings.training import Packing
 from iad_r1.types import Conversation
 
 # English words in these models' vocabularies are some 4 characters a token; 3 is on the safe side.
@@ -58,6 +59,7 @@ def question(
         decoded=config.rollout.batch_size,
         precision=precision,
         hosts=hosts,
+        minibatches=config.grpo.minibatches,
     )
 
 

@@ -119,9 +119,7 @@ def as_set(config: Config, question: Question, step: StepName) -> Option:
     offload = getattr(config.engine, "offload", "none") == "cpu"
     setup = question.setup(step, tuning.name, config.engine.name, offload)
     setup = replace(setup, checkpointing=tuning.gradient_checkpointing)
-    groups = question.share(step)
-    if step == "grpo":
-        groups = -(-groups // config.grpo.minibatches)
+    groups = question.learned(step)
     if budget is not None:
         groups = max(1, min(groups, budget // question.work(step, 1).budget))
     option = Option(question, step, tuning.name, setup, question.work(step, groups))
@@ -159,15 +157,23 @@ def _engine(config: Config, question: Question, work: memory.Work) -> Sampling:
 
 
 def _smaller(config: Config, option: Option) -> Iterator[Option]:
-    """An option, and the same with a smaller engine of vLLM, as long as a group has room."""
-    yield option
+    """An option, and the same with a smaller engine of vLLM, as long as a group has room. The same
+    engine answers, so those are left out beside which answers could not be scored."""
     question = option.question
-    if option.rollout != "vllm" or getattr(config.rollout, "kv_cache_gib", None) is not None:
+    if option.rollout != "vllm":
+        yield option
+        return
+    room = question.limit
+    if "evaluate" in question.shown:
+        room -= _scoring(question, config.evaluate.batch_size)
+    if option.sampling.total <= room:
+        yield option
+    if getattr(config.rollout, "kv_cache_gib", None) is not None:
         return
     work = option.work
     least = memory.vllm_sampling(question.model, work, work.completions, question.workspace)
     for share in _shares(option.rollout_memory):
-        if share * question.total >= least.total:
+        if least.total <= share * question.total <= room:
             engine = least.filled(int(share * question.total))
             yield replace(option, sampling=engine, rollout_memory=share)
 
@@ -216,28 +222,34 @@ def _set(config: Config, step: StepName) -> dict[str, str]:
 
 
 def evaluation(config: Config, question: Question) -> Iterator[Need]:
-    """What answering needs as it is set, then with less: prompts at once, or memory of vLLM. The
-    weights are whole on every rank, whatever trained them."""
+    """What answering needs as it is set, then with less: prompts at once, or memory of vLLM."""
     rollout, model, shown = config.rollout, question.model, question.shown["evaluate"]
-    setup = memory.Setup(precision=question.precision, train=())
-    standing = memory.states(model, setup).weights + question.overhead
+    batch = config.evaluate.batch_size
     if isinstance(rollout, HfRollout):
-        batch = config.evaluate.batch_size
+        setup = memory.Setup(precision=question.precision)
         while batch:
-            work = shown.work(batch)
-            sampling = memory.hf_sampling(model, work, batch, setup).total
+            sampling = memory.hf_sampling(model, shown.work(batch), batch, setup).total
             words = (f"evaluate.batch_size={batch}",)
-            yield Need(standing + sampling + memory.scoring(model, work, setup), words=words)
+            yield Need(_scoring(question, batch) + sampling, words=words)
             batch //= 2
         return
-    work = shown.work(1)
-    scoring = memory.scoring(model, work, setup)
+    beside = _scoring(question, batch)
     if not isinstance(rollout, VllmRollout):
-        yield Need(standing + scoring)
+        yield Need(beside)
         return
-    yield Need(standing + max(_engine(config, question, work).total, scoring))
+    work = shown.work(1)
+    yield Need(beside + _engine(config, question, work).total)
     least = memory.vllm_sampling(model, work, 1, question.workspace).total
     for share in _shares(rollout.memory):
         if share * question.total >= least and rollout.kv_cache_gib is None:
             words = (f"rollout.memory={share:.2f}",)
-            yield Need(standing + max(int(share * question.total), scoring), words=words)
+            yield Need(beside + int(share * question.total), words=words)
+
+
+def _scoring(question: Question, batch: int) -> int:
+    """What P(yes) of a batch of answers takes, while vLLM goes on with the next. The weights are
+    whole on every rank, whatever trained them."""
+    model, work = question.model, question.shown["evaluate"].work(batch, completions=2)
+    setup = memory.Setup(precision=question.precision, train=())
+    weights = memory.states(model, setup).weights
+    return weights + question.overhead + memory.scoring(model, work, setup)

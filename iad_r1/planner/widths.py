@@ -330,10 +330,7 @@ def _any_resolution(
     model: Architecture, height: int, width: int, max_pixels: int | None
 ) -> tuple[int, int]:
     """Tiles, overview included, and tokens (`_get_unpadded_features` of the two processors)."""
-    side = model.vision.side
-    small = [point for point in model.pinpoints if math.prod(point) <= (max_pixels or math.inf)]
-    choices = small or [min(model.pinpoints, key=math.prod)]
-    best = _best_resolution(height, width, choices)
+    side, best = model.vision.side, _best_resolution(model, height, width, max_pixels)
     tile = math.gcd(*(edge for point in model.pinpoints for edge in point))
     rows, columns = side * (best[0] // tile), side * (best[1] // tile)
     tiles = (best[0] // tile) * (best[1] // tile) + 1
@@ -349,16 +346,18 @@ def _any_resolution(
 
 
 def _best_resolution(
-    height: int, width: int, choices: Sequence[tuple[int, int]]
+    model: Architecture, height: int, width: int, max_pixels: int | None
 ) -> tuple[int, int]:
-    """The choice that keeps most of the picture and wastes least (`select_best_resolution`)."""
+    """The tiling within the limit that keeps most of the picture and wastes least
+    (`select_best_resolution`); the smallest if none is within it."""
+    small = [point for point in model.pinpoints if math.prod(point) <= (max_pixels or math.inf)]
 
     def merit(choice: tuple[int, int]) -> tuple[int, int]:
         scale = min(choice[1] / width, choice[0] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - choice[0] * choice[1]
 
-    return max(choices, key=merit)
+    return max(small or [min(model.pinpoints, key=math.prod)], key=merit)
 
 
 def _internvl_tiles(width: int, height: int, side: int, most: int) -> int:
@@ -407,9 +406,7 @@ def shown(model: Architecture, width: int, height: int, max_pixels: int | None) 
         shorter, longer = sorted((width, height))
         pixels = width * height * (side / shorter) ** 2
         return Shown(tokens, pixels, pixels / 14**2, 1 - shorter / longer)
-    small = [point for point in model.pinpoints if math.prod(point) <= (max_pixels or math.inf)]
-    choices = small or [min(model.pinpoints, key=math.prod)]
-    best = _best_resolution(height, width, choices)
+    best = _best_resolution(model, height, width, max_pixels)
     scale = min(best[0] / height, best[1] / width)
     return Shown(tokens, width * height * scale**2, tokens - vision.side**2)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from iad_r1.settings.base import Above0, AtLeast0, Count, Count0, Pictures, Section, Share
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+Packing = Literal["group", "group_flash", "group_flex", "off"]
 
 
 class Length(Section):
@@ -114,7 +115,7 @@ class Grpo(Optimiser, Length, Pictures):
     degenerate_groups: Literal["keep", "skip", "resample"]
     resample_limit: Count
     truncated: Literal["keep", "mask"]
-    packing: Literal["auto", "group", "group_flash", "group_flex", "off"]
+    packing: Literal["auto", Packing]
     token_budget: Count | None
     collapse: Collapse
     rollouts_every: Count

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from iad_r1 import rewards, stages
 from iad_r1.backbones import published
+from iad_r1.backbones.shapes import architecture
 from iad_r1.data.readers import synthetic
 from iad_r1.planner.widths import Shown, shown, shown_tiny, widths_of
 from iad_r1.settings.backbone import BuiltBackbone
@@ -26,7 +27,6 @@ from iad_r1.settings.base import CONF, Count, Count0, Pictures
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import ReaderSettings
 from iad_r1.settings.stage import StageSettings
-from iad_r1.stages import plan
 from iad_r1.store.run_folder import RunFolder
 
 UNFIT = 1  # exit code where something has to be mended
@@ -130,5 +130,5 @@ def _own(config: Config, limit: Pictures) -> Callable[[int, int], Shown]:
     if isinstance(backbone, BuiltBackbone):
         most = min(backbone.max_pixels, limit.max_pixels or backbone.max_pixels)
         return lambda *size: shown_tiny(*limit.within(size), most)
-    model = plan.architecture(config)
+    model = architecture(config)
     return lambda *size: shown(model, *limit.within(size), limit.max_pixels)

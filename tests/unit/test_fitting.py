@@ -21,10 +21,10 @@ from iad_r1.backbones import flash
 from iad_r1.backbones.shapes import architecture
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError
-from iad_r1.loops import fitting, opening
-from iad_r1.planner import tables
-from iad_r1.planner.fits import recommended
-from iad_r1.planner.memory import GIB
+from iad_r1.loops import fitting, lengths, opening
+from iad_r1.planner import memory, questions, runs, tables
+from iad_r1.planner.fits import Question, recommended
+from iad_r1.planner.memory import GIB, Setup
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config, load
 from iad_r1.stages import plan
@@ -77,6 +77,22 @@ def refused(config: Any, monkeypatch: pytest.MonkeyPatch, free: float, total: fl
     with pytest.raises(ConfigError) as found:
         checked(config, monkeypatch, free, total)
     return str(found.value)
+
+
+def question(config: Config, gpus: int = 1) -> Question:
+    """What `check` would plan, on GPUs of 79 GiB."""
+    model = architecture(config)
+    return questions.question(
+        config,
+        model,
+        gpus=gpus,
+        total=79 * GIB,
+        limit=75 * GIB,
+        main=512 * GIB,
+        shown={stage: fitting.longest(config, DATA, model, stage) for stage in lengths.STAGES},
+        precision="bfloat16",
+        packing="group",
+    )
 
 
 def settings_in(said: str) -> list[str]:
@@ -143,6 +159,49 @@ def test_a_model_that_is_only_evaluated_needs_room_for_its_weights_and_answers(m
     checked(composed(*settings, *better), monkeypatch, free=23, total=24)
     said = refused(composed(*settings), monkeypatch, free=5, total=24)
     assert "No other settings were found to fit on these GPUs." in said
+
+
+def needed(*typed: str) -> tuple[int, int]:
+    """Bytes that answering takes as it is set, and those of them for scoring a batch of answers."""
+    config = composed("stage=evaluate", "evaluate.shots=[0]", *typed)
+    asked = question(config)
+    work = asked.shown["evaluate"].work(config.evaluate.batch_size, completions=2)
+    setup = Setup(precision="bfloat16", train=())
+    return next(runs.evaluation(config, asked)).peak, memory.scoring(asked.model, work, setup)
+
+
+@pytest.mark.parametrize("rollout", ["vllm", "vllm_server"])
+def test_a_batch_of_answers_is_scored_while_vllm_goes_on_with_the_next(rollout):
+    (few, one), (many, most) = (
+        needed(f"rollout={rollout}", f"evaluate.batch_size={size}") for size in (1, 64)
+    )
+    assert many - few == most - one > GIB
+    engine = int(composed("rollout=vllm").rollout.memory * 79 * GIB) if rollout == "vllm" else 0  # pyright: ignore
+    assert few == one + 2 * architecture(composed("stage=evaluate")).parameters + engine + GIB
+
+
+def test_an_engine_that_never_sleeps_is_there_while_the_reference_is_asked():
+    typed = ["engine=zero3", "engine.ranks=6", "tuning.gradient_checkpointing=true"]
+    config = composed("stage=grpo", "rollout=vllm", "rollout.sleep=false", *typed)
+    option = runs.as_set(config, question(config, gpus=6), "grpo")
+    beside = option.training.states.standing + option.training.buffers + option.whole
+    scoring = memory.scoring(option.question.model, option.work, option.setup)
+    assert option.training.peak < beside + scoring  # all weights are gathered for it
+    assert option.peak == beside + option.sampling.total + scoring + GIB
+
+
+def test_a_minibatch_is_all_that_is_learned_before_the_gradients_go():
+    few, halves, whole = (
+        runs.as_set(config, question(config), "grpo")
+        for config in (
+            composed("stage=grpo", "grpo.prompts_per_step=3", "grpo.token_budget=null"),
+            composed("stage=grpo", "grpo.minibatches=2", "grpo.token_budget=null"),
+            composed("stage=grpo", "grpo.token_budget=null"),
+        )
+    )
+    assert halves.work.groups == 3 and halves.forwards == 1
+    assert few.training == halves.training
+    assert halves.peak < whole.peak
 
 
 def test_main_memory_is_compared_too(monkeypatch):

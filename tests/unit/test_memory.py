@@ -28,6 +28,7 @@ from iad_r1.objective.losses import token_logprobs
 from iad_r1.planner import memory
 from iad_r1.planner.memory import GIB, Lora, Setup, Work
 from iad_r1.planner.widths import Architecture, Picture, picture, widths_of
+from iad_r1.settings.training import Packing
 
 NAMES = published.names()
 QWEN_3B = widths_of(published.read("qwen25vl_3b")["config"])
@@ -256,7 +257,7 @@ class Kept:
 
 
 def work_of(
-    model: Any, groups: int, completions: int, length: int, packing: memory.Packing = "group"
+    model: Any, groups: int, completions: int, length: int, packing: Packing = "group"
 ) -> Work:
     about = widths_of(model.config.to_dict())
     return Work(groups, 20, picture(about, 112, 112, None), 1, completions, length, packing)
