@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,7 +24,7 @@ from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, Trains, reader
-from iad_r1.types import Cut, Mask, Sample, Shapes
+from iad_r1.types import Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
 STOPPING = {
@@ -55,10 +55,7 @@ KINDS = {**STOPPING, **NOTED}
 MASKS = frozenset(  # the kinds whose file is a mask
     ("mask_size", "mask_turn", "mask_empty", "mask_on_good", "masks_inverted", "mask_large")
 )
-MASK_FOLDERS = frozenset(
-    ("annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask", "masks",
-     "rbg_mask", "rgb_mask", "segmentation")
-)  # fmt: skip
+MASK_FOLDERS = folders.MASKS | {"rbg mask", "rgb mask"}
 THUMBNAILS = frozenset(("thumbs.db", "desktop.ini", "@eadir", "__macosx", "thumbnails"))
 _AT_ONCE = 512  # pictures handed to the threads at a time
 
@@ -88,6 +85,11 @@ class Look:
     read_as: tuple[str, ...] = ()  # what about its file is not plain
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def labelled(self) -> Sample:
+        """As labelled; with the place of the defect where its mask is sound."""
+        return self.photo.sample if self.photo else self.sample
+
 
 @dataclass
 class Source:
@@ -114,8 +116,12 @@ class Source:
 
     @property
     def samples(self) -> list[Sample]:
-        """As labelled; with the place of the defect where its mask is sound."""
-        return [look.photo.sample if look.photo else look.sample for look in self.looks]
+        return [look.labelled for look in self.looks]
+
+    @property
+    def pictures(self) -> Collection[Look]:
+        """What was seen of every picture, once each."""
+        return {_key(look.sample): look for look in self.looks}.values()
 
 
 # --- one data set ------------------------------------------------------------------------------
@@ -188,19 +194,19 @@ def examined(sample: Sample, grid: Grid, rule: Rule) -> Look:
 def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iterator[Problem]:
     """Everything that is wrong with the files of a sample which cannot be used."""
     broken = False
-    for what, files in (("image", _files(sample.image)), ("mask", _files(sample.mask))):
+    for what, files in (("image", mix.files(sample.image)), ("mask", mix.files(sample.mask))):
         for file in files:
             for problem in _file_problem(file, what, sample.where):
                 broken = True
                 yield problem
     if broken:
         return
-    mask = next((str(file) for file in _files(sample.mask)), sample.where)
+    mask = next((str(file) for file in mix.files(sample.mask)), sample.where)
     say = _shortened(str(error), sample.where)
     if not isinstance(error, DataError):
         yield Problem("unreadable", mask, f"{mask}: cannot be read ({error!r}). Replace the file.")
         return
-    shown = str(sample.image) if isinstance(sample.image, Path) else ""
+    shown = named(sample)
     try:
         images.open_mask(sample)
     except DataError:
@@ -208,7 +214,7 @@ def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iter
         yield Problem("mask_turn" if turned else "mask_size", mask, say, shown)
         return
     if sample.mask is None:
-        yield Problem("layout", str(sample.image), say)
+        yield Problem("layout", shown, say)
         return
     defective = sample.solution.answer == "Yes"
     yield Problem("mask_empty" if defective else "mask_on_good", mask, say, shown)
@@ -242,9 +248,7 @@ def _read_as(sample: Sample) -> Iterator[str]:
                 "16 bits: it stands for 12 bits where no value is above 4,095, else for 16. It is "
                 "scaled to 8 and not stretched, so a dark picture stays dark"
             )
-        # a PNG that names its turn behind its pixels would have to be decoded for it
-        told = image.format != "PNG" or "exif" in image.info
-        if told and image.getexif().get(images.EXIF_ORIENTATION, 1) > 1:
+        if images.turn(image) > 1:
             yield "a turn by its camera (EXIF): it is shown upright, its mask with it"
         if image.mode == "CMYK":
             yield "CMYK colours: they are read as RGB, without a colour profile"
@@ -254,15 +258,9 @@ def _read_as(sample: Sample) -> Iterator[str]:
             yield "several pages: the first is read"
 
 
-def _files(shown: object) -> tuple[Path, ...]:
-    if isinstance(shown, Cut):
-        return (shown.file,)
-    return (shown,) if isinstance(shown, Path) else shown.files if isinstance(shown, Mask) else ()
-
-
 def named(sample: Sample) -> str:
     """The file of a picture; the id of one in memory."""
-    return next((str(file) for file in _files(sample.image)), sample.id)
+    return next((str(file) for file in mix.files(sample.image)), sample.id)
 
 
 def _shortened(say: str, where: str) -> str:
@@ -307,16 +305,12 @@ def _identical(source: Source, photos: Iterable[Photo]) -> None:
         sample, twin = photo.sample, first.setdefault(photo.image_digest, photo.sample)
         if twin is sample or twin.image == sample.image:
             continue
-        file, other = str(sample.image), str(twin.image)
-        if twin.solution.answer == sample.solution.answer:
-            say = f"{file}: the same picture as {other}. Take one of them out."
-            source.problems.append(Problem("duplicate", file, say, other))
-        else:
-            own = source.trains
+        file, other = named(sample), named(twin)
+        kind, say = "duplicate", f"{file}: the same picture as {other}. Take one of them out."
+        if twin.solution.answer != sample.solution.answer:
+            kind = "contradiction" if source.trains else "duplicate"
             say = f"{file}: the same picture as {other}, but with the other label. Correct one."
-            source.problems.append(
-                Problem("contradiction" if own else "duplicate", file, say, other)
-            )
+        source.problems.append(Problem(kind, file, say, other))
 
 
 def tested(source: Source) -> list[Photo]:
@@ -326,7 +320,7 @@ def tested(source: Source) -> list[Photo]:
 
 def _distinct(source: Source) -> list[Photo]:
     """What was seen of every picture, once each."""
-    return list({_key(p.sample): p for look in source.looks if (p := look.photo)}.values())
+    return [look.photo for look in source.pictures if look.photo]
 
 
 def _part(photo: Photo) -> str:
@@ -343,7 +337,7 @@ def _near(source: Source, photos: Sequence[Photo], tests: Sequence[Photo]) -> No
     groups = Counter(duplicates.groups(alike[: len(own), : len(own)]).tolist())
     source.near_duplicates = sum(n for n in groups.values() if n > 1)
     is_test = np.array([_part(photo) == "test" for photo in photos])
-    for i in [i for i, photo in enumerate(own) if _part(photo) in ("train", "sft", "rl")]:
+    for i in [i for i, photo in enumerate(own) if photo.sample.split in mix.TRAINED]:
         row = alike[[i]].indices
         twins = row[is_test[row]]
         if len(twins):
@@ -369,18 +363,17 @@ def _masks(source: Source, photos: Sequence[Photo]) -> None:
     try:
         mix.check_polarity(source.settings, photos)
     except DataError as error:
-        file = next(str(file) for photo in large for file in _files(photo.sample.mask))
-        source.problems.append(
-            Problem("masks_inverted", file, str(error), str(large[0].sample.image))
-        )
+        first = next(photo.sample for photo in large if mix.files(photo.sample.mask))
+        file = str(mix.files(first.mask)[0])
+        source.problems.append(Problem("masks_inverted", file, str(error), named(first)))
         return
     for photo in large:
-        for file in _files(photo.sample.mask)[:1]:
+        for file in mix.files(photo.sample.mask)[:1]:
             say = (
                 f"{file}: this mask marks {photo.marked:.0%} of its picture. If it is black where "
                 "the defect is, invert it."
             )
-            source.problems.append(Problem("mask_large", str(file), say, str(photo.sample.image)))
+            source.problems.append(Problem("mask_large", str(file), say, named(photo.sample)))
 
 
 def _labels(source: Source) -> None:
@@ -412,7 +405,7 @@ def types(source: Source, vocabulary: Vocabulary, name: str) -> None:
         if sample.solution.type:
             found[sample.solution.type].append(sample)
     for label in vocabulary.unplaced(found):
-        file, n = str(found[label][0].image), len(found[label])
+        file, n = named(found[label][0]), len(found[label])
         places = [place for word in label.split() if (place := vocabulary.find(word))]
         near = next((place for place in places if place.type_class), None)
         under = "the class it belongs to"
@@ -431,7 +424,7 @@ def _balance(source: Source) -> None:
     """Of training pictures: products without good or without defective ones."""
     if not source.trains:
         return
-    rows = [row for row in classes(source) if row["split"] in ("train", "sft", "rl")]
+    rows = [row for row in classes(source) if row["split"] in mix.TRAINED]
     if not all(sum(row[label] for row in rows) for label in ("good", "defective")):
         return  # they are lacking altogether
     for row in rows:
@@ -475,7 +468,7 @@ def _said(folder: str) -> str | None:
 
 def _by_reading(source: Source) -> Mapping[str, list[Sample]]:
     found: dict[str, list[Sample]] = defaultdict(list)
-    for look in source.looks:
+    for look in source.pictures:
         for how in look.read_as:
             found[how].append(look.sample)
     return found
@@ -524,7 +517,7 @@ def passed_over(source: Source) -> None:
     used = set(_named(source))
     for path, hidden in _walk(str(source.root), False):
         if os.path.normpath(path) not in used:
-            source.skipped[_reason(path, hidden)] += 1
+            source.skipped[_reason(Path(path).relative_to(source.root), hidden)] += 1
 
 
 def _named(source: Source) -> Iterator[str]:
@@ -532,7 +525,7 @@ def _named(source: Source) -> Iterator[str]:
     tables: set[str] = set()
     for look in source.looks:
         for sample in (look.sample, *look.sample.references):
-            for file in (*_files(sample.image), *_files(sample.mask)):
+            for file in (*mix.files(sample.image), *mix.files(sample.mask)):
                 yield os.path.normpath(file)
             tables.add(sample.where.rpartition(", ")[0])
     yield from map(os.path.normpath, tables - {""})
@@ -549,10 +542,9 @@ def _walk(folder: str, hidden: bool) -> Iterator[tuple[str, bool]]:
                 yield entry.path, veiled
 
 
-def _reason(path: str, hidden: bool) -> str:
-    where = Path(path)
-    parts = {part.lower() for part in where.parts}
-    if parts & THUMBNAILS:
+def _reason(where: Path, hidden: bool) -> str:
+    """Of a file, from the root on."""
+    if {part.lower() for part in where.parts} & THUMBNAILS:
         return "thumbnail"
     if hidden:
         return "hidden"
@@ -560,7 +552,7 @@ def _reason(path: str, hidden: bool) -> str:
         return "format not read"
     if where.suffix.lower() not in folders.PICTURES:
         return "not a picture"
-    if {part.lower() for part in where.parent.parts} & MASK_FOLDERS:
+    if {folders.words(part).lower() for part in where.parent.parts} & MASK_FOLDERS:
         return "mask without picture"
     return "not listed"
 
@@ -571,13 +563,9 @@ def _reason(path: str, hidden: bool) -> str:
 def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, Any]:
     """What `doctor.json` holds."""
     problems = [problem for source in sources for problem in source.problems]
-    samples = [
-        sample
-        for source in sources
-        for sample in {_key(sample): sample for sample in source.samples}.values()
-    ]
+    samples = [look.labelled for source in sources for look in source.pictures]
     truths = [sample.solution for sample in samples]
-    used = {file for sample in samples for file in _files(sample.mask)}
+    used = {file for sample in samples for file in mix.files(sample.mask)}
     unfit = {p.file for p in problems if p.kind in ("mask_size", "mask_turn", "mask_empty",
                                                     "mask_on_good")}  # fmt: skip
     missing = {p.file for p in problems if p.kind in ("missing", "unreadable")}
@@ -610,7 +598,7 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
 def classes(source: Source) -> Iterator[dict[str, Any]]:
     """Good and defective pictures of every product and part, in the order of the reader."""
     found: dict[tuple[str, str], Counter[str]] = {}
-    for sample in {_key(sample): sample for sample in source.samples}.values():
+    for sample in (look.labelled for look in source.pictures):
         key = (sample.product, sample.split)
         found.setdefault(key, Counter())[sample.solution.answer] += 1
     for (product, split), n in found.items():

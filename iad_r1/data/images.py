@@ -48,10 +48,14 @@ def size(sample: Sample) -> tuple[int, int]:
         left, top, right, bottom = sample.image.box
         return right - left, bottom - top
     with opened(sample.image, "image") as image:
-        # a PNG that names its turn behind its pixels would have to be decoded for it
-        told = image.format != "PNG" or "exif" in image.info
-        turned = told and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-        return (image.height, image.width) if turned else image.size
+        return (image.height, image.width) if turn(image) >= 5 else image.size
+
+
+def turn(image: Image.Image) -> int:
+    """The EXIF orientation that the header of a file tells; 1: as it is."""
+    # a PNG that names its turn behind its pixels would have to be decoded for it
+    told = image.format != "PNG" or "exif" in image.info
+    return image.getexif().get(EXIF_ORIENTATION, 1) if told else 1
 
 
 def open_mask(sample: Sample) -> NDArray[np.bool_] | None:

@@ -268,7 +268,7 @@ def repeated(samples: Iterable[Sample]) -> Iterator[tuple[Path, str]]:
                     sample.image,
                     f"{sample.where}: {sample.image.name} is listed already in {first.where}.",
                 )
-        for mask in _files(sample.mask):
+        for mask in files(sample.mask):
             first = masks.setdefault(_true(mask, folders), sample)
             if first is not sample:
                 yield (
@@ -340,7 +340,7 @@ def _in_words_of(grid: Grid, sample: Sample) -> Sample:
     return replace(sample, solution=replace(sample.solution, location=describe(cells, grid)))
 
 
-def _files(shown: Path | Cut | Mask | Shapes | Image | None) -> tuple[Path, ...]:
+def files(shown: Path | Cut | Mask | Shapes | Image | None) -> tuple[Path, ...]:
     """The files of a picture or mask; those in memory have none."""
     if isinstance(shown, Cut):
         return (shown.file,)
@@ -349,17 +349,17 @@ def _files(shown: Path | Cut | Mask | Shapes | Image | None) -> tuple[Path, ...]
 
 def _named(sample: Sample) -> str:
     """The files of its mask, or whose mask it is."""
-    return ", ".join(map(str, _files(sample.mask))) or f"{sample.image}"
+    return ", ".join(map(str, files(sample.mask))) or f"{sample.image}"
 
 
 def _digest(shown: Path | Cut | Mask | Shapes | Image | None) -> str | None:
     if isinstance(shown, Shapes):
         return hashlib.sha256(repr(shown).encode()).hexdigest()
-    files = _files(shown)
-    if not files:
+    found = files(shown)
+    if not found:
         return None
     content = hashlib.sha256()
-    for file in files:
+    for file in found:
         content.update(file.read_bytes())
     if isinstance(shown, Cut):
         content.update(repr(shown.box).encode())

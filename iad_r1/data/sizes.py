@@ -17,7 +17,7 @@ def costs(sources: Sequence[Source], sights: Mapping[str, Sight], least: int) ->
     """For each sight: tokens of a picture (fewest, median, most), pixels and tokens that the median
     defect covers where the model sees it, how many defects are smaller than a token, how many are
     too small to be seen (`too_small`), and the mean share of a picture that is cut off."""
-    looks = [look for source in sources for look in source.looks if look.size and look.photo]
+    looks = [look for source in sources for look in source.pictures if look.size and look.photo]
     sizes = Counter(look.size for look in looks if look.size)
     found: dict[str, Any] = {}
     for name, sight in sights.items() if looks else ():

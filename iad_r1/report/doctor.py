@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 from PIL.Image import fromarray as picture_of
 from rich import box
@@ -19,6 +18,7 @@ from rich.text import Text
 from iad_r1.data import images
 from iad_r1.data.checkup import KINDS, MASKS, NOTED, STOPPING, Problem, Source, said
 from iad_r1.report.overlay import data_uri
+from iad_r1.report.templating import environment
 from iad_r1.store.run_folder import write_text
 
 MOST_CLASSES = 40  # rows of the table that is printed
@@ -68,20 +68,17 @@ def page(found: Mapping[str, Any], sources: Sequence[Source], title: str, folder
         if cards:
             stops = kind in STOPPING
             groups.append({"heading": heading, "stops": stops, "n": len(here), "cards": cards})
-    environment = Environment(
-        loader=PackageLoader("iad_r1.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    html = environment.get_template("doctor.html.j2").render(
-        title=title,
-        facts=[(source.section, said(source.settings)) for source in sources],
-        found=found,
-        verdict=verdict(found),
-        counts=list(_counts(found)),
-        groups=groups,
+    html = (
+        environment()
+        .get_template("doctor.html.j2")
+        .render(
+            title=title,
+            facts=[(source.section, said(source.settings)) for source in sources],
+            found=found,
+            verdict=verdict(found),
+            counts=list(_counts(found)),
+            groups=groups,
+        )
     )
     return write_text(folder / "doctor.html", html)
 

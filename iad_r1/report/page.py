@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from iad_r1.judge import averages
 from iad_r1.judge.rates import factory_view
-from iad_r1.report import cards, figures, story, tables, training, wording
+from iad_r1.report import cards, figures, story, tables, templating, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
@@ -43,13 +43,7 @@ def build(folder: Path) -> Path:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("iad_r1.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templating.environment()
     environment.filters |= {
         "percent": wording.percent,
         "points": wording.points,

@@ -30,7 +30,7 @@ from iad_r1.grid import Grid
 from iad_r1.planner import widths
 from iad_r1.stages import doctor
 from iad_r1.store.run_folder import RunFolder
-from iad_r1.types import Question, Sample, Solution
+from iad_r1.types import Cut, Question, Sample, Solution
 
 COLUMNS = ("image", "mask", "product", "split", "label", "defect_type")
 SIZE = (36, 24)  # width, height
@@ -222,6 +222,30 @@ def test_masks_without_a_picture_and_formats_that_are_not_read_are_each_named(tm
     layout = [Path(p["file"]).name for p in found["problems"] if p["kind"] == "layout"]
     assert layout == ["7_mask.png", "a.heic", "b.heic"]
     assert found["masks"]["unmatched"] == 1 and found["skipped"]["format not read"] == 2
+
+
+def test_what_is_left_alone_is_named_by_where_it_lies_below_the_root(tmp_path):
+    root = tmp_path / "thumbnails" / "masks" / "parts"
+    sound(root)
+    picture(root / "images" / "unlisted.png", 90)
+    mask(root / "Ground Truth" / "left_over.png")
+    found, _ = photos(root, tmp_path)
+    assert found["skipped"] == {"mask without picture": 1, "not listed": 1}
+
+
+def test_the_same_file_twice_is_named_where_a_part_of_it_is_the_picture(tmp_path):
+    file = picture(tmp_path / "a.png", 1)
+    copy = Path(shutil.copy(file, tmp_path / "b.png"))
+    source = checkup.Source("benchmark.d", mvtec.Settings(name="mvtec", root=str(tmp_path),
+                            variant="fixed"))  # fmt: skip
+    for path in (file, copy):
+        sample = Sample(path.name, "d", "test", "bolt", Cut(path, (0, 0, 9, 9)), Solution("No"))
+        source.looks.append(checkup.Look(sample, None, None))
+    checkup.opened(source, Grid(3, 3), "centroid_largest", 1, lambda: None)
+    checkup.compared(source)
+    (problem,) = [p for p in source.problems if p.kind == "duplicate"]
+    assert {problem.file, problem.beside} == {str(file), str(copy)}
+    assert "Cut(" not in problem.say
 
 
 def test_a_root_that_is_missing_is_answered_with_where_to_get_the_set(tmp_path):
@@ -432,7 +456,8 @@ def test_training_pictures_that_a_benchmark_tests_are_leaks(clean, tmp_path):
 
 
 def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(tmp_path):
-    file = picture(tmp_path / "a.png", 1)
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((24, 36), 40_000, np.uint16)).save(file)
     asked = [
         Sample(f"d/{i}", "d", "test", "bolt", file, Solution(letter),
                question=Question("?", {"A": "yes", "B": "no"}))
@@ -448,6 +473,8 @@ def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(t
     checkup.compared(source)
     assert not [p for p in source.problems if p.kind == "duplicate"] and not source.near_duplicates
     assert checkup.content([source], {})["pictures"] == 1
+    (problem,) = [p for p in source.problems if p.kind == "reading"]
+    assert "other" not in problem.say
 
 
 CASES = {"mask-inverted": "masks_inverted", "leak-plain-surface": "leak"}
