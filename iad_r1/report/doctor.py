@@ -68,17 +68,14 @@ def page(found: Mapping[str, Any], sources: Sequence[Source], title: str, folder
         if cards:
             stops = kind in STOPPING
             groups.append({"heading": heading, "stops": stops, "n": len(here), "cards": cards})
-    html = (
-        environment()
-        .get_template("doctor.html.j2")
-        .render(
-            title=title,
-            facts=[(source.section, said(source.settings)) for source in sources],
-            found=found,
-            verdict=verdict(found),
-            counts=list(_counts(found)),
-            groups=groups,
-        )
+    template = environment().get_template("doctor.html.j2")
+    html = template.render(
+        title=title,
+        facts=[(source.section, said(source.settings)) for source in sources],
+        found=found,
+        verdict=verdict(found),
+        counts=list(_counts(found)),
+        groups=groups,
     )
     return write_text(folder / "doctor.html", html)
 
