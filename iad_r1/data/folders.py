@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
 from iad_r1.data import faults
 from iad_r1.errors import DataError
 from iad_r1.types import Mask, Sample, Solution
@@ -303,12 +305,20 @@ def relative(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file says. Raises DataError."""
+def read_json(file: Path, source: str = "") -> Any:
+    """What a JSON file says. Raises DataError; where the file is missing, with where to get it."""
+    if not file.is_file():
+        raise DataError(f"{file} is not there. {source}".rstrip())
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}.") from None
+
+
+def wrong(error: ValidationError) -> str:
+    """The first thing that is wrong with an item of a list."""
+    said = error.errors()[0]
+    return f"{'.'.join(map(str, said['loc']))}: {said['msg'].lower()}."
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -159,6 +159,9 @@ def test_what_is_known_of_a_product_is_put_before_its_questions_on_demand(root):
     (root / "domain_knowledge.json").write_text(json.dumps({"MVTec": {}}))
     with pytest.raises(DataError, match=r"says nothing of MVTec, bottle\. Use .*knowledge=fal"):
         read(root, knowledge=True)
+    (root / "domain_knowledge.json").unlink()
+    with pytest.raises(DataError, match=r"domain_knowledge\.json is not there\. MMAD: "):
+        read(root, knowledge=True)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_the_lists_of_anomaly_r1_train_and_validate_by_letters(tmp_path):
     ("change", "said"),
     [
         ({"solution": "scratch"}, r"train\.jsonl, line 2: the solution 'scratch' is no letter"),
-        ({"problem": None}, r"train\.jsonl, line 2: problem input should be a valid string"),
+        ({"problem": None}, r"train\.jsonl, line 2: problem: input should be a valid string"),
         ({"image": "VisA/candle/none.JPG"}, r"train\.jsonl, line 2: .*none\.JPG"),
     ],
 )

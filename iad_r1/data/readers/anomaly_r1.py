@@ -70,10 +70,7 @@ def _sample(line: str, images: Path, split: str, number: int, where: str) -> Sam
     try:
         row = Row.model_validate_json(line)
     except ValidationError as error:
-        said = error.errors()[0]
-        raise DataError(
-            f"{where}: {'.'.join(map(str, said['loc']))} {said['msg'].lower()}."
-        ) from None
+        raise DataError(f"{where}: {folders.wrong(error)}") from None
     letter = read_letter(row.solution)
     if letter is None:
         raise DataError(f"{where}: the solution {row.solution!r} is no letter from A to E.")

@@ -126,9 +126,7 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
 
 def _items(file: Path, images: Path, read_row: Callable[[object, int, str], Item]) -> list[Item]:
     """Raises DataError that names the first item that is wrong, and says how many are."""
-    if not file.is_file():
-        raise DataError(f"{file} is not there. {SOURCE}")
-    rows = folders.read_json(file)
+    rows = folders.read_json(file, SOURCE)
     if not isinstance(rows, list):
         raise DataError(f"{file} is no list of items.")
     found: dict[str, Item] = {}
@@ -140,8 +138,7 @@ def _items(file: Path, images: Path, read_row: Callable[[object, int, str], Item
             _check(item, images, found)
             found[item.id] = item
         except ValidationError as error:
-            said = error.errors()[0]
-            wrong.append(f"{where}: {'.'.join(map(str, said['loc']))}: {said['msg'].lower()}.")
+            wrong.append(f"{where}: {folders.wrong(error)}")
         except DataError as error:
             wrong.append(str(error))
     if wrong:

@@ -72,18 +72,17 @@ class Entry(BaseModel):
 def read(settings: Settings, seed: int) -> Iterator[Sample]:
     """All questions about the chosen sets, in the order of mmad.json; a set is a split."""
     root = folders.there(settings.root, SOURCE)
-    file = root / "mmad.json"
-    if not file.is_file():
-        raise DataError(f"{file} is not there. {SOURCE}")
-    known = folders.read_json(root / "domain_knowledge.json") if settings.knowledge else {}
-    for path, row in folders.read_json(file).items():
+    file, knowledge_file = root / "mmad.json", root / "domain_knowledge.json"
+    listed = folders.read_json(file, SOURCE)
+    known = folders.read_json(knowledge_file, SOURCE) if settings.knowledge else {}
+    for path, row in listed.items():
         subset, product = Path(path).parts[:2]
         if subset not in settings.subsets:
             continue
         entry = _entry(row, f"{file}, {path}")
         knowledge = _knowledge(known, subset, product) if settings.knowledge else None
         templates = (
-            entry.random_templates if settings.templates == "random" else (entry.similar_templates)
+            entry.random_templates if settings.templates == "random" else entry.similar_templates
         )
         references = _references(root, subset, product, templates)
         mask = _mask(root, path, entry.mask_path)
@@ -118,9 +117,7 @@ def _entry(row: Any, where: str) -> Entry:
     try:
         return Entry.model_validate({**row, "turns": turns})
     except ValidationError as error:
-        said = error.errors()[0]
-        key = ".".join(map(str, said["loc"]))
-        raise DataError(f"{where}: {key}: {said['msg'].lower()}.") from None
+        raise DataError(f"{where}: {folders.wrong(error)}") from None
 
 
 def _knowledge(known: Mapping[str, Any], subset: str, product: str) -> str:
