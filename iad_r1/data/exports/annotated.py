@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iad_r1.data import faults, folders
 from iad_r1.data.exports.tree import Tree, splits
@@ -263,10 +263,10 @@ def _area(outline: Sequence[float]) -> float:
     return abs(sum(x * after_y - after_x * y for x, y, after_x, after_y in corners)) / 2
 
 
-def numbers(values: Iterable[object], where: str) -> list[float]:
+def numbers(values: Iterable[Any], where: str) -> list[float]:
     """Values as numbers. Raises DataError for one that is none."""
     try:
-        found = [float(value) for value in values]  # type: ignore[arg-type]
+        found = [float(value) for value in values]
     except (TypeError, ValueError):
         found = [math.nan]
     if not all(map(math.isfinite, found)):

@@ -15,7 +15,7 @@ from iad_r1.errors import DataError
 
 # folders of masks, which are no pictures to judge
 MASKS = frozenset(("ground_truth", "mask", "masks", "segmentationclass", "segmentationobject"))
-# a name that is no path from here: "/home/me/a.png", "C:\\a.png", "s3://bucket/a.png"
+# a name that is no path from here: "/shots/a.png", "C:\\a.png", "s3://bucket/a.png"
 _ELSEWHERE = re.compile(r"/|[A-Za-z][\w+.-]*:")
 
 
