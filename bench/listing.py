@@ -25,8 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import record
 from PIL import Image
+
+from bench import record
 
 PICTURES = 150_000
 PRODUCTS = 30

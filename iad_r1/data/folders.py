@@ -165,9 +165,7 @@ def _of_kind(
     with faults.of_one():  # whatever is wrong here concerns all of them
         truth = solution(str(images[0]), defective, kind)
         shown, names = words(product.name), _Relative(root)
-        for image in images:
-            if image in beside:
-                continue
+        for image in images if not beside else [i for i in images if i not in beside]:
             with faults.of_one():
                 yield Sample(
                     id=f"{dataset}/{names[image.parent]}/{image.name}",
@@ -360,10 +358,11 @@ def _contradicts(folder: Path, says: str, other: str) -> str:
 
 def _beside(images: Sequence[Path]) -> set[Path]:
     """Masks that lie beside their pictures, called like them with a word behind."""
-    there = {(image.parent, image.stem) for image in images}
+    named = [image for image in images if image.stem.endswith(SUFFIXES[1:])]
+    there = {(image.parent, image.stem) for image in images} if named else ()
     return {
         image
-        for image in images
+        for image in named
         for suffix in SUFFIXES[1:]
         if image.stem.endswith(suffix) and (image.parent, image.stem.removesuffix(suffix)) in there
     }

@@ -93,6 +93,7 @@ def test_a_component_is_what_arithmetic_gives(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("gpus", [1, 4, 8])
 @pytest.mark.parametrize("name", ["qwen2vl_2b", "qwen25vl_3b", "llava16_8b", "llava_ov_05b"])

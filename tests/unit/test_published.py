@@ -146,6 +146,7 @@ def test_random_weights_are_drawn_once_and_the_same_for_a_seed(shrunk: list[str]
         assert 0.015 < head.float().std() < 0.025 and not torch.equal(head, drawn)
 
 
+@pytest.mark.slow
 def test_a_random_backbone_answers_a_picture_and_survives_saving(
     shrunk: list[str], tmp_path: Path
 ) -> None:

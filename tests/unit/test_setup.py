@@ -26,6 +26,7 @@ def python(code: str, executable: str | Path = sys.executable) -> subprocess.Com
 # --- torchvision ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torchvision_and_the_processors_that_need_it_can_be_imported_also_in_a_child_process():
     code = (
         "import torchvision; from torchvision.transforms.v2 import functional;"
@@ -52,6 +53,7 @@ def without_hook(tmp_path) -> Path:
     return tmp_path / "venv" / "bin" / "python"
 
 
+@pytest.mark.slow
 def test_the_hook_is_installed_where_torchvision_fails_without_it(repository, without_hook):
     done = subprocess.run(
         [without_hook, repository / HOOK], capture_output=True, text=True, timeout=300
