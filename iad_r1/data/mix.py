@@ -614,7 +614,9 @@ def check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") ->
         return
     if any(split.startswith(f"{part}.") for split in splits):
         return
-    if any(s.question.options is not None for s in samples if s.split == part):
+    is_there = any(s.split == part for s in samples)
+    samples = [s for s in samples if s.question.options is None]
+    if is_there and not any(s.split == part for s in samples):
         return  # a letter says nothing of defects
     if not any(map(_is_defective, samples)):
         if part == "train":

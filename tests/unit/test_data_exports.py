@@ -426,6 +426,15 @@ def test_run_lengths_are_read_compressed_and_plain(tmp_path_factory, seed, share
         assert np.array_equal(marked(sample), drawn)
 
 
+def test_two_categories_of_one_number_are_refused(one, root):
+    file = one()
+    content = json.loads(file.read_text())
+    content["categories"].append({**content["categories"][0], "name": "another"})
+    write(file, content)
+    with pytest.raises(DataError, match=r"two categories have the id 1"):
+        read(root)
+
+
 def test_a_box_stands_for_an_empty_segmentation(one, root):
     for segmentation in ([], None):
         one(annotations={"segmentation": segmentation})
@@ -654,6 +663,24 @@ def test_classes_of_yolo_need_names(labelled, root):
         read(root)
 
 
+def test_a_class_of_yolo_keeps_its_number_behind_an_empty_line(labelled, root):
+    labelled("2 0.5 0.5 0.1 0.1")
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("scratch\n\ndent\n")
+    (sample,) = read(root)
+    assert sample.solution.type == "dent"
+    (root / "classes.txt").write_bytes("Kratzer\n\nDelle ä\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not UTF-8"):
+        read(root)
+
+
+def test_a_label_of_yolo_may_be_called_like_a_split(labelled, root):
+    labelled("0 0.5 0.5 0.1 0.1").rename(root / "train" / "labels" / "test.txt")
+    (root / "train" / "images" / "b.jpg").rename(root / "train" / "images" / "test.jpg")
+    (sample,) = read(root)
+    assert sample.split == "train" and sample.solution.type == "scratch"
+
+
 def test_pictures_of_a_folder_without_labels_are_not_known_to_be_good(labelled, root):
     labelled("0 0.5 0.5 0.1 0.1")
     empty(root / "train" / "images" / "good.jpg")
@@ -842,6 +869,7 @@ def test_tags_of_cvat_say_good_and_defective_without_a_place(drawn, root):
         ('<polyline label="dent" points="1,2,3"/>', r"polyline 0 .*: a line of 1\.5 points"),
         ('<polygon label="dent" points=""/>', r"polygon 0 .* not all numbers"),
         ('<box label="dent" xtl="1" ytl="1" xbr="3"/>', r"box 0 .* not all numbers"),
+        ('<box label="dent" xtl="1" ytl="1" xbr="3" ybr="3" rotation="x"/>', r"not all numbers"),
         ('<mask label="dent" rle="1, 2" left="0" top="0" width="3" height="3"/>', r"cover 3 pixel"),
         (
             '<mask label="dent" rle="1, 8" left="58" top="0" width="3" height="3"/>',

@@ -70,6 +70,15 @@ def test_every_question_of_every_set_is_a_sample_of_its_set_and_subtask(root):
     assert found.counts == {f"test.mmad_{subset}": 10 for subset in SUBSETS}
 
 
+def test_a_path_without_a_product_is_named(root):
+    file = root / "mmad.json"
+    listed = json.loads(file.read_text())
+    listed["candle.JPG"] = next(iter(listed.values()))
+    file.write_text(json.dumps(listed))
+    with pytest.raises(DataError, match=r"mmad\.json: 'candle\.JPG' is no <set>/<product>"):
+        read(root)
+
+
 def test_the_key_of_a_question_is_its_answer_whatever_the_path_says(root):
     good = "VisA/candle/test/good/0007.JPG"
     edit(root, good, lambda entry: entry["conversation"][0].update(Answer="A"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from iad_r1.data.readers import mix as mix_reader
 from iad_r1.data.readers import photos
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
-from iad_r1.types import Dataset, Sample
+from iad_r1.types import Dataset, Question, Sample, Solution
 
 GRID = Grid(3, 3)
 
@@ -195,6 +196,14 @@ def test_good_pictures_alone_train_in_a_mix_with_others_that_have_defects(tmp_pa
         settings = mix_reader.Settings(name="mix", parts=parts, weights=dict.fromkeys(names, 1.0))
         return mix.load(settings, GRID, "centroid_largest", 0, frozenset(("train",)))
 
-    assert Counter(s.product for s in mixed("bolt", "nut").sft)["bolt"] > 0
+    mixture = mixed("bolt", "nut")
+    assert Counter(s.product for s in mixture.sft)["bolt"] > 0
+    letter = replace(
+        mixture.sft[0], question=Question("Which?", {"A": "this"}), solution=Solution("A")
+    )
+    good = [s for s in mixture.sft if s.solution.answer == "No"]
+    mix.check_part([letter], "train")
+    with pytest.raises(DataError, match="All pictures"):
+        mix.check_part([letter, *good], "train")
     with pytest.raises(DataError, match="All pictures of the mix are good"):
         mixed("bolt", "washer")

@@ -39,7 +39,10 @@ def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
 def _of_file(tree: Tree, file: Path) -> Iterator[Annotated]:
     content = folders.read_json(file)
     lists = {name: _entries(content, name, file) for name in ("images", "annotations")}
-    names = {entry["id"]: str(entry["name"]) for entry in _entries(content, "categories", file)}
+    names: dict[object, str] = {}
+    for entry in _entries(content, "categories", file):
+        if names.setdefault(entry["id"], str(entry["name"])) != str(entry["name"]):
+            raise DataError(f"{file}: two categories have the id {entry['id']}. Export it again.")
     marks: dict[object, list[Mapping[str, Any]]] = {}
     for entry in lists["images"]:
         if entry["id"] in marks:

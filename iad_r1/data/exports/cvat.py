@@ -69,7 +69,7 @@ def _of_image(tree: Tree, file: Path, image: Element) -> Annotated:
 
 
 def _mark(shape: Element, kind: str, size: tuple[int, int], where: str) -> Mark:
-    turn = float(shape.get("rotation") or 0)
+    turn = numbers((shape.get("rotation") or 0,), where)[0]
     if shape.tag == "box":
         x, y, right, bottom = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
         outline = box(x, y, right - x, bottom - y, where)

@@ -155,7 +155,7 @@ def _outline(value: Mapping[str, Any], size: tuple[int, int], where: str) -> tup
     if "vertices" in value:
         raise DataError(f"{where}: a vector is not read. Draw it as a polygon or with the brush.")
     if "points" in value:
-        flat = numbers((v for point in value["points"] for v in point), where)
+        flat = numbers([v for point in value["points"] for v in point], where)
         return polygon([v * (down if n % 2 else across) for n, v in enumerate(flat)], where)
     names = (
         ("x", "y", "radiusX", "radiusY") if "radiusX" in value else ("x", "y", "width", "height")

@@ -108,7 +108,7 @@ def _mask(
 
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
-            pixels = np.asarray(picture) != 0
+            pixels = np.asarray(picture.convert("L")) != 0
     except (KeyError, TypeError, OSError, binascii.Error) as error:
         raise DataError(f"{where}: its mask cannot be read ({error}). Draw it again.") from None
     return region(pixels, round(points[0][0]), round(points[0][1]), size, where)

@@ -194,6 +194,14 @@ def splits(folder: Path, file: str = "") -> set[str]:
     return {SPLIT_NAMES[word] for word in plain if word in SPLIT_NAMES}
 
 
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text, without the space around them. Raises DataError."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}). Save it as UTF-8.") from None
+
+
 def read_xml(file: Path) -> Element:
     """What an XML file says. Raises DataError, also for entities and what lies elsewhere."""
     from defusedxml import DefusedXmlException, ElementTree

@@ -25,7 +25,7 @@ from iad_r1.data.exports.annotated import (
     only_split,
     polygon,
 )
-from iad_r1.data.exports.tree import Tree, read_xml
+from iad_r1.data.exports.tree import Tree, read_lines, read_xml
 from iad_r1.errors import DataError
 
 NAME = "Pascal VOC"
@@ -90,8 +90,8 @@ def _listed(tree: Tree) -> dict[tuple[Path, str], set[str]]:
     for file in tree.of(".txt"):
         split = folders.SPLIT_NAMES.get(file.stem.lower())
         if split and file.parent.parent.name == "ImageSets":
-            for line in file.read_text(encoding="utf-8-sig").split("\n"):
-                if name := line.strip().partition(" ")[0]:
+            for line in read_lines(file):
+                if name := line.partition(" ")[0]:
                     key = (file.parent.parent.parent, Path(name).name)
                     found.setdefault(key, set()).add(split)
     return found

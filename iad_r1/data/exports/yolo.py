@@ -19,7 +19,7 @@ import yaml
 
 from iad_r1.data import faults
 from iad_r1.data.exports.annotated import Annotated, Mark, box, numbers, only_split, polygon
-from iad_r1.data.exports.tree import Tree
+from iad_r1.data.exports.tree import Tree, read_lines
 from iad_r1.data.folders import SPLIT_NAMES
 from iad_r1.errors import DataError
 
@@ -79,8 +79,8 @@ def _is_label(path: Path) -> bool:
 
 
 def _marks(label: Path, names: Mapping[Path, Names]) -> Iterator[Mark]:
-    for number, line in enumerate(label.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(read_lines(label), 1):
+        if not line:
             continue
         where = f"{label}, line {number}"
         index, *values = numbers(line.split(), where)
@@ -119,8 +119,7 @@ def _all_names(files: Sequence[Path]) -> dict[Path, Names]:
 
 def _names(file: Path) -> Names:
     if file.name in _LISTS:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        return dict(enumerate(line.strip() for line in lines if line.strip()))
+        return {index: name for index, name in enumerate(read_lines(file)) if name}
     if file.suffix == ".txt":
         raise DataError(
             f"{file}: nothing names the classes of these labels. Put data.yaml or classes.txt, "
@@ -152,10 +151,11 @@ def _listed(tree: Tree, files: Sequence[Path]) -> dict[Path, set[str]]:
     """The splits in which pictures are by data.yaml and by lists."""
     found: dict[Path, set[str]] = {}
     for file in tree.of(".txt"):
-        if split := SPLIT_NAMES.get(file.stem.lower()):
-            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-                if line.strip():
-                    image = tree.find(line.strip(), file, f"{file}, line {number}")
+        split = SPLIT_NAMES.get(file.stem.lower())
+        if split and "labels" not in tree.relative(file).parts:
+            for number, line in enumerate(read_lines(file), 1):
+                if line:
+                    image = tree.find(line, file, f"{file}, line {number}")
                     found.setdefault(image, set()).add(split)
     for file in files:
         if file.suffix.lower() in (".yaml", ".yml"):

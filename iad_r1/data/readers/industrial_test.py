@@ -70,6 +70,8 @@ def _picture(
     root: Path, name: str, path: str, answer: str, where: str, references: tuple[Sample, ...] = ()
 ) -> Sample:
     parts = Path(path).parts
+    if len(parts) < 3:
+        raise DataError(f"{where}: {path!r} is no <set>/<product>/.../<picture>.")
     return Sample(
         id=f"industrial_test/{path}",
         dataset="industrial_test",

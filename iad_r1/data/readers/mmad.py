@@ -76,7 +76,9 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     listed = folders.read_json(file, SOURCE)
     known = folders.read_json(knowledge_file, SOURCE) if settings.knowledge else {}
     for path, row in listed.items():
-        subset, product = Path(path).parts[:2]
+        subset, product, *below = (*Path(path).parts, "", "")
+        if not any(below):
+            raise DataError(f"{file}: {path!r} is no <set>/<product>/.../<picture>.")
         if subset not in settings.subsets:
             continue
         entry = _entry(row, f"{file}, {path}")
