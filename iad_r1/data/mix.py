@@ -614,11 +614,11 @@ def check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") ->
         return
     if any(split.startswith(f"{part}.") for split in splits):
         return
-    is_there = any(s.split == part for s in samples)
-    samples = [s for s in samples if s.question.options is None]
-    if is_there and not any(s.split == part for s in samples):
+    here = [sample for sample in samples if sample.split == part]
+    asked = [sample for sample in samples if sample.question.options is None]
+    if here and not any(sample.split == part for sample in asked):
         return  # a letter says nothing of defects
-    if not any(map(_is_defective, samples)):
+    if here and not any(map(_is_defective, asked)):
         if part == "train":
             raise DataError(
                 f"All pictures of {of} are good. They can be references, and show how often a "
@@ -627,7 +627,7 @@ def check_part(samples: Sequence[Sample], part: Part, of: str = "the folder") ->
                 "mix these with data that have some (data=mix data/parts=[synthetic,photos])."
             )
         return  # there are no misses to count, only false alarms
-    found = {_is_defective(sample) for sample in samples if sample.split == part}
+    found = {_is_defective(sample) for sample in asked if sample.split == part}
     missing = [word for word, label in (("good", False), ("defective", True)) if label not in found]
     if missing:
         raise DataError(

@@ -33,6 +33,7 @@ METRIC_NAMES = {
 }
 HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
 HEADLINE_OF_CHOICES = ("accuracy", "well_formed")
+HEADLINE_OF_GOOD = ("overkill_rate", "well_formed")  # where no picture has a defect
 SPLIT_NAMES = {
     "seen": "products seen in training",
     "new": "products new to PA-SFT",
@@ -43,9 +44,11 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def headline(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The metrics a table begins with: those of yes and no, or those of a multiple choice."""
-    choices = row.get("accuracy") is not None and row.get("gold_yes_rate") is None
-    return HEADLINE_OF_CHOICES if choices else HEADLINE
+    """The metrics a table begins with: those of yes and no, those of good pictures alone, or those
+    of a multiple choice."""
+    if row.get("accuracy") is not None and row.get("gold_yes_rate") is None:
+        return HEADLINE_OF_CHOICES
+    return HEADLINE_OF_GOOD if row.get("gold_yes_rate") == 0 else HEADLINE
 
 
 def stage_order(stage: str) -> int:

@@ -157,6 +157,8 @@ def test_good_pictures_alone_test_and_refer_but_do_not_train(tmp_path):
     assert all(sample.references for sample in dataset.test["seen"])
     with pytest.raises(DataError, match=r"All pictures .* are good\. They can be references.*"):
         load(tmp_path)
+    with pytest.raises(DataError, match=r"The test part .* no good and no defective"):
+        mix.check_part(dataset.sft, "test")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,18 @@ from iad_r1 import report
 from iad_r1.errors import DataError
 from iad_r1.grid import cells_from_mask, describe
 from iad_r1.judge.rates import summarise
-from iad_r1.report import cards, figures, gallery, overlay, page, run_data, story, tables, training
+from iad_r1.report import (
+    cards,
+    figures,
+    gallery,
+    overlay,
+    page,
+    run_data,
+    story,
+    tables,
+    training,
+    wording,
+)
 from iad_r1.schema import Status
 from iad_r1.types import Prediction, Sample, Solution
 
@@ -353,6 +364,7 @@ def test_a_split_of_good_parts_only_has_no_balanced_accuracy_and_no_crash(tmp_pa
         good = [row for row in rows if row["gold_answer"] == "no"]
         path.write_text("".join(json.dumps(row) + "\n" for row in good))
     assert "Only normal parts were tested" in built(folder).text
+    assert wording.headline({"accuracy": 90.0, "gold_yes_rate": 0.0})[0] == "overkill_rate"
 
 
 def test_pictures_that_are_gone_are_counted(tmp_path):
