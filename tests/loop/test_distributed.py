@@ -100,6 +100,7 @@ def ended_early(tmp_path_factory) -> dict[str, tuple[ForkServerProcess, Path]]:
     return started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "said"),
     [("die", "rank 2 gives up"), ("absent", "rank 1 never came"), ("killed", "ended by SIGKILL")],

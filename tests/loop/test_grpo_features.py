@@ -199,6 +199,7 @@ def reopened(context: Context) -> Context:
     return again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_refreshed_reference_survives_a_stop(make_context, rewarded, monkeypatch, tuning):
     settings = (

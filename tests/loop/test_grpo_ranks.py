@@ -86,6 +86,7 @@ def trained(folder: Path, base: Path, ranks: int) -> dict:
     return torch.load(out / "result.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_one_two_and_three_ranks_take_the_same_steps(tmp_path, make_context):
     base = make_context().folder.checkpoint("base")
     alone = trained(tmp_path, base, 1)

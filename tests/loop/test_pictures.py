@@ -74,6 +74,7 @@ def with_threads(make_context, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAIN)
 def test_training_has_the_same_metrics_and_weights_whatever_the_number_of_threads(
     with_threads, stage

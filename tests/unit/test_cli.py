@@ -359,6 +359,7 @@ def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, 
     assert not workers(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
@@ -377,6 +378,7 @@ def test_a_run_stopped_while_its_worker_is_starting_ends_in_the_same_words(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_a_command_that_was_killed(tmp_path):
     process = subprocess.Popen(
         command(), cwd=tmp_path, env=environment(),
@@ -409,6 +411,7 @@ subprocess.run([sys.executable, "-c", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_started_it_also_where_linux_does_not_see_to_it(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, CHILD],

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import forks
+import pytest
 
 
 def say_what_is_there(file: Path) -> None:
     file.write_text("\n".join(sys.modules), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_fork_finds_the_trainers_imported(tmp_path):
     process = forks.start(say_what_is_there, tmp_path / "modules")
     process.join(timeout=240)

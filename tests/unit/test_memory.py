@@ -56,6 +56,7 @@ def test_a_configuration_saved_by_transformers_reads_the_same(name: str) -> None
     assert widths_of(saved) == widths_of(published.read(name)["config"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["qwen25vl_3b", "llava15_7b", "llava16_8b", "llava_ov_05b", "internvl25_4b"]
 )
@@ -280,6 +281,7 @@ def predict(model: Any, work: Work, setup: Setup) -> int:
     return kept + 4 * work.targets * about.text.vocab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "name", ["qwen2vl_2b", "qwen25vl_3b", "llava15_7b", "llava16_8b", "llava_ov_05b"]
@@ -327,6 +329,7 @@ def test_with_checkpointing_a_layer_keeps_its_input(name: str) -> None:
     assert predict(model, work, setup) == pytest.approx(found, rel=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "dropout", "packing"),
     [

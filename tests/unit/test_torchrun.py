@@ -94,6 +94,7 @@ def test_a_rank_that_waits_for_one_that_has_stopped_is_ended(tmp_path):
     assert (tmp_path / "ended0").exists() and not (tmp_path / "ended1").exists()
 
 
+@pytest.mark.slow
 def test_rank_0_has_time_to_send_its_metrics_away_when_the_others_have_stopped(tmp_path):
     said = stopped_ranks(tmp_path)
     assert said.count("stopped. What was written stays in") == 1

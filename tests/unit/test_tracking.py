@@ -168,6 +168,7 @@ with Tracker(TrackingConfig(**{**values, "mode": sys.argv[2]}), Path(sys.argv[1]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "key", "said"),
     [
