@@ -13,6 +13,7 @@ from PIL import Image
 
 from iad_r1 import data
 from iad_r1.command import compose
+from iad_r1.data.readers import visa
 from iad_r1.errors import DataError
 from iad_r1.types import Sample
 
@@ -66,10 +67,11 @@ def published(tmp_path: Path) -> Path:
     return root
 
 
-def read(root: Path) -> dict[str, Sample]:
+def read(root: Path, types: str = "single") -> dict[str, Sample]:
     """The test pictures by file name."""
     chosen = ["stage=evaluate", "backbone=qwen25vl_3b", "benchmark=visa", "tracking=none"]
-    config = compose.compose([*chosen, f"benchmark.visa.root={root}"])
+    options = [f"benchmark.visa.root={root}", f"benchmark.visa.types={types}"]
+    config = compose.compose([*chosen, *options])
     return {sample.id.rpartition("/")[2]: sample for sample in data.for_run(config).test["visa"]}
 
 
@@ -83,6 +85,50 @@ def test_the_published_layout_has_places_and_the_types_of_its_table(published):
         assert {r.id for r in sample.references} == {
             f"visa/candle/Data/Images/Normal/{i:04}.JPG" for i in range(4)
         }
+
+
+def two_kinds(path: Path, large: int, small: int) -> None:
+    """A mask in which one kind of defect covers more pixels than the other."""
+    values = np.zeros((24, 30), np.uint8)
+    values[1:6, 2:7], values[20:22, 20:22] = large, small
+    Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(("large", "small", "kind"), [(3, 2, TYPES[2].split(",")[0]),
+                                                      (2, 3, TYPES[1])])  # fmt: skip
+def test_of_several_kinds_the_largest_is_the_type_where_that_is_asked_for(
+    large, small, kind, published
+):
+    """3 stands for what no picture shows alone: it is what is left beside the known 2."""
+    two_kinds(published / "candle" / "Data" / "Masks" / "Anomaly" / "002.png", large, small)
+    found = read(published, "largest")
+    assert [found[f"{i:03}.JPG"].solution.type for i in range(3)] == [*TYPES[:2], kind]
+    assert found["002.JPG"].solution.location == "top left"
+    assert read(published)["002.JPG"].solution.type is None
+
+
+def test_what_a_number_in_a_mask_stands_for_is_learned_or_left_open():
+    a, b, c, d = "burnt", "scratch", "missing", "other"
+
+    def learned(*pictures: tuple[set[str], set[int]]) -> dict[int, str]:
+        return visa.learned((frozenset(kinds), frozenset(ids)) for kinds, ids in pictures)
+
+    chain = [({b, c, d}, {2, 3, 4}), ({a}, {1}), ({a, b}, {1, 2}), ({b, c}, {2, 3})]
+    assert learned(*chain) == learned(*reversed(chain)) == {1: a, 2: b, 3: c, 4: d}
+    assert learned(({a, b}, {1, 2})) == {}  # which is which?
+    assert learned(({a}, {1}), ({b}, {1}), ({c}, {3})) == {3: c}  # they disagree
+    assert learned(({a}, {1}), ({a}, {2})) == {}  # two numbers for one name
+    assert learned(({a}, {255}), ({b}, {255})) == {}  # binarised
+
+
+def test_without_numbers_in_the_masks_pictures_of_several_kinds_keep_no_type(published):
+    for i in range(3):
+        picture(published / "candle" / "Data" / "Masks" / "Anomaly" / f"{i:03}.png", mask=255)
+    found = read(published, "largest")
+    assert [found[f"{i:03}.JPG"].solution.type for i in range(3)] == [*TYPES[:2], None]
+    Image.new("RGB", (30, 24)).save(published / "candle" / "Data" / "Masks" / "Anomaly" / "001.png")
+    with pytest.raises(DataError, match=r"001\.png: its mode is RGB"):
+        read(published, "largest")
 
 
 @pytest.mark.parametrize("level", ["1cls", "."])
