@@ -215,6 +215,7 @@ class Prediction:
     references: tuple[str, ...] = ()
     subtask: str = ""
     gold_option: str | None = None  # what the right letter stands for
+    score: float | None = None  # of any scale, where there is no `p_yes`; higher: more defective
 
 
 @dataclass(frozen=True)

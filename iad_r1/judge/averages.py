@@ -14,8 +14,9 @@ import numpy as np
 
 from iad_r1.judge.intervals import newcombe
 from iad_r1.judge.rates import METRICS
+from iad_r1.judge.scores import CALIBRATED, RANKED
 
-AVERAGED = (*METRICS, "auroc", "gold_yes_rate")
+AVERAGED = (*METRICS, *RANKED, *CALIBRATED, "gold_yes_rate")
 
 Row = Mapping[str, Any]
 

@@ -38,6 +38,13 @@ def of_rates(counts: Sequence[tuple[int, int]], seed: int, resamples: int) -> In
     return _stratified_bootstrap(counts, seed, resamples)
 
 
+def mean_rate(counts: Sequence[tuple[int, int]]) -> float | None:
+    """The mean of rates, each (successes, n), in percent; None when an n is 0."""
+    if any(n == 0 for _, n in counts):
+        return None
+    return float(100 * np.mean([k / n for k, n in counts]))
+
+
 def of_changes(groups: Sequence[Floats], seed: int, resamples: int) -> Interval:
     """Interval of the mean over groups of the mean change, each change in {-1, 0, 1}.
 

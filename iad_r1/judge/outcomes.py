@@ -6,6 +6,7 @@ and shown.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Outcomes:
     typed: Flags
     type_known: Flags
     p_yes: Floats | None  # None unless every image has one
+    scores: Floats | None  # `p_yes`, else scores of any scale; None unless every image has one
 
 
 def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
@@ -68,6 +70,7 @@ def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
     gold = np.array([row.gold_answer for row in predictions], dtype=np.str_)
     answer = np.array([row.answer for row in predictions], dtype=np.str_)
     yes = answer == "yes"
+    p_yes = _probabilities(predictions)
     return Outcomes(
         ids=tuple(row.id for row in predictions),
         gold=gold,
@@ -82,7 +85,8 @@ def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
         place_known=_flags(row.location_correct is not None for row in predictions),
         typed=yes & _flags(row.type_correct is True for row in predictions),
         type_known=_flags(row.type_correct is not None for row in predictions),
-        p_yes=_scores(predictions),
+        p_yes=p_yes,
+        scores=_scores(predictions) if p_yes is None else p_yes,
     )
 
 
@@ -106,6 +110,16 @@ def _flags(values: Iterable[bool]) -> Flags:
 
 
 def _scores(predictions: Sequence[Prediction]) -> Floats | None:
+    scores = [row.score for row in predictions if row.score is not None]
+    if not scores or len(scores) < len(predictions):
+        return None
+    for row in predictions:
+        if not math.isfinite(row.score or 0.0):
+            raise DataError(f"prediction {row.id}: score={row.score} is no number to rank by.")
+    return np.asarray(scores, dtype=np.float64)
+
+
+def _probabilities(predictions: Sequence[Prediction]) -> Floats | None:
     scores = [row.p_yes for row in predictions if row.p_yes is not None]
     if not scores or len(scores) < len(predictions):
         return None

@@ -67,18 +67,19 @@ def summarise(
 ) -> dict[str, Any]:
     """Every metric of one evaluation, with 95 % intervals in `ci95`.
 
-    Rates carry Wilson intervals; balanced accuracy and AUROC a bootstrap of `resamples`
-    draws stratified by class. `confusion` is gold x answer: {"yes": {"yes": n, "no": n,
-    "invalid": n}, "no": {...}}. `auroc` (0-100) needs `p_yes` on every image.
+    Rates carry Wilson intervals; balanced accuracy, AUROC and average precision a bootstrap of
+    `resamples` draws stratified by class. `confusion` is gold x answer: {"yes": {"yes": n,
+    "no": n, "invalid": n}, "no": {...}}. `auroc`, `ap` and `f1_max` (0-100) need a score of every
+    image, `ece` (points) and `brier` (0-1) its `p_yes`.
     """
     rows = outcomes(predictions)
     values, bounds = {}, {}
     for name, metric in METRICS.items():
         outcome = metric.outcome(rows)
         counts = [(int(outcome[group].sum()), int(group.sum())) for group in metric.groups(rows)]
-        values[name] = _mean_rate(counts)
+        values[name] = intervals.mean_rate(counts)
         bounds[name] = intervals.of_rates(counts, seed, resamples)
-    area, bounds["auroc"] = scores.auroc(rows, seed, resamples)
+    ranked, bounds_of_ranked = scores.ranking(rows, seed, resamples)
     anomalous, normal = int(rows.anomalous.sum()), int(rows.normal.sum())
     asked = anomalous + normal
     return {
@@ -89,17 +90,14 @@ def summarise(
         "n_typed": int(rows.type_known.sum()),
         **values,
         "gold_yes_rate": 100 * anomalous / asked if asked else None,
-        "auroc": area,
+        **ranked,
+        **scores.calibration_errors(rows),
         "confusion": confusion(rows),
-        "ci95": {name: interval for name, interval in bounds.items() if interval is not None},
+        "ci95": {
+            **{name: interval for name, interval in bounds.items() if interval is not None},
+            **bounds_of_ranked,
+        },
     }
-
-
-def _mean_rate(counts: Sequence[tuple[int, int]]) -> float | None:
-    """The mean of rates, each (successes, n), in percent; None when an n is 0."""
-    if any(n == 0 for _, n in counts):
-        return None
-    return float(100 * np.mean([k / n for k, n in counts]))
 
 
 def confusion(rows: Outcomes) -> dict[str, dict[str, int]]:
@@ -126,22 +124,35 @@ def macro(products: Mapping[str, Mapping[str, Any]], floor: float = 60.0) -> dic
     """The unweighted view over products: mean, the worst one, how many are below `floor` %.
 
     Only products with both normal and anomalous images have a balanced accuracy; the others
-    are counted in `n_undefined`.
+    are counted in `n_undefined`. `scores` holds {mean, worst_product, worst} of AUROC and average
+    precision, where products have them.
     """
-    defined = {
-        name: float(row["balanced_accuracy"])
-        for name, row in products.items()
-        if row["balanced_accuracy"] is not None
-    }
-    worst = min(defined, key=lambda name: (defined[name], name), default=None)
+    own = _over_products(products, "balanced_accuracy")
+    ranked = {name: _over_products(products, name) for name in ("auroc", "ap")}
     return {
-        "balanced_accuracy": float(np.mean(list(defined.values()))) if defined else None,
-        "worst_product": worst,
-        "worst_balanced_accuracy": defined[worst] if worst is not None else None,
-        "n_below_floor": sum(score < floor for score in defined.values()),
+        "balanced_accuracy": own["mean"],
+        "worst_product": own["worst_product"],
+        "worst_balanced_accuracy": own["worst"],
+        "n_below_floor": sum(
+            row["balanced_accuracy"] is not None and row["balanced_accuracy"] < floor
+            for row in products.values()
+        ),
         "floor": floor,
         "n_products": len(products),
-        "n_undefined": len(products) - len(defined),
+        "n_undefined": len(products) - own["n"],
+        "scores": {name: found for name, found in ranked.items() if found["n"]},
+    }
+
+
+def _over_products(products: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """{mean, worst_product, worst, n} over the products that define a metric."""
+    found = {n: float(row[metric]) for n, row in products.items() if row[metric] is not None}
+    worst = min(found, key=lambda name: (found[name], name), default=None)
+    return {
+        "mean": float(np.mean(list(found.values()))) if found else None,
+        "worst_product": worst,
+        "worst": found[worst] if worst is not None else None,
+        "n": len(found),
     }
 
 

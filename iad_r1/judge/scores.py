@@ -1,44 +1,61 @@
-"""What the probabilities of "Yes" are worth: ranking (AUROC, ROC) and calibration.
+"""What the scores of images are worth: ranking (AUROC, average precision, ROC) and calibration.
 
-Every view is None unless each image has `p_yes`.
+A score is the probability of "Yes" (`p_yes`), or one of any scale (`score`) where a model gives
+no probability. A higher one is more defective. Every view is None unless each image has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1.judge.intervals import Floats, Interval, percentiles
-from iad_r1.judge.outcomes import Outcomes, outcomes
+from iad_r1.judge.outcomes import Flags, Outcomes, outcomes
 from iad_r1.types import Prediction
 
+Counts = NDArray[np.integer]
 
-def auroc(rows: Outcomes, seed: int, resamples: int) -> tuple[float | None, Interval | None]:
-    """AUROC of `p_yes` in percent and its bootstrap interval, stratified by class."""
-    if rows.p_yes is None or rows.anomalous.all() or not rows.anomalous.any():
-        return None, None
-    positive, negative = rows.p_yes[rows.anomalous], rows.p_yes[~rows.anomalous]
-    levels = np.unique(rows.p_yes)
+BINS = 15  # of calibration, equally many images in each
+RANKED = ("auroc", "ap", "f1_max")
+CALIBRATED = ("ece", "brier")
+
+
+def ranking(
+    rows: Outcomes, seed: int, resamples: int
+) -> tuple[Mapping[str, float | None], Mapping[str, Interval]]:
+    """AUROC, average precision and the best F1 of any threshold, in percent, and the intervals of
+    the first two: a bootstrap stratified by class.
+
+    The threshold of `f1_max` is chosen on these same images, so that is an oracle.
+    """
+    if rows.scores is None or rows.anomalous.all() or not rows.anomalous.any():
+        return dict.fromkeys(RANKED), {}
+    levels = np.unique(rows.scores)
     counts = [
-        np.bincount(np.searchsorted(levels, side), minlength=levels.size)
-        for side in (positive, negative)
+        np.bincount(np.searchsorted(levels, rows.scores[side]), minlength=levels.size)
+        for side in (rows.anomalous, ~rows.anomalous)
     ]
     rng = np.random.default_rng(seed)
     # Only the counts per distinct score matter; blocks bound the memory at any image count.
     block = max(1, 2_000_000 // levels.size)
-    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    draws = [
-        _area(*(rng.multinomial(side.sum(), side / side.sum(), size) for side in counts))
-        for size in sizes
-    ]
-    area = float(_area(*(side[None] for side in counts))[0])
-    return 100 * area, percentiles(100 * np.concatenate(draws))
+    areas, precisions = [], []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = [rng.multinomial(side.sum(), side / side.sum(), size) for side in counts]
+        areas.append(_area(*drawn))
+        precisions.append(_average_precision(*drawn))
+    one = [side[None] for side in counts]
+    found = {"auroc": _area(*one), "ap": _average_precision(*one), "f1_max": _f1(*one).max(1)}
+    return {name: 100 * float(value[0]) for name, value in found.items()}, {
+        "auroc": percentiles(100 * np.concatenate(areas)),
+        "ap": percentiles(100 * np.concatenate(precisions)),
+    }
 
 
-def _area(positive: NDArray[np.integer], negative: NDArray[np.integer]) -> Floats:
+def _area(positive: Counts, negative: Counts) -> Floats:
     """Area under the ROC curve from counts per ascending score level, [B, L] -> [B].
 
     A positive beats every negative on a lower level and half of those on its own.
@@ -47,34 +64,38 @@ def _area(positive: NDArray[np.integer], negative: NDArray[np.integer]) -> Float
     return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
 
 
+def _average_precision(positive: Counts, negative: Counts) -> Floats:
+    """The mean over the positives of the precision at their own level, [B, L] -> [B]."""
+    caught, called = _from_above(positive), _from_above(positive + negative)
+    return (positive * caught / np.maximum(called, 1)).sum(axis=1) / positive.sum(axis=1)
+
+
+def _f1(positive: Counts, negative: Counts) -> Floats:
+    """F1 if everything from a level on is called defective, [B, L] -> [B, L]."""
+    caught, called = _from_above(positive), _from_above(positive + negative)
+    return 2 * caught / (positive.sum(axis=1, keepdims=True) + called)
+
+
+def _from_above(counts: Counts) -> Counts:
+    return counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
 def roc(predictions: Sequence[Prediction]) -> dict[str, list[float]] | None:
-    """The ROC curve of `p_yes`: {false_positive, true_positive} in percent, or None."""
+    """The ROC curve of the scores: {false_positive, true_positive} in percent, or None."""
     rows = outcomes(predictions)
-    if rows.p_yes is None or rows.anomalous.all() or not rows.anomalous.any():
+    if rows.scores is None or rows.anomalous.all() or not rows.anomalous.any():
         return None
     from sklearn.metrics import roc_curve
 
-    false_positive, true_positive, _ = roc_curve(rows.anomalous, rows.p_yes)
+    false_positive, true_positive, _ = roc_curve(rows.anomalous, rows.scores)
     return {
         "false_positive": (100 * false_positive).tolist(),
         "true_positive": (100 * true_positive).tolist(),
     }
 
 
-def overkill_at_miss(predictions: Sequence[Prediction], limit: float) -> float | None:
-    """The least overkill (percent) of any `p_yes` threshold that misses at most `limit` %.
-
-    The threshold is chosen on these same images, so this is an oracle, not a promise.
-    """
-    curve = roc(predictions)
-    if curve is None:
-        return None
-    pairs = zip(curve["false_positive"], curve["true_positive"], strict=True)
-    return min(overkill for overkill, caught in pairs if 100 - caught <= limit + 1e-9)
-
-
-def calibration(predictions: Sequence[Prediction], bins: int = 15) -> dict[str, Any] | None:
-    """Does "80 % sure" mean right in 80 of 100?
+def calibration(predictions: Sequence[Prediction], bins: int = BINS) -> dict[str, Any] | None:
+    """Does "80 % sure" mean right in 80 of 100? None where the scores are no probabilities.
 
     Bins hold equally many images. Returns {bins: [{p_yes, anomalous, n}], ece, brier}: mean
     stated probability and observed share per bin (percent), the expected calibration error
@@ -84,17 +105,31 @@ def calibration(predictions: Sequence[Prediction], bins: int = 15) -> dict[str, 
     if rows.p_yes is None:
         return None
     order = np.argsort(rows.p_yes, kind="stable")
+    shares = _shares_of_ties(rows.p_yes, rows.anomalous)
     table = [
         {
             "p_yes": float(100 * rows.p_yes[part].mean()),
-            "anomalous": float(100 * rows.anomalous[part].mean()),
+            "anomalous": float(100 * shares[part].mean()),
             "n": int(part.size),
         }
         for part in np.array_split(order, min(bins, order.size))
     ]
-    gaps = [row["n"] * abs(row["p_yes"] - row["anomalous"]) for row in table]
-    return {
-        "bins": table,
-        "ece": float(sum(gaps) / order.size),
-        "brier": float(np.mean((rows.p_yes - rows.anomalous) ** 2)),
-    }
+    return {"bins": table, **calibration_errors(rows, bins)}
+
+
+def calibration_errors(rows: Outcomes, bins: int = BINS) -> dict[str, float | None]:
+    """{ece, brier} of `calibration`; None where the scores are no probabilities of a defect."""
+    if rows.p_yes is None or not (rows.anomalous | rows.normal).all():
+        return dict.fromkeys(CALIBRATED)
+    order = np.argsort(rows.p_yes, kind="stable")
+    gaps = (rows.p_yes - _shares_of_ties(rows.p_yes, rows.anomalous))[order]
+    ece = sum(abs(part.sum()) for part in np.array_split(gaps, min(bins, order.size)))
+    brier = np.mean((rows.p_yes - rows.anomalous) ** 2)
+    return {"ece": float(100 * ece / order.size), "brier": float(brier)}
+
+
+def _shares_of_ties(p_yes: Floats, anomalous: Flags) -> Floats:
+    """For every image the share of defective ones among those of its probability: a bin may end
+    among them, and which of them it takes is no matter of their order."""
+    _, level = np.unique(p_yes, return_inverse=True)
+    return (np.bincount(level, weights=anomalous) / np.bincount(level))[level]

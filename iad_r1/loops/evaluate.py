@@ -23,6 +23,7 @@ from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
+from iad_r1.judge.thresholds import Rule, operating_points
 from iad_r1.learn.context import Context
 from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
@@ -217,6 +218,23 @@ def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
             for shots in shots_of(samples, context.config.evaluate):
                 rows += _compared(context, before, after, split, shots)
     return [*rows, *averages.of_comparisons(rows, tested(context))]
+
+
+def thresholds(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """The operating points of every stage, for `thresholds`."""
+    asked = context.config.evaluate
+    places = [
+        (stage, split, shots)
+        for stage in stages
+        for split, samples in splits(context.config, context.dataset).items()
+        for shots in shots_of(samples, asked)
+    ]
+    answers = {
+        place: list(read_predictions(context.folder.predictions(*place)).values())
+        for place in places
+    }
+    limits: dict[Rule, float | None] = {"miss": asked.at_miss, "overkill": asked.at_overkill}
+    return operating_points(answers, limits, context.config.seed)
 
 
 def _compared(

@@ -129,6 +129,10 @@ def measure(context: Context, evaluated: list[str]) -> None:
         return
     earlier = context.folder.summary().get("results", [])
     results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
-    context.folder.update_summary(results=results, comparisons=evaluate.compare(context, evaluated))
+    context.folder.update_summary(
+        results=results,
+        comparisons=evaluate.compare(context, evaluated),
+        thresholds=evaluate.thresholds(context, evaluated),
+    )
     cards.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(results)

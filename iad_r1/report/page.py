@@ -51,6 +51,7 @@ def _environment() -> Environment:
         "stage": wording.stage_name,
         "model": wording.model_name,
         "split": wording.split_name,
+        "rule": wording.rule,
         "metric": lambda name: wording.METRIC_NAMES.get(name, name),
         "count": lambda value: wording.NOTHING if value is None else f"{value:,.1f}",
         "whole": lambda value: f"{value:,}",
@@ -93,6 +94,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "grid": run.grid,
         "types": [table for item in main if (table := tables.types(item))],
         "scores": scored,
+        "thresholds": tables.thresholds(run),
         "score_figures": list(_score_figures(scored, keep)),
         "curves": _curves(run, keep),
         "not_finite": training.not_finite(run),
@@ -203,7 +205,9 @@ def _score_figures(scored: Sequence[Row], keep: Keep) -> Iterator[Markup]:
         here = [row for row in scored if row["split"] == split]
         title = _images(here[0])
         yield keep(f"roc-{split}", figures.roc(here, f"ROC: {title}"))
-        yield keep(f"calibration-{split}", figures.calibration(here, f"Calibration: {title}"))
+        sure = [row for row in here if row["calibration"] is not None]
+        if sure:
+            yield keep(f"calibration-{split}", figures.calibration(sure, f"Calibration: {title}"))
 
 
 def _curves(run: RunData, keep: Keep) -> list[Row]:

@@ -14,7 +14,8 @@ from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import METRICS, location_chance, macro, per_product, summarise
-from iad_r1.judge.scores import calibration, overkill_at_miss, roc
+from iad_r1.judge.scores import calibration, roc
+from iad_r1.judge.thresholds import Rule, operating_points
 from iad_r1.report import wording
 from iad_r1.report.run_data import Evaluation, RunData
 from iad_r1.types import Prediction
@@ -269,14 +270,24 @@ def _said_type(row: Prediction) -> str:
 
 
 def scores(run: RunData, rows: Sequence[Row]) -> list[Row]:
-    """The rows of the fewest shots with ROC and calibration; empty when no answer has `p_yes`."""
+    """The rows of the fewest shots with ROC and calibration, which is None where the scores are no
+    probabilities; empty when no answer has a score."""
     found = []
     for item, row in zip(run.evaluations, rows, strict=True):
         fewest = min(other.shots for other in run.evaluations if other.split == item.split)
         curve = roc(item.predictions) if item.shots == fewest else None
-        bins = calibration(item.predictions) if curve else None
-        if curve is not None and bins is not None:
-            overkill = overkill_at_miss(item.predictions, 5.0)
-            more = {"roc": curve, "calibration": bins, "overkill_at_miss_5": overkill}
-            found.append({**row, **more})
+        if curve is not None:
+            found.append({**row, "roc": curve, "calibration": calibration(item.predictions)})
     return found
+
+
+def thresholds(run: RunData) -> list[Row]:
+    """What thresholds of the score cost, of the last stage: where each was chosen is in the row."""
+    asked = run.config.get("evaluate") or {}
+    limits: dict[Rule, float | None] = {
+        "miss": asked.get("at_miss"),
+        "overkill": asked.get("at_overkill"),
+    }
+    last = last_evaluations(run)
+    answers = {(item.stage, item.split, item.shots): item.predictions for item in last}
+    return operating_points(answers, limits, run.seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iad_r1.judge.thresholds import VALIDATION
+
 STAGES = ("base", "pretrain", "sft", "grpo")  # in the order of training
 STAGE_NAMES = {
     "base": "as loaded",
@@ -30,6 +32,10 @@ METRIC_NAMES = {
     "invalid_rate": "unreadable answers",
     "yes_rate": "share answered yes",
     "auroc": "AUROC",
+    "ap": "average precision",
+    "f1_max": "best F1 (oracle)",
+    "ece": "calibration error",
+    "brier": "Brier score",
 }
 HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
 HEADLINE_OF_CHOICES = ("accuracy", "well_formed")
@@ -38,7 +44,6 @@ SPLIT_NAMES = {
     "seen": "products seen in training",
     "new": "products new to PA-SFT",
 }
-VALIDATION = "validation_"
 NOTHING = "–"  # as tables print an undefined value
 MINUS = "\N{MINUS SIGN}"
 
@@ -81,6 +86,13 @@ def is_validation(split: str) -> bool:
 def percent(value: float | None) -> str:
     """One decimal, or a dash where undefined."""
     return NOTHING if value is None else f"{value:.1f}"
+
+
+def rule(row: Mapping[str, Any]) -> str:
+    """What a threshold was chosen for: "at most 5 % missed"."""
+    if row["rule"] == "f1":
+        return "largest F1"
+    return f"at most {row['limit']:g} % {'missed' if row['rule'] == 'miss' else 'rejected'}"
 
 
 def interval(bounds: Sequence[float] | None) -> str:

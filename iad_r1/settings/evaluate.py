@@ -8,9 +8,15 @@ from pydantic import Field
 
 from iad_r1.settings.base import Count, Count0, Pictures
 
+Percent = Annotated[float, Field(ge=0, lt=100)]
+
 
 class Evaluate(Pictures):
-    """Greedy answers on held-out images, and what is computed from them."""
+    """Greedy answers on held-out images, and what is computed from them.
+
+    `at_miss` and `at_overkill` are the rates, in percent, that thresholds of the score are to
+    keep; null: no such threshold is looked for.
+    """
 
     prompt: str
     splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)]
@@ -20,3 +26,5 @@ class Evaluate(Pictures):
     max_length: Count | None
     batch_size: Count
     limit: Count | None
+    at_miss: Percent | None
+    at_overkill: Percent | None

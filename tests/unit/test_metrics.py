@@ -494,13 +494,6 @@ def scored(pairs: list[tuple[str, float]]) -> list[Prediction]:
     return [prediction(str(i), gold, p_yes=p) for i, (gold, p) in enumerate(pairs)]
 
 
-def test_overkill_at_a_target_miss_rate():
-    rows = scored([("yes", 0.9), ("yes", 0.5), ("no", 0.6), ("no", 0.1), ("no", 0.2)])
-    assert scores.overkill_at_miss(rows, 50) == 0.0
-    assert scores.overkill_at_miss(rows, 0) == pytest.approx(100 / 3)
-    assert scores.overkill_at_miss(rows[:1], 0) is None
-
-
 def test_calibration_by_hand_and_brier_by_sklearn():
     rows = scored([("yes", 0.9), ("yes", 0.9), ("no", 0.1), ("yes", 0.1)])
     table = scores.calibration(rows, bins=2)
@@ -515,4 +508,3 @@ def test_calibration_by_hand_and_brier_by_sklearn():
 def test_without_scores_there_is_no_roc_and_no_calibration():
     rows = [prediction("a"), prediction("b", "no", "no")]
     assert scores.roc(rows) is None and scores.calibration(rows) is None
-    assert scores.overkill_at_miss(rows, 5) is None

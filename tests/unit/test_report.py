@@ -242,6 +242,11 @@ def test_names_from_the_data_are_escaped(complete, complete_page):
     assert "<b>odd & co</b>" in complete_page.text  # as text
 
 
+def test_a_threshold_that_the_test_pictures_chose_is_called_an_oracle(complete, complete_page):
+    assert all(row["oracle"] for row in tables.thresholds(run_data.load(complete)))
+    assert "<b>oracle</b>" in complete_page and "evaluate.splits=[validation,test]" in complete_page
+
+
 def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_page):
     path = complete / "predictions" / "grpo.new.0shot.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
