@@ -349,6 +349,17 @@ def cells_from_mask(
     return frozenset(grid.cell_at(x, y) for x, y in kept)
 
 
+def cells_touched(mask: np.ndarray, grid: Grid | str) -> frozenset[int]:
+    """Every cell in which a defect mask `[H, W]` (non-zero is defective) has a pixel."""
+    import numpy as np
+
+    grid = as_grid(grid)
+    rows, cols = np.nonzero(mask)
+    height, width = mask.shape
+    cells = _cells_of_pixels(rows, height, grid.rows) * grid.cols
+    return frozenset(np.unique(cells + _cells_of_pixels(cols, width, grid.cols)).tolist())
+
+
 def _cells_of_pixels(index: np.ndarray, size: int, parts: int) -> np.ndarray:
     """The part of an axis each pixel's centre lies in, in whole numbers: no rounding at borders."""
     return (2 * index + 1) * parts // (2 * size)
@@ -412,10 +423,11 @@ def location_score(
 
 def _touch(cells: frozenset[int], others: frozenset[int], grid: Grid) -> bool:
     """Whether every cell is, or is next to, one of `others`."""
-    return all(any(_distance(cell, other, grid) <= 1 for other in others) for cell in cells)
+    return all(any(distance(cell, other, grid) <= 1 for other in others) for cell in cells)
 
 
-def _distance(cell: int, other: int, grid: Grid) -> int:
+def distance(cell: int, other: int, grid: Grid) -> int:
+    """How many cells lie between two, the second one counted, corners being neighbours."""
     (row, col), (other_row, other_col) = divmod(cell, grid.cols), divmod(other, grid.cols)
     return max(abs(row - other_row), abs(col - other_col))
 

@@ -216,6 +216,7 @@ class Prediction:
     subtask: str = ""
     gold_option: str | None = None  # what the right letter stands for
     score: float | None = None  # of any scale, where there is no `p_yes`; higher: more defective
+    gold_cells: str | None = None  # all cells that the mask of the defect touches
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from iad_r1 import prompts, schema
-from iad_r1.grid import Grid, location_score
+from iad_r1.grid import Grid, cells_touched, describe, location_score
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.types import Completion, Prediction, Sample, StopReason
 
@@ -34,9 +37,11 @@ def grade(
     split: str,
     shots: int = 0,
     p_yes: float | None = None,
+    mask: NDArray[np.bool_] | None = None,
 ) -> Prediction:
     """What was said against what is true.
 
+    `mask` [H, W] is True where the picture is defective; None: not known, or it is not.
     The place is right when it names exactly the annotated cells; the type when the vocabulary puts
     it into the same class (`same_class`), or the words are equal.
     """
@@ -67,6 +72,9 @@ def grade(
         references=tuple(reference.id for reference in sample.references[:shots]),
         subtask=sample.question.subtask,
         gold_option=options[gold.answer] if options else None,
+        gold_cells=None
+        if mask is None
+        else describe(cells_touched(mask, grader.grid), grader.grid),
     )
 
 

@@ -15,12 +15,14 @@ import torch
 from iad_r1 import data, prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.grid import as_grid
 from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
+from iad_r1.judge.places import place_scores
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
 from iad_r1.judge.thresholds import Rule, operating_points
@@ -118,6 +120,7 @@ def result(
         "shots": shots,
         **{name: found[name] for name in ("n", *HEADLINE, "ci95")},
         **found,
+        "places": place_scores(answered, as_grid(context.config.grid)),
     }
 
 
@@ -169,10 +172,17 @@ class Asking:
                 batch = [(mine[n], asked.pop(n), group[0]) for n, group in islice(finished, size)]
                 shares = self._p_yes(batch)
                 answers = [
-                    grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=shares.get(n))
+                    self.graded(sample, drawn, split, shots, shares.get(n))
                     for n, (sample, _, drawn) in enumerate(batch)
                 ]
                 yield [answer for part in distributed.everyone(answers) for answer in part]
+
+    def graded(
+        self, sample: Sample, drawn: Completion, split: str, shots: int, p_yes: float | None
+    ) -> Prediction:
+        """A completion against what is true, the mask of a defect included."""
+        mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
+        return grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=p_yes, mask=mask)
 
     def _p_yes(self, batch: Sequence[tuple[Sample, Prompt, Completion]]) -> dict[int, float | None]:
         """P(yes) by place in the batch, of the questions that ask for yes or no."""

@@ -13,7 +13,8 @@ from iad_r1.grid import Grid, parse_cells, words
 from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.judge.rates import METRICS, location_chance, macro, per_product, summarise
+from iad_r1.judge.places import chance, place_scores
+from iad_r1.judge.rates import METRICS, macro, per_product, summarise
 from iad_r1.judge.scores import calibration, roc
 from iad_r1.judge.thresholds import Rule, operating_points
 from iad_r1.report import wording
@@ -204,18 +205,8 @@ def places(evaluation: Evaluation, grid: Grid) -> Row | None:
         "unplaced": said[:, n].tolist(),
         "several": sum(gold is not None and len(gold) > 1 for gold in golds),
         "chance": chance(golds, grid),
+        "scores": place_scores(evaluation.predictions, grid),
     }
-
-
-def chance(golds: Sequence[frozenset[int] | None], grid: Grid) -> Row:
-    """What guessers of one cell score against these gold places."""
-    cells = [words(cell, grid) for cell in range(grid.cells)]
-    accepted = [
-        {words(next(iter(gold)), grid)} if gold is not None and len(gold) == 1 else set[str]()
-        for gold in golds
-    ]
-    center = cells[grid.cells // 2] if grid.rows % 2 and grid.cols % 2 else None
-    return location_chance(accepted, cells, center)
 
 
 def uniform_chance(run: RunData) -> float | None:

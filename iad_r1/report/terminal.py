@@ -37,6 +37,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             style="dim",
             highlight=False,
         )
+        for line in _guessing(results):
+            console.print(line, style="dim", highlight=False)
     for name, text in _where_next(results, folder):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -59,6 +61,19 @@ def _averaged(results: Sequence[Mapping[str, Any]]) -> str:
         " The average is the unweighted mean of the benchmarks, each pooled over its images: the "
         "papers average balanced accuracy so."
     )
+
+
+def _guessing(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What location accuracy is to be compared with, once for each set of pictures."""
+    for split, places in {row["split"]: row.get("places") for row in results}.items():
+        if places and (hit := places["chance"]["hit"])["uniform"] is not None:
+            center = hit["always_center"]
+            middle = "" if center is None else f", the center for {wording.percent(center)} %"
+            yield escape(
+                f"{split}: a random cell is the right place for {wording.percent(hit['uniform'])} %"
+                f"{middle}, {hit['best_cell']}, the most frequent, for "
+                f"{wording.percent(hit['best_constant'])} %."
+            )
 
 
 def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:

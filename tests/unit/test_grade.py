@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iad_r1 import prompts
@@ -76,6 +77,15 @@ def test_what_is_not_annotated_is_not_judged():
     unknown = graded(replace(ANOMALOUS, solution=Solution("Yes")), RIGHT)
     assert unknown.location_correct is None and unknown.type_correct is None
     assert graded(replace(ANOMALOUS, solution=Solution("No")), RIGHT).location_correct is None
+
+
+def test_the_cells_that_a_mask_touches_are_kept_beside_the_one_it_lies_in():
+    mask = np.zeros((9, 9), bool)
+    mask[1, 1:5] = True
+    drawn = Completion(RIGHT, (1, 2), (-0.1, -0.1), StopReason.STOP)
+    found = grade(GRADER, ANOMALOUS, drawn, split="seen", mask=mask)
+    assert found.gold_cells == "top left, top center"
+    assert graded(ANOMALOUS, RIGHT).gold_cells is None
 
 
 def test_an_answer_cut_off_at_the_limit_is_invalid():

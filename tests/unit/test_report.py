@@ -431,6 +431,18 @@ def test_the_cell_table_counts_every_placed_defect_once(complete):
     assert place["chance"]["uniform"] == pytest.approx(100 / 9)
 
 
+def test_places_are_read_beside_what_guessing_would_give(complete, complete_page):
+    item = tables.main_evaluations(run_data.load(complete))[0]
+    place = tables.places(item, run_data.Grid(3, 3))
+    assert place is not None
+    hits, start = place["scores"], "the cell of the defect is named"
+    row = complete_page.text.partition(start)[2][:80]
+    assert hits["hit"] < hits["hit_detected"]
+    for number in (hits["hit"], hits["hit_detected"], hits["chance"]["hit"]["always_center"]):
+        assert f"{number:.1f}" in row
+    assert f"lies {hits['distance']:.2f} cells from the right one" in complete_page.text
+
+
 def test_the_type_table_agrees_with_type_accuracy(complete):
     item = evaluation(complete, "grpo", "new")
     table = tables.types(item)

@@ -140,6 +140,19 @@ def test_a_change_that_may_be_chance_is_marked(tmp_path, capsys):
     assert "+8.4 [5.5, 11.2]" in new and "~" not in new
 
 
+def test_what_guessing_the_place_would_give_is_said_once_for_each_set(tmp_path, capsys):
+    hit = {"uniform": 11.11, "always_center": 9, "best_cell": "top left", "best_constant": 20.0}
+    rows = [
+        result(stage, "seen", 80) | {"places": {"chance": {"hit": hit}}}
+        for stage in ("sft", "grpo")
+    ]
+    text = printed(capsys, {"results": rows}, tmp_path)
+    assert text.count("random cell") == 1
+    assert (
+        "seen: a random cell is the right place for 11.1 %, the center for 9.0 %, top left" in text
+    )
+
+
 def test_it_says_what_was_run_where_it_is_and_what_to_type_next(tmp_path, capsys):
     config = {"name": "pipeline", "seed": 4, "backbone": {"name": "tiny"}, "data": {"name": "x"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
