@@ -15,7 +15,7 @@ from iad_r1.errors import DataError
 from iad_r1.judge import rates, scores, thresholds
 from iad_r1.types import Prediction
 
-UNHURRIED = settings(deadline=None, max_examples=40)  # a busy machine is not a failure
+UNHURRIED = settings(deadline=None, max_examples=25)  # a busy machine is not a failure
 
 
 def scored(rows: list[tuple[str, float]], split: str = "seen", **fields) -> list[Prediction]:
