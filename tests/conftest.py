@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "disabled")
+# What was found in pictures is not kept where the user keeps it.
+os.environ.setdefault("IAD_CACHE", str(Path(tempfile.gettempdir()) / f"iad_r1_tests_{os.getuid()}"))
 
 # A busy machine is no fault of what is tested.
 settings.register_profile("any_speed", deadline=None)

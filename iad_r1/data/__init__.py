@@ -7,6 +7,7 @@ imported here but inside functions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -43,15 +44,17 @@ def sources(config: Config) -> dict[str, ReaderSettings]:
 
 def for_run(config: Config) -> Dataset:
     """All that a run reads. Raises DataError."""
-    from iad_r1.data import mix
+    from iad_r1.data import cache, mix
     from iad_r1.grid import as_grid
 
-    return mix.load(
-        config.data,
-        as_grid(config.grid),
-        config.grid.mask_rule,
-        config.seed,
-        parts(config),
-        benchmarks(config),
-        config.evaluate.limit,
-    )
+    with cache.Kept() as kept:
+        return mix.load(
+            config.data,
+            as_grid(config.grid),
+            config.grid.mask_rule,
+            config.seed,
+            parts(config),
+            benchmarks(config),
+            config.evaluate.limit,
+            partial(mix.inspect, kept=kept),
+        )

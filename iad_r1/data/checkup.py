@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from iad_r1.data import Part, duplicates, faults, folders, images, mix, published
+from iad_r1.data.cache import Kept
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
@@ -160,14 +161,20 @@ def _key(sample: Sample) -> object:
 
 
 def opened(
-    source: Source, grid: Grid, rule: Rule, workers: int, advance: Callable[[], None]
+    source: Source,
+    grid: Grid,
+    rule: Rule,
+    workers: int,
+    advance: Callable[[], None],
+    kept: Kept | None = None,
 ) -> None:
-    """Look at every picture and mask of a source, `workers` at a time."""
+    """Look at every picture and mask of a source, `workers` at a time. `kept` is told what was
+    found."""
     asked, seen = [look.sample for look in source.looks], dict[object, Look]()
     waiting = iter(reversed(to_open(source).values()))
     with ThreadPoolExecutor(workers, "doctor") as pool:
         while some := list(islice(waiting, _AT_ONCE)):
-            for look in pool.map(lambda sample: examined(sample, grid, rule), some):
+            for look in pool.map(lambda sample: examined(sample, grid, rule, kept), some):
                 seen[_key(look.sample)] = look
                 source.problems += look.problems
                 advance()
@@ -181,10 +188,10 @@ def _with(look: Look, sample: Sample) -> Look:
     return replace(look, sample=sample, photo=look.photo and replace(look.photo, sample=sample))
 
 
-def examined(sample: Sample, grid: Grid, rule: Rule) -> Look:
+def examined(sample: Sample, grid: Grid, rule: Rule, kept: Kept | None = None) -> Look:
     """Open the files of a sample; what is wrong with them is told, never raised."""
     try:
-        photo = mix.inspect(sample, grid, rule, True)
+        photo = mix.inspect(sample, grid, rule, True, kept)
         return Look(sample, photo, images.size(sample), tuple(_read_as(sample)))
     except Exception as error:  # a broken file may raise anything
         problems = tuple(_diagnosed(sample, error, grid, rule))

@@ -24,6 +24,7 @@ PLAIN = 5.0  # grey levels: a surface whose middle frequency is weaker is plain
 OUTLIER = 8.0  # standard deviations that the likeness of twins stands out
 LEAST = 10  # plain pictures of a product; of fewer it is not known what is usual
 _FINE = np.add.outer(np.arange(EDGE), np.arange(EDGE)) >= 8  # frequencies finer than shading
+GRAIN = int(_FINE.sum())  # bits
 _CELLS = 2**24  # pairs compared at once: memory stays below 200 MiB
 
 
@@ -34,7 +35,7 @@ def perceptual_hash(picture: Image.Image) -> NDArray[np.bool_]:
 
 def described(picture: Image.Image) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
     """The perceptual hash [256] of a picture in any mode and size and, if it shows a plain surface,
-    its grain [4060]."""
+    its grain [GRAIN]."""
     small = picture.convert("L").resize((EDGE, EDGE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     frequencies = np.asarray(fft.dctn(np.asarray(small, np.float32), norm="ortho"))
     lowest = frequencies[:17, :16].ravel()[1 : BITS + 1]  # without the mean brightness
@@ -44,7 +45,7 @@ def described(picture: Image.Image) -> tuple[NDArray[np.bool_], NDArray[np.bool_
 
 
 def twins(grain: NDArray[np.bool_]) -> sparse.csr_array:
-    """[n, n] True where the grain [n, 4060] of two pictures of one product is the same; never on
+    """[n, n] True where the grain [n, GRAIN] of two pictures of one product is the same; never on
     the diagonal.
 
     How alike the grain of different parts is scatters around a common value. A pair of twins lies

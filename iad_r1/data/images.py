@@ -7,7 +7,7 @@ it. Decoded photographs are remembered, so that repeated epochs do not decode th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ EXIF_ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = 150_000_000
 REMEMBERED_BYTES = 192 * 2**20  # 430 photographs of 448 x 336 pixels
 several_pages: set[Path] = set()  # files that hold more pictures than the first, which is read
+_sizes: dict[tuple[Path, int], tuple[int, int]] = {}  # noted, by path and time of change
 
 
 def open_image(sample: Sample) -> Image.Image:
@@ -41,14 +42,24 @@ def open_image(sample: Sample) -> Image.Image:
 
 
 def size(sample: Sample) -> tuple[int, int]:
-    """Width and height of what `open_image` gives, from the file's header. Raises DataError."""
+    """Width and height of what `open_image` gives, as noted or from the file's header. Raises
+    DataError."""
     if isinstance(sample.image, Image.Image):
         return sample.image.size
     if isinstance(sample.image, Cut):
         left, top, right, bottom = sample.image.box
         return right - left, bottom - top
+    if noted := _sizes.get((sample.image, _changed(sample.image))):
+        return noted
     with opened(sample.image, "image") as image:
         return (image.height, image.width) if turn(image) >= 5 else image.size
+
+
+def note_size(sample: Sample, found: Sequence[int]) -> None:
+    """That `size` gives this of the picture in a file, for as long as that does not change."""
+    if isinstance(sample.image, Path):
+        width, height = found
+        _sizes[sample.image, _changed(sample.image)] = width, height
 
 
 def turn(image: Image.Image) -> int:

@@ -31,6 +31,7 @@ from PIL.Image import Image
 from scipy import sparse
 
 from iad_r1.data import EVERY, Part, duplicates, images
+from iad_r1.data.cache import Answer, Kept
 from iad_r1.data.folders import UNSPLIT
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
@@ -289,41 +290,110 @@ def _true(path: Path, folders: dict[Path, str]) -> str:
     return f"{folders[parent]}/{path.name}"
 
 
-def inspect(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
-    """Open the files of a sample. Raises DataError if one is missing, broken or contradictory."""
+def inspect(
+    sample: Sample, grid: Grid, rule: Rule, hashed: bool, kept: Kept | None = None
+) -> Photo:
+    """Open the files of a sample, but where `kept` knows what is in them. Raises DataError if one
+    is missing, broken or contradictory."""
     try:
-        bits = grain = None
-        if hashed:
-            bits, grain = duplicates.described(images.open_image(sample))
-        elif isinstance(sample.image, Path | Cut):
-            images.open_image(sample)
-        placed, marked = _placed(sample, grid, rule)
+        digest = bits = grain = None
+        if hashed or files(sample.image):
+            seen = _asked(kept, sample, [], lambda: _hashes(sample))
+            digest, bits = seen["digest"], _unpacked(seen["bits"], duplicates.BITS)
+            grain = seen["grain"] and _unpacked(seen["grain"], duplicates.GRAIN)
+            images.note_size(sample, seen["size"])
+        mask = None
+        if sample.mask is not None:
+            placed = sample.question.options is None
+            asked = [str(grid), rule, placed, _how(sample.mask)]
+            mask = _asked(kept, sample, asked, lambda: _marks(sample, grid, rule))
+        placed, marked = _placed(sample, grid, mask)
     except DataError as error:
         raise DataError(f"{sample.where or sample.id}: {error}") from error
-    return Photo(placed, bits, _digest(sample.image), _digest(sample.mask), marked, grain)
+    of_mask = mask["digest"] if mask else None
+    if not hashed:
+        return Photo(placed, None, digest, of_mask, marked)
+    return Photo(placed, bits, digest, of_mask, marked, grain)
 
 
-def _placed(sample: Sample, grid: Grid, rule: Rule) -> tuple[Sample, float | None]:
+def _asked(
+    kept: Kept | None, sample: Sample, asked: Sequence[object], find: Callable[[], Answer]
+) -> Answer:
+    """What is found in the picture of a sample, or, if anything is `asked`, in its mask too."""
+    opened = (*files(sample.image), *(files(sample.mask) if asked else ()))
+    in_memory = isinstance(sample.image, Image) or (asked and isinstance(sample.mask, Image))
+    if kept is None or in_memory:
+        return find()
+
+    def noted() -> Answer:
+        answer = find()
+        return {**answer, "paged": [opened.index(f) for f in opened if f in images.several_pages]}
+
+    box = sample.image.box if isinstance(sample.image, Cut) else None
+    answer = kept.found(opened, [box, *asked], noted)
+    images.several_pages.update(opened[i] for i in answer["paged"])
+    return answer
+
+
+def _how(mask: Mask | Shapes | Image) -> object:
+    """All that a mask says beside its files."""
+    return [mask.inverted, mask.drawn_on] if isinstance(mask, Mask) else repr(mask)
+
+
+def _hashes(sample: Sample) -> Answer:
+    """The size of a picture, and hashes of its file and of what it shows."""
+    picture = images.open_image(sample)
+    bits, grain = duplicates.described(picture)
+    return {
+        "size": picture.size,
+        "digest": _digest(sample.image),
+        "bits": _packed(bits),
+        "grain": None if grain is None else _packed(grain),
+    }
+
+
+def _packed(bits: NDArray[np.bool_]) -> str:
+    return np.packbits(bits).tobytes().hex()
+
+
+def _unpacked(text: str, n: int) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(np.bool_)
+
+
+def _marks(sample: Sample, grid: Grid, rule: Rule) -> Answer:
+    """What share of the picture a mask marks, and the words for where."""
+    values = images.open_mask(sample)
+    assert values is not None
+    named = values.any() and sample.question.options is None
+    place = describe(cells_from_mask(values, grid, rule), grid) if named else ""
+    return {
+        "digest": _digest(sample.mask),
+        "share": float(values.mean()),
+        "place": place or None,
+    }
+
+
+def _placed(sample: Sample, grid: Grid, mask: Answer | None) -> tuple[Sample, float | None]:
     """With the place that its mask shows, and what share of the picture that marks; a good picture
     needs no mask."""
-    values = images.open_mask(sample)
     if sample.question.options is not None:
         return sample, None
-    if values is None:
+    if mask is None:
         return _in_words_of(grid, sample), None
-    defective, mask = _is_defective(sample), _named(sample)
-    if defective and not values.any():
+    defective = _is_defective(sample)
+    if defective and not mask["share"]:
         raise DataError(
-            f"{mask}: this mask is empty, but its picture is labelled defective. Leave the mask "
-            "out if the place is not known."
+            f"{_named(sample)}: this mask is empty, but its picture is labelled defective. Leave "
+            "the mask out if the place is not known."
         )
-    if not defective and values.any():
-        raise DataError(f"{mask}: this mask marks a defect, but its picture is labelled good.")
+    if not defective and mask["share"]:
+        raise DataError(
+            f"{_named(sample)}: this mask marks a defect, but its picture is labelled good."
+        )
     if not defective:
         return replace(sample, mask=None), None
-    place = describe(cells_from_mask(values, grid, rule), grid) or None
-    solution = replace(sample.solution, location=place)
-    return replace(sample, solution=solution), float(values.mean())
+    solution = replace(sample.solution, location=mask["place"])
+    return replace(sample, solution=solution), mask["share"]
 
 
 def _in_words_of(grid: Grid, sample: Sample) -> Sample:

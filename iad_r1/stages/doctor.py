@@ -76,7 +76,7 @@ def chosen(config: Config) -> dict[str, ReaderSettings]:
 
 def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Check, print, write `doctor.json` and `doctor.html`; returns the content of the former."""
-    from iad_r1.data import checkup, sizes
+    from iad_r1.data import cache, checkup, sizes
     from iad_r1.grid import as_grid
     from iad_r1.report import doctor
     from iad_r1.store.progress import progress
@@ -86,9 +86,10 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, 
     grid, rule = as_grid(config.grid), config.grid.mask_rule
     sources = [checkup.listed(name, of, config.seed) for name, of in chosen(config).items()]
     workers = stage.workers or len(os.sched_getaffinity(0))
-    with progress("opening", sum(len(checkup.to_open(source)) for source in sources)) as bar:
+    pictures = sum(len(checkup.to_open(source)) for source in sources)
+    with progress("opening", pictures) as bar, cache.Kept(trusted=False) as kept:
         for source in sources:
-            checkup.opened(source, grid, rule, workers, bar.advance)
+            checkup.opened(source, grid, rule, workers, bar.advance, kept)
     words = config.rewards.vocabulary or "default"
     views = sights(config, stage)
     name, own = next(iter(views.items()))
