@@ -76,7 +76,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Mask:
-    """Files that together mark where a picture is defective: non-zero, or zero if `inverted`.
+    """Files that together mark where a picture is defective: non-zero, or zero if `inverted`. Where
+    there is a `threshold`, values below that share of white stand for zero.
 
     `drawn_on` says whether a mask was drawn on a picture as it is `stored`, or as it is `shown`
     once the turn of its camera is applied; None: as its size tells.
@@ -85,6 +86,7 @@ class Mask:
     files: tuple[Path, ...]
     inverted: bool = False
     drawn_on: Literal["stored", "shown"] | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, Trains, reader
-from iad_r1.types import Sample, Shapes
+from iad_r1.types import Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
 STOPPING = {
@@ -50,7 +50,7 @@ NOTED = {
     "small_defect": "Defects too small to be seen",
     "balance": "Products that train on good or on defective pictures alone",
     "count": "Other numbers of test pictures than published",
-    "reading": "Pictures that are not plain 8-bit ones, and how they are read",
+    "reading": "Pictures and masks that are not plain 8-bit ones, and how they are read",
 }
 KINDS = {**STOPPING, **NOTED}
 MASKS = frozenset(  # the kinds whose file is a mask
@@ -203,7 +203,7 @@ def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iter
     broken = False
     for what, files in (("image", mix.files(sample.image)), ("mask", mix.files(sample.mask))):
         for file in files:
-            for problem in _file_problem(file, what, sample.where):
+            for problem in _file_problem(file, what, sample):
                 broken = True
                 yield problem
     if broken:
@@ -227,8 +227,8 @@ def _diagnosed(sample: Sample, error: Exception, grid: Grid, rule: Rule) -> Iter
     yield Problem("mask_empty" if defective else "mask_on_good", mask, say, shown)
 
 
-def _file_problem(file: Path, what: str, where: str) -> Iterator[Problem]:
-    row = "" if where in ("", str(file)) else f" ({where})"
+def _file_problem(file: Path, what: str, sample: Sample) -> Iterator[Problem]:
+    row = "" if sample.where in ("", str(file)) else f" ({sample.where})"
     if not file.exists():
         mend = "Put it there, or take out what names it."
         yield Problem("missing", str(file), f"{file}: this {what} does not exist{row}. {mend}")
@@ -237,12 +237,16 @@ def _file_problem(file: Path, what: str, where: str) -> Iterator[Problem]:
         if what == "image":
             images.upright(file)
         else:
-            images.defective(images.read(file, what))
+            images.marked(file, _threshold(sample))
     except DataError as error:
         yield Problem("unreadable", str(file), str(error))
     except Exception as error:  # of a decoder that did not foresee it
         say = f"{file}: this {what} cannot be read ({error!r}). Replace the file or take it out."
         yield Problem("unreadable", str(file), say)
+
+
+def _threshold(sample: Sample) -> float | None:
+    return sample.mask.threshold if isinstance(sample.mask, Mask) else None
 
 
 def _read_as(sample: Sample) -> Iterator[str]:
@@ -255,6 +259,13 @@ def _read_as(sample: Sample) -> Iterator[str]:
                 "16 bits: it stands for 12 bits where no value is above 4,095, else for 16. It is "
                 "scaled to 8 and not stretched, so a dark picture stays dark"
             )
+        if image.mode == "F":
+            yield "values with a point: 0 is black and 1 is white"
+        if (times := images.smaller(image)) > 1:
+            yield (
+                f"more than {images.LARGE // 10**6} megapixels: it is decoded with sides {times} "
+                "times smaller"
+            )
         if images.turn(image) > 1:
             yield "a turn by its camera (EXIF): it is shown upright, its mask with it"
         if image.mode == "CMYK":
@@ -263,6 +274,11 @@ def _read_as(sample: Sample) -> Iterator[str]:
             yield "transparency: it is left out, and the colours beneath are read"
         if image.format in ("TIFF", "GIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
             yield "several pages: the first is read"
+    if _threshold(sample) is None and any(map(images.is_soft, mix.files(sample.mask))):
+        yield (
+            "a mask of many grey values (soft, or saved as JPEG): each but zero marks a defect, "
+            "unless data.masks_threshold says from which share of white on"
+        )
 
 
 def named(sample: Sample) -> str:

@@ -95,7 +95,7 @@ def _thumbnails(problem: Problem) -> Iterator[str]:
 
 
 def _mask(file: Path) -> Image:
-    return picture_of(images.defective(images.read(file, "mask")).astype("uint8") * 255)
+    return picture_of(images.marked(file).astype("uint8") * 255)
 
 
 def verdict(found: Mapping[str, Any]) -> str:

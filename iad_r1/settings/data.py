@@ -72,10 +72,13 @@ class DrawnSplit(TrainingSplit):
 
 
 class OwnMasks(Section):
-    """For readers of masks whose maker is not known; null: refused where it cannot be told."""
+    """For readers of masks whose maker is not known; null: refused where it has to be
+    known and cannot be told."""
 
     masks_inverted: bool | None  # zero is defective
     masks_drawn_on: Literal["stored", "shown"] | None  # of a picture that its camera turned
+    # share of white from which a pixel is defective; null: any value but zero
+    masks_threshold: Annotated[float, Field(gt=0, le=1)] | None
 
 
 class ReaderModule(Protocol):

@@ -29,7 +29,8 @@ from iad_r1.types import Sample, Shapes, Solution
 SIZE = (60, 40)  # width, height
 VALUES = {"split": None, "test_share": 0.3, "validation_share": 0.25,
           "near_duplicate_bits": 10, "drop_leaks": False,
-          "masks_inverted": None, "masks_drawn_on": None, "format": None}  # fmt: skip
+          "masks_inverted": None, "masks_drawn_on": None,
+              "masks_threshold": None, "format": None}  # fmt: skip
 Json = Any
 
 

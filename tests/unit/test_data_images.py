@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from iad_r1.data import folders, images
 from iad_r1.data.images import open_image, open_mask
 from iad_r1.errors import DataError
-from iad_r1.types import Mask, Sample, Solution
+from iad_r1.types import Cut, Mask, Sample, Shapes, Solution
 
 TURN_RIGHT = 6  # EXIF orientation: the stored picture is shown turned right by 90 degrees
 
@@ -179,6 +180,80 @@ def test_a_black_and_white_mask_saved_with_a_palette_is_read_by_its_colours():
     assert marks(mask) == [[1, 2]]
 
 
+MARK = np.pad(np.ones((1, 1), np.uint8), ((1, 2), (2, 3)))  # [4, 6]
+
+
+def palette(colours: list[int]) -> Image.Image:
+    mask = Image.frombytes("P", (6, 4), MARK.tobytes())
+    mask.putpalette(colours)
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(MARK),
+        Image.fromarray(MARK * 255),
+        Image.fromarray(MARK * 7),
+        Image.fromarray(np.stack([MARK * 0, MARK * 0, MARK * 130], axis=-1)),
+        palette([0, 0, 0, 0, 90, 0]),
+        Image.fromarray(MARK.astype(np.float32)),
+    ],
+    ids=["0 and 1", "0 and 255", "an index", "a colour", "a palette of colours", "with a point"],
+)
+def test_masks_of_every_convention_mark_the_same_pixel(mask, tmp_path):
+    file = tmp_path / ("m.tif" if mask.mode == "F" else "m.png")
+    mask.save(file)
+    found = open_mask(sample(Image.new("RGB", (6, 4)), file))
+    assert found is not None and np.argwhere(found).tolist() == [[1, 2]]
+
+
+SOFT = np.array([[0, 20, 120], [130, 200, 255]])
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [(SOFT, "L"), (SOFT, "P"), (SOFT, "RGB"), (SOFT * 257, "I;16"), (SOFT * 4095 // 255, "I;16"),
+     (SOFT / 255, "F")],
+)  # fmt: skip
+def test_a_soft_mask_is_read_from_a_share_of_white_on_that_can_be_set(
+    values, mode, inverted, tmp_path
+):
+    kind = {"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)
+    mask = Image.fromarray(values.astype(kind))
+    if mode in ("P", "RGB"):
+        mask = mask.convert("RGB") if mode == "RGB" else mask.quantize(8)
+    mask.save(tmp_path / "m.tif")
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    for threshold in (0.05, 0.5, 1.0):
+        found = open_mask(
+            sample(tmp_path / "a.png", tmp_path / "m.tif", threshold=threshold, inverted=inverted)
+        )
+        assert found is not None and ((threshold * 255 <= SOFT) == (found != inverted)).all()
+
+
+def test_without_a_threshold_every_value_but_zero_is_defective_and_shares_are_refused(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    Image.fromarray(SOFT.astype(np.uint8)).save(tmp_path / "m.png")
+    found = open_mask(sample(tmp_path / "a.png", tmp_path / "m.png"))
+    assert found is not None and (found == (SOFT > 0)).all()
+    Image.fromarray((SOFT / 255).astype(np.float32)).save(tmp_path / "m.tif")
+    with pytest.raises(DataError, match=r"m\.tif: .*masks_threshold=0\.5"):
+        open_mask(sample(tmp_path / "a.png", tmp_path / "m.tif"))
+
+
+def test_a_threshold_that_empties_a_mask_is_refused(tmp_path):
+    """As of masks of 0 and 1; an empty mask stays one."""
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    for name, values in (("m", MARK), ("empty", MARK * 0)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=r"m\.png: the highest value of this mask is 1, .*null"):
+        open_mask(sample(tmp_path / "a.png", tmp_path / "m.png", threshold=0.5))
+    found = open_mask(sample(tmp_path / "a.png", tmp_path / "empty.png", threshold=0.5))
+    assert found is not None and not found.any()
+
+
 def test_a_shape_that_is_drawn_in_transparency_alone_is_the_mask():
     mask = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
     mask.putpixel((2, 1), (255, 255, 255, 255))
@@ -258,9 +333,25 @@ def test_a_turn_is_applied_to_sixteen_bits_too(tmp_path):
     assert open_image(sample(tmp_path / "a.png")).getpixel((3, 0)) == (255, 255, 255)
 
 
-def test_values_without_a_known_black_and_white_are_refused(tmp_path):
-    Image.fromarray(np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif: its values lie between -1 and 2"):
+def test_values_with_a_point_are_black_at_0_and_white_at_1(tmp_path):
+    values = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    Image.fromarray(values / 4).save(tmp_path / "dark.tif")
+    found = [np.asarray(open_image(sample(tmp_path / f"{name}.tif"))) for name in ("a", "dark")]
+    assert (found[0] == np.rint(values * 255)[..., None]).all()
+    assert (found[1] == np.rint(values / 4 * 255)[..., None]).all()  # nothing is stretched
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-1, 2, "lie between -1 and 2"), (0, 255, "lie between 0 and 255"),
+     (0, np.inf, "1 of its 24 values are no numbers"), (np.nan, 1, "1 of its 24 values are no")],
+)  # fmt: skip
+def test_values_without_a_known_black_and_white_are_refused(low, high, said, tmp_path):
+    values = np.full((4, 6), 0.5, np.float32)
+    values[0, :2] = low, high
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif: (its values )?{said}"):
         open_image(sample(tmp_path / "a.tif"))
 
 
@@ -284,6 +375,44 @@ def test_cmyk_has_the_colours_that_were_saved(suffix, tmp_path):
     colours.convert("CMYK").save(tmp_path / f"a{suffix}")
     found = np.asarray(open_image(sample(tmp_path / f"a{suffix}")), int)
     assert np.abs(found - (200, 30, 60)).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("pixels", "times"), [(83 * 61, 1), (83 * 61 - 1, 2), (1265, 4)])
+def test_a_very_large_jpeg_is_decoded_smaller_and_its_mask_with_it(
+    pixels, times, mode, tmp_path, monkeypatch
+):
+    """Block by block of the stored picture, whichever way it is turned; no mark is lost."""
+    monkeypatch.setattr(images, "LARGE", pixels)
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = TURN_RIGHT
+    turn = Image.Transpose.ROTATE_270
+    smooth = Image.linear_gradient("L").resize((83, 61)).convert("RGB")
+    smooth.convert(mode).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    marks = Image.fromarray(np.uint8(255) * (np.random.default_rng(0).random((61, 83)) > 0.97))
+    marks.save(tmp_path / "m.png")
+    of = sample(tmp_path / "a.jpg", tmp_path / "m.png", drawn_on="stored")
+    shown, mask = open_image(of), open_mask(of)
+    assert mask is not None and shown.size == images.size(of) == mask.shape[::-1]
+    assert (mask == (np.asarray(marks.reduce(times).transpose(turn)) > 0)).all()
+    true = np.asarray(smooth.reduce(times).transpose(turn), int)
+    assert np.abs(np.asarray(shown, int) - true).mean() < 4
+    corner = (81.0, 59.0, 83.0, 59.0, 83.0, 61.0, 81.0, 61.0)
+    outline = open_mask(replace(of, mask=Shapes((corner,), size=(83, 61))))
+    assert outline is not None and outline.shape == mask.shape and outline[-1, 0]
+    part = replace(of, image=Cut(tmp_path / "a.jpg", (0, 0, 61, 20)))
+    if times > 1:
+        with pytest.raises(DataError, match=r"a\.jpg: the part .* is not inside of the picture"):
+            open_image(part)
+    else:
+        assert open_image(part).size == (61, 20)
+
+
+def test_other_formats_than_jpeg_cannot_be_decoded_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 100)
+    marked((83, 61), (0, 0)).save(tmp_path / "a.png")
+    assert images.size(sample(tmp_path / "a.png")) == (83, 61)
+    assert open_image(sample(tmp_path / "a.png")).size == (83, 61)
 
 
 def test_a_hundred_megapixels_are_read_without_a_warning(tmp_path, recwarn):

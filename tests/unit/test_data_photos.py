@@ -37,7 +37,8 @@ Rows = list[dict[str, str]]
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
     values = {"split": None, "test_share": 0.3, "validation_share": 0.25,
               "near_duplicate_bits": 10, "drop_leaks": False,
-              "masks_inverted": None, "masks_drawn_on": None, "format": None}  # fmt: skip
+              "masks_inverted": None, "masks_drawn_on": None,
+              "masks_threshold": None, "format": None}  # fmt: skip
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return mix.load(config, GRID, "centroid_largest", seed)
 
@@ -641,7 +642,8 @@ def test_training_pictures_that_recur_in_the_test_are_counted_and_dropped_on_dem
 def test_a_picture_is_near_itself_brighter_and_smaller_but_not_near_another():
     values = np.random.default_rng(0).normal(size=(2, 12, 12))
     a, b = (
-        Image.fromarray(np.uint8(np.clip(128 + 40 * v, 0, 255))).resize((240, 180)) for v in values
+        Image.fromarray(np.clip(128 + 40 * v, 0, 255).astype(np.uint8)).resize((240, 180))
+        for v in values
     )
     versions = [a, a.point([min(255, int(1.1 * v)) for v in range(256)]), a.resize((120, 90)), b]
     bits = np.stack([duplicates.perceptual_hash(picture) for picture in versions])
@@ -673,7 +675,7 @@ def plates(n: int, seed: int, shade: float = 0.0) -> list[Image.Image]:
     stream, x = np.random.default_rng(seed), np.linspace(-1, 1, 160)
     lamps = [shade * np.exp(-((x - stream.uniform(-0.5, 0.5)) ** 2) / 0.3) for _ in range(n)]
     values = [150 + lamp + stream.normal(0, 2, (120, 160)) for lamp in lamps]
-    return [Image.fromarray(np.uint8(np.clip(v, 0, 255))) for v in values]
+    return [Image.fromarray(np.clip(v, 0, 255).astype(np.uint8)) for v in values]
 
 
 def as_jpeg(picture: Image.Image, quality: int = 90) -> Image.Image:

@@ -23,7 +23,7 @@ from rich.console import Console
 from iad_r1 import stages
 from iad_r1.backbones import published as backbones
 from iad_r1.command import compose
-from iad_r1.data import checkup, faults, published
+from iad_r1.data import checkup, faults, images, published
 from iad_r1.data.readers import mvtec
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
@@ -497,3 +497,26 @@ def test_real_photographs_pass(shared, tmp_path):
     found, _ = photos(folder, tmp_path)
     assert found["ok"] and found["skipped"] == {"not a picture": 2}
     assert (found["pictures"], found["masks"]["used"], found["leaks"]) == (288, 139, 0)
+
+
+def test_soft_masks_floating_point_and_very_large_jpegs_are_named_with_how_they_are_read(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "parts"
+    rows = sound(root)
+    soft = np.zeros((24, 36), np.uint8)
+    soft[2:20, 2:20] = np.arange(18)[:, None] + 1
+    Image.fromarray(soft).save(next(root / r["mask"] for r in rows if r["mask"]))
+    point = np.random.default_rng(9).random((24, 36), np.float32)
+    Image.fromarray(point).save(root / "images" / "point.tif")
+    picture(root / "images" / "large.jpg", 91)
+    monkeypatch.setattr(images, "LARGE", 36 * 24 - 1)
+    rows += [row(f"images/{name}", "0", "train") for name in ("point.tif", "large.jpg")]
+    write(root, rows)
+    found, _ = photos(root, tmp_path)
+    assert found["ok"]
+    says = " ".join(told(found, "reading"))
+    assert "point.tif has values with a point" in says and "large.jpg has more than" in says
+    assert "a mask of many grey values" in says
+    threshold = "data.masks_threshold=0.01"
+    assert "many grey" not in " ".join(told(photos(root, tmp_path, threshold)[0], "reading"))

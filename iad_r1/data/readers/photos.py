@@ -73,7 +73,8 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     for sample in samples(Path(settings.root), settings.format):
         mask = sample.mask
         if isinstance(mask, Mask):
-            mask = replace(mask, inverted=settings.masks_inverted or False)
+            inverted, threshold = settings.masks_inverted or False, settings.masks_threshold
+            mask = replace(mask, inverted=inverted, threshold=threshold)
         if isinstance(mask, Mask | Shapes):
             mask = replace(mask, drawn_on=settings.masks_drawn_on)
         yield replace(sample, mask=mask)

@@ -66,7 +66,7 @@ def _parts(root: Path, item: Path) -> Iterator[Sample]:
         label = image.with_name(f"{image.stem}_label.bmp")
         if not label.is_file():
             raise DataError(f"{image}: its label {label.name} is not there. {SOURCE}")
-        marked = images.defective(images.read(label, "mask"))
+        marked = images.marked(label)
         height, width = marked.shape
         edges = [height * k // PARTS for k in range(PARTS + 1)]
         for k, (top, bottom) in enumerate(pairwise(edges)):
