@@ -298,8 +298,8 @@ def _reduced(values: NDArray[np.bool_], image: Image.Image) -> NDArray[np.bool_]
     times = smaller(image)
     if times == 1:
         return values
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    stored = _turned(values, {6: 8, 8: 6}.get(orientation, orientation))  # back
+    orientation: int = image.getexif().get(EXIF_ORIENTATION, 1)
+    stored = _turned(values, {6: 8, 8: 6}.get(orientation, orientation))  # turned back
     height, width = (-side % times for side in stored.shape)
     whole = np.pad(stored, ((0, height), (0, width)))
     blocks = whole.reshape(whole.shape[0] // times, times, whole.shape[1] // times, times)
