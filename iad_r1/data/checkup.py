@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from iad_r1.data import Part, duplicates, faults, folders, images, mix, published
+from iad_r1.data import Part, faults, folders, images, mix, published
 from iad_r1.data.cache import Kept
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
@@ -356,16 +356,18 @@ def _near(source: Source, photos: Sequence[Photo], tests: Sequence[Photo]) -> No
     photos = [*own, *(photo for photo in tests if isinstance(photo.sample.image, Path))]
     if not own:
         return
-    alike = mix.near(photos, _near_bits(source.settings))
-    groups = Counter(duplicates.groups(alike[: len(own), : len(own)]).tolist())
+    limit, twins = _near_bits(source.settings), mix.twins_of(photos)
+    of_own = twins[: len(own), : len(own)]
+    groups = Counter(mix.groups_of(own, limit, of_own).tolist())
     source.near_duplicates = sum(n for n in groups.values() if n > 1)
-    is_test = np.array([_part(photo) == "test" for photo in photos])
-    for i in [i for i, photo in enumerate(own) if photo.sample.split in mix.TRAINED]:
-        row = alike[[i]].indices
-        twins = row[is_test[row]]
-        if len(twins):
+    trained = np.flatnonzero([photo.sample.split in mix.TRAINED for photo in own])
+    tested = np.flatnonzero([_part(photo) == "test" for photo in photos])
+    mine, shown = [photos[i] for i in trained], [photos[i] for i in tested]
+    alike = mix.near(mine, shown, limit, twins[trained][:, tested])
+    for photo, others in zip(mine, alike, strict=True):
+        if len(others):
             source.leaks += 1
-            file, other = str(photos[i].sample.image), str(photos[twins[0]].sample.image)
+            file, other = str(photo.sample.image), str(shown[others[0]].sample.image)
             mend = "It may be shown as a reference of that picture."
             if source.trains:
                 mend = f"{source.section}.drop_leaks=true leaves it out of training."

@@ -12,11 +12,12 @@ the product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, sparse
-from scipy.sparse import csgraph
 
 EDGE = 64  # pixels; pictures are hashed at this size
 BITS = 256
@@ -55,19 +56,26 @@ def twins(grain: NDArray[np.bool_]) -> sparse.csr_array:
     if n < LEAST:
         return sparse.csr_array((n, n), dtype=np.bool_)
     least = np.empty(n, np.float32)  # the likeness that is an outlier, of every picture
-    for rows in _blocks(n, n):
+    found = []  # pairs that are one for their first picture, and their likeness
+    for rows in _blocks(n):
         likeness = _likeness(grain, rows)
         usual = np.median(likeness, axis=1)
         spread = 1.4826 * np.median(np.abs(likeness - usual[:, None]), axis=1)  # robust
         # no less than that of random bits
         least[rows] = usual + OUTLIER * np.maximum(spread, bits**-0.5)
-    blocks = []
-    for rows in _blocks(n, n):
-        likeness = _likeness(grain, rows)
-        alike = (likeness >= least[rows, None]) & (likeness >= least)
-        alike[np.arange(len(alike)), np.arange(rows.start, rows.stop)] = False
-        blocks.append(sparse.csr_array(alike))
-    return sparse.csr_array(sparse.vstack(blocks))
+        first, second = np.nonzero(likeness >= least[rows, None])
+        found.append((first + rows.start, second, likeness[first, second]))
+    first, second, likeness = (np.concatenate(column) for column in zip(*found, strict=True))
+    alike = (likeness >= least[second]) & (first != second)
+    return pairs(first[alike], second[alike], n)
+
+
+def pairs(
+    first: NDArray[np.intp] | list[int], second: NDArray[np.intp] | list[int], n: int
+) -> sparse.csr_array:
+    """[n, n] True where two pictures are a pair."""
+    true = np.ones(len(first), np.bool_)
+    return sparse.csr_array((true, (first, second)), shape=(n, n))
 
 
 def _likeness(grain: NDArray[np.bool_], rows: slice) -> NDArray[np.float32]:
@@ -81,28 +89,64 @@ def _signs(bits: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.where(bits, np.float32(1), np.float32(-1))
 
 
-def _blocks(n: int, others: int) -> list[slice]:
+def _blocks(n: int) -> list[slice]:
     """Rows that are compared at once with all others."""
-    step = max(1, _CELLS // max(1, others))
+    step = max(1, _CELLS // n)
     return [slice(at, min(at + step, n)) for at in range(0, n, step)]
 
 
 def near(
-    bits: NDArray[np.bool_], limit: int, others: NDArray[np.bool_] | None = None
-) -> sparse.csr_array:
-    """[n, m] True where hashes [n, 256] and `others` [m, 256] differ in at most `limit` bits; among
-    themselves where there are no others."""
-    signs, against = _signs(bits), _signs(bits if others is None else others)
-    if not len(signs):
-        return sparse.csr_array((0, len(against)), dtype=np.bool_)
-    blocks = [
-        sparse.csr_array(signs[rows] @ against.T >= BITS - 2 * limit)
-        for rows in _blocks(len(signs), len(against))
-    ]
-    # the dot product of two sign vectors is 256 - 2 * (bits that differ): exact in float32
-    return sparse.csr_array(sparse.vstack(blocks))
+    bits: NDArray[np.bool_], others: NDArray[np.bool_], limit: int, twins: sparse.csr_array
+) -> Iterator[NDArray[np.intp]]:
+    """Of every picture the numbers of those that nearly equal it: hashes [n, 256] and `others`
+    [m, 256] differ in at most `limit` bits, or they are `twins` [n, m]."""
+    words = _words(others)
+    for i, one in enumerate(_words(bits).T):
+        alike = _differ(words, one) <= limit
+        alike[_row(twins, i)] = True
+        yield np.flatnonzero(alike)
 
 
-def groups(alike: sparse.csr_array) -> NDArray[np.int32]:
-    """[n] the group of every picture: chains of near-duplicates are one group."""
-    return csgraph.connected_components(alike, directed=False)[1]
+def groups(bits: NDArray[np.bool_], limit: int, twins: sparse.csr_array) -> NDArray[np.int32]:
+    """[n] the group of every picture, numbered by their first pictures: chains of those that are
+    near one another, by their hashes [n, 256] or as `twins` [n, n], are one group.
+
+    Nothing is held of a pair. What has a group is compared with nothing more.
+    """
+    words = _words(bits)
+    found = np.full(len(bits), -1, np.int32)
+    left, words_left = np.arange(len(bits)), words  # those without a group, and some others
+    alone, number = len(bits), 0  # how many have no group
+    for first in range(len(bits)):
+        if found[first] >= 0:
+            continue
+        waiting = [first]
+        while waiting:
+            one = waiting.pop()
+            alike = _differ(words_left, words[:, one]) <= limit
+            if len(row := _row(twins, one)):
+                alike |= np.isin(left, row)
+            near = left[alike]
+            near = near[found[near] < 0]
+            found[near] = number
+            waiting += near.tolist()
+            alone -= len(near)
+            if 2 * alone < len(left):
+                kept = found[left] < 0
+                left, words_left = left[kept], words_left[:, kept]
+        number += 1
+    return found
+
+
+def _words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Hashes [n, 256] as numbers [4, n]."""
+    return np.ascontiguousarray(np.packbits(bits, axis=1).view(np.uint64).T)
+
+
+def _differ(words: NDArray[np.uint64], one: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """In how many bits hashes [4, n] differ from one [4]."""
+    return np.bitwise_count(words ^ one[:, None]).sum(axis=0, dtype=np.uint16)
+
+
+def _row(twins: sparse.csr_array, i: int) -> NDArray[np.signedinteger]:
+    return twins.indices[twins.indptr[i] : twins.indptr[i + 1]]

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import random
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def tested(
         samples = [photo.sample for photo in drawn(list(map(look, samples)), settings, seed)]
     tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
     check_part(tests, "test", of=f"benchmark {name}")
-    pools = _pools(samples)
+    pools = _pools(samples, {})
     taken: Counter[str] = Counter()
     for sample in tests:
         taken[sample.split] += 1
@@ -179,14 +180,15 @@ def _own(
     groups: dict[str, int] = {}
     leaks: dict[str, set[str]] = {}
     if isinstance(settings, Trains):
-        alike = near(photos, settings.near_duplicate_bits)
-        leaks = _leaks(photos, alike, tests, settings.near_duplicate_bits)
+        twins = twins_of(photos)
+        leaks = _leaks(photos, twins, tests, settings.near_duplicate_bits)
         dropped = set().union(*leaks.values()) if settings.drop_leaks else set()
         samples = [replace(s, split=DROPPED) if s.id in dropped else s for s in samples]
     counts = _sizes(samples)
     if isinstance(settings, TrainingSplit):
         ids = [sample.id for sample in samples]
-        groups = dict(zip(ids, duplicates.groups(alike).tolist(), strict=True))
+        found = groups_of(photos, settings.near_duplicate_bits, twins)
+        groups = dict(zip(ids, found.tolist(), strict=True))
         samples = _carved(samples, groups, settings, seed)
         counts = _counts(samples, groups)
         if "train" in required:
@@ -196,7 +198,7 @@ def _own(
         counts |= _leak_counts(samples, leaks)
     if "validation" in required:
         check_part(samples, "validation")
-    pools = _pools(samples)
+    pools = _pools(samples, groups)
     used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
     ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
     kept = [_under(name, sample) if name else sample for sample in ready]
@@ -440,44 +442,55 @@ def _digest(shown: Path | Cut | Mask | Shapes | Image | None) -> str | None:
 
 
 def _leaks(
-    photos: Sequence[Photo], alike: sparse.csr_array, tests: Sequence[Photo], limit: int
+    photos: Sequence[Photo], twins: sparse.csr_array, tests: Sequence[Photo], limit: int
 ) -> dict[str, set[str]]:
-    """By test set, the training pictures that are near-duplicates of one of its pictures, here
-    (`alike`) or in `tests`."""
+    """By test set, the training pictures that nearly equal one of its pictures, here (where `twins`
+    are) or in `tests`."""
     train = np.flatnonzero([photo.sample.split in TRAINED for photo in photos])
     here = np.flatnonzero([_tests(photo) for photo in photos])
     mine, hashed = [photos[i] for i in train], [test for test in tests if test.bits is not None]
-    others = duplicates.near(_bits(mine), limit, _bits(hashed))
+    pairs = [twins[train][:, here]]
     if hashed:
-        others += _twins([*mine, *hashed])[: len(mine), len(mine) :]
+        pairs.append(twins_of([*mine, *hashed])[: len(mine), len(mine) :])
     shown = [*(photos[i] for i in here), *hashed]
     names = [photo.sample.split.partition(".")[2] or SPLIT_NAME for photo in shown]
     found: dict[str, set[str]] = {name: set() for name in names}
-    for i, j in zip(*sparse.hstack([alike[train][:, here], others]).nonzero(), strict=True):
-        found[names[j]].add(mine[i].sample.id)
+    numbers = {name: number for number, name in enumerate(found)}
+    set_of = np.array([numbers[name] for name in names], np.intp)
+    both = sparse.csr_array(sparse.hstack(pairs))
+    for photo, others in zip(mine, near(mine, shown, limit, both), strict=True):
+        recurs = np.bincount(set_of[others], minlength=len(found))
+        for name, n in zip(found, recurs, strict=True):
+            if n:
+                found[name].add(photo.sample.id)
     return {name: ids for name, ids in found.items() if ids}
 
 
-def near(photos: Sequence[Photo], limit: int) -> sparse.csr_array:
-    """[n, n] True where two photos are near-duplicates, or twins on a plain surface. All of them
-    have a hash."""
-    return sparse.csr_array(duplicates.near(_bits(photos), limit) + _twins(photos))
+def near(
+    photos: Sequence[Photo], others: Sequence[Photo], limit: int, twins: sparse.csr_array
+) -> Iterator[NDArray[np.intp]]:
+    """Of every photo the numbers of the others that nearly equal it. All of them have a hash."""
+    return duplicates.near(_bits(photos), _bits(others), limit, twins)
 
 
-def _twins(photos: Sequence[Photo]) -> sparse.csr_array:
+def groups_of(photos: Sequence[Photo], limit: int, twins: sparse.csr_array) -> NDArray[np.int32]:
+    """[n] the group of near-duplicates of every photo."""
+    return duplicates.groups(_bits(photos), limit, twins)
+
+
+def twins_of(photos: Sequence[Photo]) -> sparse.csr_array:
     """[n, n] True where two photos show the same part of a product with a plain surface."""
     plain: dict[str, list[int]] = {}
-    grain: dict[str, list[NDArray[np.bool_]]] = {}
     for i, photo in enumerate(photos):
         if photo.grain is not None:
-            product = photo.sample.product.casefold()
-            plain.setdefault(product, []).append(i)
-            grain.setdefault(product, []).append(photo.grain)
-    found = sparse.lil_array((len(photos), len(photos)), dtype=np.bool_)
-    for product, places in plain.items():
-        for i, j in zip(*duplicates.twins(np.array(grain[product])).nonzero(), strict=True):
-            found[places[i], places[j]] = True
-    return sparse.csr_array(found)
+            plain.setdefault(photo.sample.product.casefold(), []).append(i)
+    first: list[int] = []
+    second: list[int] = []
+    for places in plain.values():
+        of_product = duplicates.twins(np.array([photos[i].grain for i in places]))
+        for side, found in zip((first, second), of_product.nonzero(), strict=True):
+            side += np.array(places)[found].tolist()
+    return duplicates.pairs(first, second, len(photos))
 
 
 def _bits(photos: Sequence[Photo]) -> NDArray[np.bool_]:
@@ -500,7 +513,7 @@ def drawn(photos: Sequence[Photo], settings: ReaderSettings, seed: int) -> Seque
     if not loose:
         return photos
     assert isinstance(settings, DrawnSplit)
-    groups = duplicates.groups(near(photos, settings.near_duplicate_bits)).tolist()
+    groups = groups_of(photos, settings.near_duplicate_bits, twins_of(photos)).tolist()
     of = {photo.sample.id: group for photo, group in zip(photos, groups, strict=True)}
     apart = carve(
         [of[sample.id] for sample in loose],
@@ -607,31 +620,49 @@ def _by_name(samples: Iterable[Sample], part: Part) -> dict[str, tuple[Sample, .
 
 
 class _Pool:
-    """The good training pictures of a product."""
+    """The good training pictures of a product, in their order. They may be many, so none of what
+    is asked goes through them."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
-        self.known: set[str | Path] = set()  # their ids and files
+        self.groups: list[int | None] = []  # of near-duplicates, by place in `samples`
+        self.places: dict[object, list[int]] = {}  # of an id, of a file and of a group
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample, group: int | None) -> None:
         """One more."""
+        for key in {sample.id, _shown(sample), group}:
+            self.places.setdefault(key, []).append(len(self.samples))
         self.samples.append(sample)
-        self.known |= {sample.id, sample.image} if isinstance(sample.image, Path) else {sample.id}
+        self.groups.append(group)
 
-    def without(self, sample: Sample) -> Sequence[Sample]:
-        """All but this picture. Nothing is copied, nor gone through, where it is none of them."""
-        shown = sample.image if isinstance(sample.image, Path) else sample.id
-        if sample.id not in self.known and shown not in self.known:
-            return self.samples
-        return [s for s in self.samples if s.id != sample.id and not _same_file(s, sample)]
+    def near(self, sample: Sample, group: int | None) -> Sequence[int]:
+        """The places of this very picture and, if it has one, of its group, in order."""
+        keys = {sample.id, _shown(sample)}
+        itself = {place for key in keys for place in self.places.get(key, ())}
+        alike = self.places.get(group, []) if group is not None else []
+        others = [place for place in itself if group is None or self.groups[place] != group]
+        return sorted([*alike, *others]) if others else alike
+
+    def drawn(self, most: int, apart: Sequence[int], stream: random.Random) -> tuple[Sample, ...]:
+        """Samples of all places but those `apart`."""
+        left = len(self.samples) - len(apart)
+        drawn = stream.sample(range(left), min(most, left))
+        # the n-th place that is left lies behind those apart that have at most n left before them
+        skipped = [bisect_right(range(len(apart)), n, key=lambda i: apart[i] - i) for n in drawn]
+        return tuple(self.samples[n + k] for n, k in zip(drawn, skipped, strict=True))
 
 
-def _pools(samples: Iterable[Sample]) -> dict[str, _Pool]:
+def _shown(sample: Sample) -> str | Path:
+    """What a picture is known by beside its id: its file, if it has one of its own."""
+    return sample.image if isinstance(sample.image, Path) else sample.id
+
+
+def _pools(samples: Iterable[Sample], groups: Mapping[str, int]) -> dict[str, _Pool]:
     """The good training pictures of every product."""
     pools: dict[str, _Pool] = {}
     for sample in samples:
         if sample.split in TRAINED and sample.solution.answer == "No":
-            pools.setdefault(sample.product, _Pool()).add(sample)
+            pools.setdefault(sample.product, _Pool()).add(sample, groups.get(sample.id))
     return pools
 
 
@@ -646,22 +677,18 @@ def _referred(
     near-duplicates as long as there are others."""
     if sample.references:
         return sample
-    others = pools.get(sample.product, _Pool()).without(sample)
-    group = groups.get(sample.id)
-    fresh = others if group is None else [o for o in others if groups[o.id] != group] or others
-    if needed and not fresh and sample.question.options is None:
+    pool = pools.get(sample.product, _Pool())
+    apart = pool.near(sample, groups.get(sample.id))
+    if len(apart) == len(pool.samples):
+        apart = pool.near(sample, None)
+    if needed and len(apart) == len(pool.samples) and sample.question.options is None:
         raise DataError(
             f"{sample.where or sample.id}: {sample.product!r} has no (other) good picture in its "
             "training part, so there is nothing to compare this one with. Add good pictures "
             "of it with split=train, or lower data.validation_share."
         )
     stream = random.Random(f"references/{seed}/{sample.id}")
-    shown = stream.sample(fresh, min(REFERENCES_PER_SAMPLE, len(fresh)))
-    return replace(sample, references=tuple(shown))
-
-
-def _same_file(one: Sample, other: Sample) -> bool:
-    return isinstance(one.image, Path) and one.image == other.image
+    return replace(sample, references=pool.drawn(REFERENCES_PER_SAMPLE, apart, stream))
 
 
 # --- checks and counts -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 import shutil
 import zlib
 from collections import Counter
@@ -17,6 +18,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from iad_r1.data import duplicates, images, mix
 from iad_r1.data.folders import UNTYPED
@@ -25,9 +28,10 @@ from iad_r1.data.targets import chain_of_thought
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, parse_cells
 from iad_r1.settings.base import CONF
-from iad_r1.types import Dataset, Sample
+from iad_r1.types import Dataset, Sample, Solution
 
 GRID = Grid(3, 3)
+GOOD_ONE = Solution("No")
 COLUMNS: tuple[str, ...] = ("image", "mask", "product", "split", "label", "defect_type", "note")
 SIZE = (36, 24)  # width, height
 SYNTHETIC: dict[str, Any] = yaml.safe_load((CONF / "data" / "synthetic.yaml").read_text())
@@ -648,26 +652,71 @@ def test_a_picture_is_near_itself_brighter_and_smaller_but_not_near_another():
     versions = [a, a.point([min(255, int(1.1 * v)) for v in range(256)]), a.resize((120, 90)), b]
     bits = np.stack([duplicates.perceptual_hash(picture) for picture in versions])
     assert bits.shape == (4, duplicates.BITS)
-    assert duplicates.near(bits, 10).toarray()[0].tolist() == [True, True, True, False]
+    assert found_near(bits, bits, 10)[0] == [0, 1, 2]
+
+
+def found_near(bits: np.ndarray, others: np.ndarray, limit: int) -> list[list[int]]:
+    none = sparse.csr_array((len(bits), len(others)), dtype=bool)
+    return [row.tolist() for row in duplicates.near(bits, others, limit, none)]
 
 
 hashes = st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=9)
 
 
-@given(hashes, st.integers(0, 12))
+@given(hashes, hashes, st.integers(0, 12), st.data())
 @settings(max_examples=40)
-def test_near_counts_the_bits_that_differ(rows, limit):
-    bits = np.repeat(np.array(rows, bool), 43, axis=1)[:, : duplicates.BITS]
-    differ = (bits[:, None] != bits[None]).sum(axis=2)
-    assert (duplicates.near(bits, 4 * limit).toarray() == (differ <= 4 * limit)).all()
+def test_near_counts_the_bits_that_differ_and_adds_twins(rows, columns, limit, drawn):
+    bits, others = (
+        np.repeat(np.array(some, bool), 43, axis=1)[:, : duplicates.BITS]
+        for some in (rows, columns)
+    )
+    plain = (bits[:, None] != others[None]).sum(axis=2) <= 4 * limit
+    assert found_near(bits, others, 4 * limit) == [np.flatnonzero(row).tolist() for row in plain]
+    twins = np.array(drawn.draw(st.lists(st.booleans(), min_size=plain.size, max_size=plain.size)))
+    twins = twins.reshape(plain.shape)
+    found = duplicates.near(bits, others, 4 * limit, sparse.csr_array(twins))
+    assert (np.array([np.isin(range(len(others)), row) for row in found]) == plain | twins).all()
 
 
-def test_pictures_compared_in_blocks_are_compared_the_same(monkeypatch):
-    bits = np.random.default_rng(0).random((11, duplicates.BITS)) < 0.5
-    whole = duplicates.near(bits, 120).toarray()
-    monkeypatch.setattr(duplicates, "_CELLS", 44)
-    assert (duplicates.near(bits, 120).toarray() == whole).all()
-    assert 11 < whole.sum() < 121
+@given(
+    st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=14),
+    st.integers(0, 2),
+    st.lists(st.tuples(st.integers(0, 13), st.integers(0, 13)), max_size=4),
+)
+@settings(max_examples=100)
+def test_groups_are_the_connected_components_of_all_pairs(rows, limit, couples):
+    bits, n = np.repeat(np.array(rows, bool), 43, axis=1)[:, : duplicates.BITS], len(rows)
+    twins = np.zeros((14, 14), bool)
+    for one, other in couples:
+        twins[one, other] = twins[other, one] = True
+    twins = twins[:n, :n]
+    plain = ((bits[:, None] != bits[None]).sum(axis=2) <= 43 * limit) | twins
+    wanted = csgraph.connected_components(sparse.csr_array(plain), directed=False)[1]
+    found = duplicates.groups(bits, 43 * limit, sparse.csr_array(twins))
+    assert found.tolist() == wanted.tolist()
+
+
+goods = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.booleans()), max_size=12)
+
+
+@given(goods, st.integers(0, 3), st.booleans())
+@settings(max_examples=200)
+def test_references_are_those_that_going_through_all_pictures_gives(rows, seed, grouped):
+    """`rows` are the group, the file and whether it trains of every good picture."""
+    samples = [
+        Sample(f"d/{i}", "d", "train" if trains else "test", "lid", Path(f"{file}.png"), GOOD_ONE)
+        for i, (_, file, trains) in enumerate(rows)
+    ]
+    groups = {s.id: row[0] for s, row in zip(samples, rows, strict=True)} if grouped else {}
+    pools = mix._pools(samples, groups)
+    for sample in samples:
+        pool = [s for s in samples if s.split == "train"]
+        others = [s for s in pool if s.id != sample.id and s.image != sample.image]
+        group = groups.get(sample.id)
+        fresh = others if group is None else [o for o in others if groups[o.id] != group] or others
+        stream = random.Random(f"references/{seed}/{sample.id}")
+        plain = stream.sample(fresh, min(mix.REFERENCES_PER_SAMPLE, len(fresh)))
+        assert mix._referred(sample, pools, groups, seed).references == tuple(plain)
 
 
 def plates(n: int, seed: int, shade: float = 0.0) -> list[Image.Image]:
@@ -694,7 +743,7 @@ def test_plain_surfaces_saved_again_are_twins_and_different_parts_are_not(shade,
     shown = plates(24, 0, shade)
     shown += [as_jpeg(picture, quality) for picture in shown[:4]]
     bits = np.stack([duplicates.perceptual_hash(picture) for picture in shown])
-    assert not duplicates.near(bits[:24], 10, bits[24:]).nnz  # hashes see nothing
+    assert not any(found_near(bits[:24], bits[24:], 10))  # hashes see nothing
     found = duplicates.twins(grain_of(shown))
     pairs = sorted(zip(*(side.tolist() for side in found.nonzero()), strict=True))
     assert pairs == [*((i, 24 + i) for i in range(4)), *((24 + i, i) for i in range(4))]
