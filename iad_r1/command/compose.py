@@ -128,12 +128,20 @@ def _make_absolute(values: dict[str, Any], key: str, directory: Path, *, always:
     *parents, last = key.split(".")
     for parent in parents:
         values = values.get(parent, {})
-    text = values.get(last)
+    found = values.get(last)
+    if isinstance(found, list):
+        values[last] = [_absolute(text, directory, always=always) for text in found]
+    elif last in values:
+        values[last] = _absolute(found, directory, always=always)
+
+
+def _absolute(text: Any, directory: Path, *, always: bool) -> Any:
     if not isinstance(text, str) or not text:
-        return
+        return text
     path = directory / os.path.expanduser(text)  # unlike Path's, it takes what is no user
     if always or text.startswith((".", "/", "~")) or path.exists():
-        values[last] = str(path.resolve())
+        return str(path.resolve())
+    return text
 
 
 # --- errors in the words of the person who typed -------------------------------------------------

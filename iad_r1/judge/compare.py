@@ -78,6 +78,32 @@ def pooled_paired_difference(
     return {"delta": mean, "ci95": intervals.percentiles(100 * draws), **report}
 
 
+def mcnemar(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
+    """McNemar's exact test of whether one side judges more of the same images rightly.
+
+    Returns {only_before, only_after, p}: how many images that side alone has right, and the
+    probability of a split at least as uneven if neither side were better. Images count as
+    independent. Raises MismatchError when the two sides do not hold the same images.
+    """
+    from scipy.stats import binomtest
+
+    changes = _changes(before, after, "accuracy")
+    change = np.concatenate(changes) if changes else np.zeros(0)
+    lost, won = int((change < 0).sum()), int((change > 0).sum())
+    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return {"only_before": lost, "only_after": won, "p": p}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, adjusted by Holm's method: that any true null hypothesis falls
+    below 5 % has a probability of at most 5 %, however many tests there are."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - done) * p_values[place]))
+        adjusted[place] = worst
+    return adjusted
+
+
 def _changes(
     before: Sequence[Prediction], after: Sequence[Prediction], metric: str
 ) -> list[Floats] | None:

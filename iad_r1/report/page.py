@@ -36,15 +36,16 @@ def build(folder: Path) -> Path:
         drawn[name] = svg
         return Markup(svg)
 
-    html = _environment().get_template("report.html.j2").render(_context(run, keep))
+    html = environment().get_template("report.html.j2").render(_context(run, keep))
     for name, svg in drawn.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
     return write_text(folder / "report.html", html)
 
 
-def _environment() -> Environment:
-    environment = templating.environment()
-    environment.filters |= {
+def environment() -> Environment:
+    """That of templates which show results: values are written as the terminal writes them."""
+    found = templating.environment()
+    found.filters |= {
         "percent": wording.percent,
         "points": wording.points,
         "interval": wording.interval,
@@ -57,7 +58,7 @@ def _environment() -> Environment:
         "whole": lambda value: f"{value:,}",
         "duration": duration,
     }
-    return environment
+    return found
 
 
 def _context(run: RunData, keep: Keep) -> Row:

@@ -80,7 +80,7 @@ def comparisons(run: RunData) -> list[Row]:
     for (split, shots), group in run.groups().items():
         for before, after in pairwise(group):
             place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
-            found += [{**place, **row} for row in _compare(before, after, run.seed)]
+            found += [{**place, **row} for row in compared(before, after, run.seed)]
     means = averages.of_comparisons(found, run.benchmarks)
     return [*found, *({**row, "verdict": verdict(row["metric"], row)} for row in means)]
 
@@ -93,13 +93,14 @@ def reference_gain(run: RunData) -> list[Row]:
     for item in run.evaluations:
         if item.stage == last and item.shots > 0 and item.split in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
-            rows = _compare(zero[item.split], item, run.seed)
+            rows = compared(zero[item.split], item, run.seed)
             first = (*wording.HEADLINE, *wording.HEADLINE_OF_CHOICES)
             found += [{**place, **row} for row in rows if row["metric"] in first]
     return found
 
 
-def _compare(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
+def compared(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
+    """Paired differences of the same images, for every metric that is defined on them."""
     rows = []
     yes_no = all(map(is_yes_no, before.predictions))
     for metric in COMPARED if yes_no else wording.HEADLINE_OF_CHOICES:

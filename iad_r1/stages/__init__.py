@@ -22,7 +22,7 @@ class Stage(ABC):
     Attributes:
         ranked: it runs on every rank that `engine` asks for; else in one process.
         saves: it may take minutes to save when it is asked to end.
-        paths: its settings that hold a path, such as `stage.completions`.
+        paths: its settings that hold a path, such as `stage.completions`, or a list of them.
         shortcuts: settings outside `stage` that its YAML file hands on to it.
         imports: modules that `run` needs and that take seconds to load. They are loaded before,
             while Ctrl-C may still end the process at once.

@@ -47,6 +47,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("benchmark", "paper"): [f"benchmark.{name}.root={tmp_path}" for name in PAPER],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
+        ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
         ("recipe", "released"): ["backbone=qwen25vl_3b"],
         ("recipe", "anomaly_r1"): ["backbone=qwen25vl_3b"],
