@@ -339,7 +339,7 @@ def _asked(
 
 def _how(mask: Mask | Shapes | Image) -> object:
     """All that a mask says beside its files."""
-    return [mask.inverted, mask.drawn_on] if isinstance(mask, Mask) else repr(mask)
+    return repr(replace(mask, files=()) if isinstance(mask, Mask) else mask)
 
 
 def _hashes(sample: Sample) -> Answer:

@@ -309,3 +309,19 @@ def test_the_doctor_opens_every_file_and_keeps_what_it_finds(kept, root, opened,
     broken.write_bytes(broken.read_bytes()[:900])  # behind its header
     read(root)
     assert not ok()
+
+
+def test_another_threshold_of_soft_masks_reads_them_anew(kept, root, opened):
+    soft = np.zeros((24, 24), np.uint8)
+    soft[16:, 16:], soft[:3, :3] = 100, 255
+    for path in root.rglob("ground_truth/dent/*.png"):
+        Image.fromarray(soft).resize(Image.open(path).size, Image.Resampling.NEAREST).save(path)
+
+    def places(*options: str) -> set[str | None]:
+        defects = [s.solution for s in everything(read(root, *options)) if s.mask is not None]
+        return {solution.location for solution in defects}
+
+    assert places() == {"bottom right"}
+    assert places("data.masks_threshold=0.5") == {"top left"}
+    opened.clear()
+    assert places("data.masks_threshold=0.5") == {"top left"} and not opened
