@@ -154,12 +154,16 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `tokens` includes the end-of-turn token when `stop` is STOP."""
+    """One sampled answer. `tokens` includes the end-of-turn token when `stop` is STOP. `choice` are
+    the probabilities of the words of `Sampling.choice`, which add up to 1; None where the
+    completion does not come to them, or the sampler was not asked.
+    """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]  # natural log, of each token under the sampling policy
     stop: StopReason
+    choice: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,9 @@ class Backbone:
         end_of_turn: the one of them that a trained answer ends with.
         placeholders: tokens that stand for image content and must never be sampled.
         max_pixels: the limit that pictures are shown within; None: the checkpoint's own.
+        folder: where an engine reads the weights, if `model` has none; the engine prepares the
+            pictures, too. None: `model` has its weights.
+        device: where `model` computes, or the engine that has the weights.
 
     Raises ConfigError if the architecture is not known here.
     """
@@ -92,6 +95,8 @@ class Backbone:
             if (token := getattr(model.config, name, None)) is not None
         )
         self.max_pixels: int | None = None
+        self.folder: Path | None = None
+        self.device: torch.device = model.device
         names, pictures = _LIMITED[self.family.sizing], processor.image_processor
         self._own = {name: copy.deepcopy(getattr(pictures, name)) for name in names}
         _save_with_the_hubs_names(model)
@@ -107,12 +112,15 @@ class Backbone:
         device: str = "cpu",
         *,
         trust_remote_code: bool = False,
+        weights: bool = True,
     ) -> Backbone:
         """Read a checkpoint folder in Hugging Face layout. Raises WeightsError if it is none,
         ConfigError if its architecture is not known here.
 
         Args:
             trust_remote_code: whether code that comes with the weights may run.
+            weights: False leaves them to an engine (see `folder`): the model lies on the meta
+                device, so it takes no memory and computes nothing.
         """
         if not (path / "config.json").is_file():
             raise WeightsError(
@@ -123,11 +131,17 @@ class Backbone:
             described = json.loads((path / "config.json").read_text(encoding="utf-8"))
             family_of(described.get("model_type"))
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            device_map=None if weights else "meta",
         )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        found = cls(model.to(device), processor)
+        found = cls(model.to(device) if weights else model, processor)
         found.check_pictures(path)
+        if not weights:
+            found.folder, found.device = path, torch.device(device)
         return found
 
     def save(self, path: Path) -> None:
@@ -261,8 +275,28 @@ class Backbone:
                 f"{conversation.text!r}"
             )
         text = self._templated(conversation)
-        inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
-        return Prompt(text, tuple(images), dict(inputs), name)
+        if self.folder is not None:
+            inputs = {"input_ids": self.expanded(text, [picture.size for picture in images])}
+        else:
+            inputs = self.prepared(text, images)
+        return Prompt(text, tuple(images), inputs, name)
+
+    def prepared(self, text: str, images: Sequence[Image]) -> Inputs:
+        """What the processor makes of a templated prompt and its pictures."""
+        return dict(self.processor(text=[text], images=list(images) or None, return_tensors="pt"))
+
+    def expanded(self, text: str, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """[1, T] the `input_ids` of `prepared`, from the sizes of the pictures alone."""
+        image, left, found = self.model.config.image_token_id, iter(sizes), list[int]()
+        for token in self.tokenizer(text)["input_ids"]:
+            tokens = [token]
+            if token == image:
+                tokens *= self.picture_tokens(*next(left))
+                if self.family.sizing == "tiles":  # InternVL's stand between two marks
+                    tokens[0] = self.processor.start_image_token_id
+                    tokens[-1] = self.processor.end_image_token_id
+            found += tokens
+        return torch.tensor([found])
 
     def _templated(self, conversation: Conversation) -> str:
         return self.processor.apply_chat_template(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,13 +31,16 @@ from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
+from iad_r1.rollouts.colocate.sampler import VllmSampler
+from iad_r1.rollouts.parity import compare_inputs
 from iad_r1.rollouts.prompting import Prompter, open_prompter
-from iad_r1.rollouts.sampling import Sampler, Sampling, Seed
+from iad_r1.rollouts.sampling import Choice, Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.types import Completion, Dataset, Prediction, Sample
 
-ANSWER = "<answer>"
+PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
+YES_OR_NO = Choice("<answer>", ("Yes", "No"))
 
 
 def run(context: Context) -> list[dict[str, Any]]:
@@ -165,7 +168,9 @@ class Asking:
                     asked[number] = prompt
                     yield prompt, ()
 
-        greedy = Sampling(1, self.settings.max_tokens, temperature=0.0)
+        greedy = Sampling(1, self.settings.max_tokens, temperature=0.0, choice=self._choice(mine))
+        if self.alone:
+            self._check_inputs(mine[:PROBES], shots)
         with Ahead(encode, self.picture_threads) as prompts:
             finished = self.sampler.stream(ask(prompts), greedy)
             for _ in range(math.ceil(len(samples) / (size * distributed.world()))):
@@ -184,36 +189,57 @@ class Asking:
         mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
         return grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=p_yes, mask=mask)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the sampler has the weights for itself, so that it tells P(yes) as well."""
+        return self.backbone.folder is not None
+
+    def _check_inputs(self, samples: Sequence[Sample], shots: int) -> None:
+        """MismatchError unless vLLM makes of these prompts what transformers' processor does: the
+        same tokens, and the same tensors of the pictures. The other prompts go to vLLM alone."""
+        assert isinstance(self.sampler, VllmSampler)
+        for sample in samples:
+            prompt = self.prompter.encode(sample, shots)
+            inputs = self.backbone.prepared(prompt.text, prompt.images)
+            compare_inputs(self.sampler, replace(prompt, inputs=inputs))
+
+    def _choice(self, samples: Sequence[Sample]) -> Choice | None:
+        asks = any(sample.question.options is None for sample in samples)
+        return YES_OR_NO if self.alone and asks else None
+
     def _p_yes(self, batch: Sequence[tuple[Sample, Prompt, Completion]]) -> dict[int, float | None]:
         """P(yes) by place in the batch, of the questions that ask for yes or no."""
         rows = [n for n, (sample, *_) in enumerate(batch) if sample.question.options is None]
         asked, drawn = [batch[n][1] for n in rows], [batch[n][2] for n in rows]
-        return dict(zip(rows, p_yes(self.backbone, asked, drawn), strict=True))
+        if self.alone:
+            found = [None if one.choice is None else one.choice[0] for one in drawn]
+        else:
+            found = p_yes(self.backbone, asked, drawn, YES_OR_NO)
+        return dict(zip(rows, found, strict=True))
 
 
 @torch.no_grad()
 def p_yes(
-    backbone: Backbone, asked: Sequence[Prompt], drawn: Sequence[Completion]
+    backbone: Backbone,
+    asked: Sequence[Prompt],
+    drawn: Sequence[Completion],
+    choice: Choice = YES_OR_NO,
 ) -> list[float | None]:
     """P("Yes") against P("No") where the answer is written, given all the model said before;
     None for a completion that opens no answer.
 
     Both words are continued from the same text, as a group of two.
     """
-    cut = [completion.text.find(ANSWER) for completion in drawn]
-    rows = [i for i, at in enumerate(cut) if at >= 0]
+    found = [choice.tokens(backbone, completion.text) for completion in drawn]
+    pairs = [[(*shared, *word) for word in words] for shared, words in filter(None, found)]
+    rows = [i for i, read in enumerate(found) if read]
     shares: list[float | None] = [None] * len(drawn)
     if not rows:
         return shares
-    before = [drawn[i].text[: cut[i] + len(ANSWER)] for i in rows]
-    pairs = [
-        [backbone.encode_target(text + word).tokens[:-1] for word in ("Yes", "No")]
-        for text in before
-    ]
-    found = completion_logprobs(
+    said = completion_logprobs(
         backbone.model, [asked[i].inputs for i in rows], pairs, entropy=False
     )
-    totals = (found.logprob * found.mask).sum(1).view(-1, 2)
+    totals = (said.logprob * said.mask).sum(1).view(-1, 2)
     for i, share in zip(rows, torch.softmax(totals, 1)[:, 0].tolist(), strict=True):
         shares[i] = share
     return shares

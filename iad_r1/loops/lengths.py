@@ -24,6 +24,7 @@ from iad_r1.types import Dataset, Sample
 Stage = Literal["sft", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "evaluate")
 MUCH = 0.25  # of a picture, to be cut off
+AGAIN = 8  # tokens by which an answer that vLLM reads again, for P(yes), may have become longer
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def derived(context: Context) -> Config:
         _check_pictures(context.dataset.rl, rollout.max_images)
     longest = max(asked, key=lambda one: one.tokens)
     _check(longest, "rollout.max_model_len", rollout.max_model_len)
-    room = rollout.max_model_len or longest.tokens
+    again = AGAIN if config.engine_alone else 0
+    room = rollout.max_model_len or min(longest.tokens + again, context.backbone.positions)
     return config.model_copy(update={"rollout": rollout.model_copy(update={"max_model_len": room})})
 
 

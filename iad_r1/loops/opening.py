@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def open_run(
     `start` is where the weights come from; None: those of the backbone.
     """
     device, dtype = distributed.device(config.engine), getattr(torch, config.engine.precision)
-    check_packing(config.grpo.packing, device, dtype)
+    if not config.engine_alone:
+        check_packing(config.grpo.packing, device, dtype)
     dataset = open_data(config, folder)
     fitting.check(config, dataset)
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
@@ -45,7 +47,8 @@ def open_run(
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
     context.config = lengths.derived(context)
-    _ = context.packing  # chosen, or refused, before the first step
+    if not config.engine_alone:
+        _ = context.packing  # chosen, or refused, before the first step
     return context
 
 
@@ -181,24 +184,25 @@ def open_backbone(
     """The weights to begin with.
 
     An earlier run's weights, published ones, or those that are built here: then `corpus` is what
-    the tiny tokenizer learns its words from.
+    the tiny tokenizer learns its words from. Where vLLM answers alone, they stay on disk.
     """
     dtype = getattr(torch, config.engine.precision)
     device = str(distributed.device(config.engine))
+    load = partial(Backbone.load, dtype=dtype, device=device, weights=not config.engine_alone)
     if start is not None:
-        return Backbone.load(start.path, dtype, device)
+        return load(start.path)
     backbone = config.backbone
     if config.weights.name == "random":
         model = build_random(backbone.name, dtype, device, config.seed)
         return Backbone(model, build_processor(backbone.name))
     if backbone.source == "hub" and config.weights.name == "published":
         found, trusted = hub.fetch(backbone), backbone.trust_remote_code
-        return Backbone.load(found, dtype, device, trust_remote_code=trusted)
+        return load(found, trust_remote_code=trusted)
     path = folder.checkpoint("base")
     if distributed.is_main() and not path.is_dir():
         build(config, corpus, path)
     distributed.barrier()
-    return Backbone.load(path, dtype, device)
+    return load(path)
 
 
 def build(config: Config, corpus: Callable[[], Iterator[str]], path: Path) -> None:

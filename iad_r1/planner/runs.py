@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,8 @@ def problem(config: Config, question: Question, gpus: Sequence[Gpu]) -> str | No
     fullest = min(gpus, key=lambda gpu: gpu.usable(config.memory))
     for part in question.shown:
         evaluating = part == "evaluate"
+        if config.engine_alone and (problem := _small_share(config, question)):
+            return problem
         needs = evaluation(config, question) if evaluating else training(config, question, part)
         first = next(needs)
         if not _fits(first, question):
@@ -233,17 +236,39 @@ def evaluation(config: Config, question: Question) -> Iterator[Need]:
             yield Need(_scoring(question, batch) + sampling, words=words)
             batch //= 2
         return
-    beside = _scoring(question, batch)
+    beside = question.overhead if config.engine_alone else _scoring(question, batch)
     if not isinstance(rollout, VllmRollout):
         yield Need(beside)
         return
-    work = shown.work(1)
-    yield Need(beside + _engine(config, question, work).total)
-    least = memory.vllm_sampling(model, work, 1, question.workspace).total
+    least = _least(question)
+    yield Need(beside + max(least, _engine(config, question, shown.work(1)).total))
     for share in _shares(rollout.memory):
         if share * question.total >= least and rollout.kv_cache_gib is None:
             words = (f"rollout.memory={share:.2f}",)
             yield Need(beside + int(share * question.total), words=words)
+
+
+def _least(question: Question) -> int:
+    """What vLLM takes with room for one answer at a time."""
+    work = question.shown["evaluate"].work(1)
+    return memory.vllm_sampling(question.model, work, 1, question.workspace).total
+
+
+def _small_share(config: Config, question: Question) -> str | None:
+    """The sentences that refuse a share of the GPU in which vLLM has no room for an answer, where
+    nothing but vLLM takes the rest."""
+    rollout, least = config.rollout, _least(question)
+    assert isinstance(rollout, VllmRollout)
+    share = math.ceil(20 * least / question.total) / 20
+    wanted = question.overhead + int(share * question.total)
+    if rollout.kv_cache_gib is not None or share <= rollout.memory or wanted > question.limit:
+        return None
+    return (
+        f"vLLM with {config.backbone.name} is predicted to need {least / GIB:.1f} GiB for weights, "
+        f"workspace and one answer, and rollout.memory={rollout.memory:g} gives it "
+        f"{rollout.memory * question.total / GIB:.1f}. Use rollout.memory={share:.2f} or more. "
+        "This is a prediction; memory.check=false starts the run all the same."
+    )
 
 
 def _scoring(question: Question, batch: int) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import itemgetter
 from typing import Protocol
 
-from iad_r1.backbones.backbone import Prompt
+from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.types import Completion
 
 Seed = tuple[int, ...]  # of one prompt, e.g. (run seed, step, prompt)
@@ -21,6 +22,31 @@ def seed_number(seed: Seed, bits: int) -> int:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Words that are weighed against one another where a completion first says `after`, given all
+    that it said before."""
+
+    after: str
+    words: tuple[str, ...]
+
+    def tokens(
+        self, backbone: Backbone, text: str
+    ) -> tuple[tuple[int, ...], list[tuple[int, ...]]] | None:
+        """The tokens that all words share, and how each goes on; None if `text` has no `after`.
+
+        Text and word are read together, as a text to learn is.
+        """
+        at = text.find(self.after)
+        if at < 0:
+            return None
+        before = text[: at + len(self.after)]
+        read = [backbone.encode_target(before + word).tokens[:-1] for word in self.words]
+        same = takewhile(lambda step: len(set(step)) == 1, zip(*read, strict=False))
+        shared = len(list(same))
+        return read[0][:shared], [tokens[shared:] for tokens in read]
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Settings of one call.
 
@@ -30,6 +56,8 @@ class Sampling:
         temperature: 0 is greedy; then `group_size` must be 1.
         top_p: draw from the fewest tokens that hold this much probability; 1 is off.
         top_k: draw from the k likeliest tokens, before top_p; 0 is off.
+        choice: also weigh these words in each completion (`Completion.choice`). vLLM in this
+            process does so; other samplers do not.
 
     The log-probs of a completion are those of what was drawn from, cut off by top_p and top_k.
     """
@@ -39,6 +67,7 @@ class Sampling:
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.group_size != 1:

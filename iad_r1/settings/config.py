@@ -21,7 +21,7 @@ from iad_r1.settings.engine import Checkpoint, Engine, Memory
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.rewards import RewardsConfig
-from iad_r1.settings.rollout import RolloutEngine
+from iad_r1.settings.rollout import RolloutEngine, VllmRollout
 from iad_r1.settings.stage import Stage, Task
 from iad_r1.settings.tracking import TrackingConfig
 from iad_r1.settings.training import Grpo, Pretrain, Sft
@@ -59,6 +59,14 @@ class Config(Section):
         (a published backbone can see, and an earlier run was pre-trained already)."""
         grows_eyes = self.backbone.source == "built" and self.init is None
         return [task for task in self.stage.tasks if task != "pretrain" or grows_eyes]
+
+    @property
+    def engine_alone(self) -> bool:
+        """Whether vLLM answers by itself, with weights that it reads from disk: nothing trains, so
+        no model of transformers is loaded beside it. Random weights are on no disk."""
+        only_asks = set(self.tasks()) in ({"evaluate"}, {"evaluate", "report"})
+        on_disk = self.weights.name != "random" or self.init is not None
+        return only_asks and on_disk and isinstance(self.rollout, VllmRollout)
 
 
 def load(text: str) -> Config:

@@ -11,7 +11,7 @@ import packing_cases as cases
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from iad_r1.backbones import families, packing
@@ -19,8 +19,9 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.families import FAMILIES, PARTS, part_of
 from iad_r1.backbones.twins import BACKBONES, TWINS, build_twin
 from iad_r1.command.options import groups
-from iad_r1.errors import ConfigError, DataError, WeightsError
+from iad_r1.errors import ConfigError, DataError, MismatchError, WeightsError
 from iad_r1.learn import lora, optim
+from iad_r1.rollouts.colocate.weights import hub_weights, weights_on_disk
 from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.prompting import Prompter, Room
 from iad_r1.rollouts.sampling import Sampling
@@ -326,6 +327,32 @@ def test_a_model_built_from_its_configuration_is_saved_with_the_hubs_names_too(
         built.state_dict().items(), again.model.state_dict().items(), strict=True
     ):
         assert key == other and torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision", "internvl"])
+def test_an_engine_reads_from_disk_what_it_would_be_sent_and_prompts_count_alike(loaded, name):
+    backbone = loaded(name)
+    folder = Path(backbone.model.name_or_path)
+    bare = Backbone.load(folder, dtype=torch.bfloat16, weights=False)
+    assert all(weight.is_meta for weight in bare.model.parameters())
+    read, sent = dict(weights_on_disk(bare)), dict(hub_weights(backbone.model))
+    assert read.keys() == sent.keys()
+    assert all(torch.equal(tensor, sent[key].bfloat16()) for key, tensor in read.items())
+    for asked, pictures in ((ONE, [picture(64, 64)]), (TWO, [picture(64, 64), picture(90, 150)])):
+        shown = list(map(backbone.fit, pictures))
+        made, counted = backbone.encode(asked, shown), bare.encode(asked, shown)
+        assert counted.text == made.text and set(counted.inputs) == {"input_ids"}
+        assert torch.equal(counted.inputs["input_ids"], made.inputs["input_ids"])
+
+
+def test_weights_that_are_missing_on_disk_are_named(tmp_path):
+    """transformers would draw them."""
+    folder = build_twin("qwen2_vl", tmp_path / "twin")
+    held = load_file(folder / "model.safetensors")
+    del held["visual.patch_embed.proj.weight"]
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MismatchError, match=r"holds no visual\.patch_embed\.proj\.weight \(1 "):
+        list(weights_on_disk(Backbone.load(folder, weights=False)))
 
 
 @pytest.mark.parametrize("family", TWINS)

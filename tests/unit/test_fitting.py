@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -178,6 +179,25 @@ def test_a_batch_of_answers_is_scored_while_vllm_goes_on_with_the_next(rollout):
     assert many - few == most - one > GIB
     engine = int(composed("rollout=vllm").rollout.memory * 79 * GIB) if rollout == "vllm" else 0  # pyright: ignore
     assert few == one + 2 * architecture(composed("stage=evaluate")).parameters + engine + GIB
+
+
+def test_vllm_alone_needs_no_room_for_a_second_model_and_says_when_its_share_is_too_small():
+    typed = ("stage=evaluate", "evaluate.shots=[0]", "rollout=vllm")
+    config, asked = plain(*typed, "weights=published"), question(plain(*typed))
+    assert config.engine_alone and not plain(*typed).engine_alone
+    assert not plain("stage=sft", "rollout=vllm", "weights=published").engine_alone
+    engine = int(config.rollout.memory * 79 * GIB)  # pyright: ignore
+    assert next(runs.evaluation(config, asked)).peak == engine + GIB
+    small = replace(asked, total=16 * GIB, limit=15 * GIB)
+    gpus = [runs.Gpu(0, 16 * GIB, 16 * GIB)]
+    said = str(runs.problem(config, small, gpus))
+    share = float(re.findall(r"Use rollout\.memory=(\S+) or more", said)[0])
+    for better, sentence in ((share, None), (share - 0.05, said)):
+        rollout = config.rollout.model_copy(update={"memory": better})
+        found = runs.problem(config.model_copy(update={"rollout": rollout}), small, gpus)
+        assert (found is None) is (sentence is None)
+    tiny = replace(asked, total=8 * GIB, limit=7 * GIB)
+    assert "No other settings were found" in str(runs.problem(config, tiny, gpus))
 
 
 def test_an_engine_that_never_sleeps_is_there_while_the_reference_is_asked():

@@ -1,7 +1,8 @@
-"""The colocated vLLM sampler: one in each training process, fed with the trainer's own weights.
+"""The colocated vLLM sampler: one in each process, fed with the trainer's own weights, or where
+nothing is trained with those of a checkpoint on disk.
 
 It starts without weights, from nothing but the model's configuration and processor, and takes them
-from the trainer with `sync`, adapters folded in. A prompt is given as text with unexpanded image
+with `sync`, adapters folded in. A prompt is given as text with unexpanded image
 placeholders and the very pictures the trainer encodes; what vLLM makes of it is compared with the
 trainer's token ids at every request.
 """
@@ -15,14 +16,16 @@ import atexit
 import copy
 import gc
 import importlib.util
+import math
 import os
 import random
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from torch import distributed as dist
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import ConfigError, DataError, IadError, MismatchError, TrainingError
-from iad_r1.rollouts.colocate.weights import hub_weights
+from iad_r1.rollouts.colocate.weights import hub_weights, weights_on_disk
 from iad_r1.rollouts.sampling import Sampler, Sampling, Seed, seed_number
 from iad_r1.settings.rollout import AnyVllmRollout, VllmRollout
 from iad_r1.types import Completion, StopReason
@@ -70,6 +73,7 @@ class VllmSampler(Sampler):
             self.reset_encoder_cache, self.reset_processor_cache, self.reset_prefix_cache
         )  # fmt: skip
         self._asleep: set[str] = set()
+        self._ended: dict[str, Any] = {}  # requests that nobody has asked for yet
         self._guest = dist.is_torchelastic_launched()  # of the trainer's process group, which stays
         self._requests = 0
         self._folder = tempfile.TemporaryDirectory(prefix="iad_r1-engine-")
@@ -104,17 +108,21 @@ class VllmSampler(Sampler):
                         more = False
                         break
                     index, (prompt, seed) = item
-                    waiting[self._submit(prompt, sampling, seed)] = (index, prompt)
-                for output in self._step() if waiting else ():
-                    index, prompt = waiting.pop(output.request_id)
-                    yield index, self._completions(prompt, output)
+                    check_length(prompt, sampling.max_tokens, self.settings.max_model_len)
+                    name = self._submit(prompt, self.parameters(sampling, seed))
+                    waiting[name] = (index, prompt)
+                for name, output in self._finished(waiting) if waiting else ():
+                    index, prompt = waiting.pop(name)
+                    yield index, self._completions(prompt, output, sampling)
         finally:
             if waiting:
                 self.llm.llm_engine.abort_request(list(waiting))
+                self._ended.clear()
         self._sleep()
 
     def sync(self, change: Change | None = None) -> None:
-        """Send the trainer's weights as they are now and forget what was computed from the old.
+        """Send the trainer's weights as they are now, or those on disk where the trainer's model
+        has none, and forget what was computed from the old.
 
         Args:
             change: what to send instead of a weight, by its name on the hub (the parity gate's
@@ -123,7 +131,8 @@ class VllmSampler(Sampler):
         MismatchError names every weight that has no counterpart on the other side.
         """
         self._wake("weights")
-        weights = hub_weights(self.backbone.model)
+        alone = self.backbone.folder is not None
+        weights = weights_on_disk(self.backbone) if alone else hub_weights(self.backbone.model)
         if change is not None:
             weights = ((name, change(name, tensor)) for name, tensor in weights)
         with vllm_errors("could not take the weights"):
@@ -195,14 +204,14 @@ class VllmSampler(Sampler):
                 "ones. Call sampler.sync() first; this is a fault of ours."
             )
 
-    def _submit(self, prompt: Prompt, sampling: Sampling, seed: Seed) -> str:
-        check_length(prompt, sampling.max_tokens, self.settings.max_model_len)
+    def _submit(self, prompt: Prompt, parameters: Any, said: Sequence[int] = ()) -> str:
+        """Ask for what follows a prompt after which `said` was said; the name of the request."""
         self._requests += 1
         name = str(self._requests)
         rendered = self._render(prompt)
         check_ids(prompt, rendered["prompt_token_ids"])
-        engine = self.llm.llm_engine
-        engine.add_request(name, rendered, self.parameters(sampling, seed))
+        rendered["prompt_token_ids"] = [*rendered["prompt_token_ids"], *said]
+        self.llm.llm_engine.add_request(name, rendered, parameters)
         return name
 
     def _render(self, prompt: Prompt) -> Any:
@@ -227,28 +236,99 @@ class VllmSampler(Sampler):
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _step(self) -> list[Any]:
+    def _finished(self, names: Container[str]) -> Iterator[tuple[str, Any]]:
+        """The requests of these names that are finished after one more step, and what came of them.
+        Others that are finished wait until they are asked for."""
         patience = self.settings.patience
         with alarm(patience), vllm_errors("failed while sampling"):
-            return [output for output in self.llm.llm_engine.step() if output.finished]
+            outputs = self.llm.llm_engine.step()
+        self._ended |= {output.request_id: output for output in outputs if output.finished}
+        for name in [name for name in self._ended if name in names]:
+            yield name, self._ended.pop(name)
 
-    def _completions(self, prompt: Prompt, output: Any) -> list[Completion]:
+    def _completions(self, prompt: Prompt, output: Any, sampling: Sampling) -> list[Completion]:
         ordered = sorted(output.outputs, key=lambda sample: sample.index)
-        return [self._completion(prompt, sample) for sample in ordered]
+        return [self._completion(prompt, sample, sampling) for sample in ordered]
 
-    def _completion(self, prompt: Prompt, sample: Any) -> Completion:
+    def _completion(self, prompt: Prompt, sample: Any, sampling: Sampling) -> Completion:
         tokens = tuple(sample.token_ids)
         logprobs = (
             step[token].logprob for step, token in zip(sample.logprobs, tokens, strict=True)
         )
         reasons = sample.finish_reason, sample.stop_reason
-        return as_completion(self.backbone, prompt, tokens, tuple(logprobs), *reasons)
+        found = as_completion(self.backbone, prompt, tokens, tuple(logprobs), *reasons)
+        if sampling.choice is None:
+            return found
+        return replace(found, choice=self.weighed(prompt, found, sample.logprobs, sampling))
+
+    # --- words against one another -------------------------------------------------------------
+
+    def weighed(
+        self,
+        prompt: Prompt,
+        completion: Completion,
+        steps: Sequence[Mapping[int, Any]],
+        sampling: Sampling,
+    ) -> tuple[float, ...] | None:
+        """The probabilities of the words of `sampling.choice` in a completion; None if it does not
+        come to them.
+
+        They are in `steps`, vLLM's log-probs at each of its tokens, if it is spelled as the
+        tokenizer reads it and each word is one token. Else they are asked for.
+        """
+        assert sampling.choice is not None
+        read = sampling.choice.tokens(self.backbone, completion.text)
+        if read is None:
+            return None
+        shared, words = read
+        here = completion.tokens[: len(shared)] == shared and len(shared) < len(steps)
+        told = {t: one.logprob for t, one in steps[len(shared)].items()} if here else {}
+        if all(len(word) == 1 and math.isfinite(told.get(word[0], -math.inf)) for word in words):
+            sharpened = sampling.temperature or 1.0  # what was drawn from was divided by it
+            totals = [sharpened * told[word[0]] for word in words]
+        else:
+            totals = self._totals(prompt, shared, words)
+        return tuple(torch.tensor(totals, dtype=torch.float64).softmax(0).tolist())
+
+    def _totals(
+        self, prompt: Prompt, shared: tuple[int, ...], words: Sequence[tuple[int, ...]]
+    ) -> list[float]:
+        """The log-prob of each word after a prompt and the tokens `shared`: what follows is asked
+        for at each of its tokens, with all that comes before in vLLM's cache."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        following: dict[tuple[int, ...], set[int]] = {}
+        for word in words:
+            for at, token in enumerate(word):
+                following.setdefault(word[:at], set()).add(token)
+        asked: dict[str, tuple[int, ...]] = {}
+        for start, tokens in following.items():
+            said = (*shared, *start)
+            check_length(prompt, len(said) + 1, self.settings.max_model_len)
+            parameters = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprobs=len(tokens),
+                logprob_token_ids=sorted(tokens),
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            asked[self._submit(prompt, parameters, said)] = start
+        told: dict[tuple[int, ...], Mapping[int, Any]] = {}
+        while len(told) < len(asked):
+            for name, output in self._finished(asked):
+                told[asked[name]] = output.outputs[0].logprobs[0]
+        return [
+            sum(told[word[:at]][token].logprob for at, token in enumerate(word)) for word in words
+        ]
 
     # --- memory --------------------------------------------------------------------------------
 
     @property
     def _sleeps(self) -> bool:
-        return self.settings.sleep and self.backbone.model.device.type == "cuda"
+        trained = self.backbone.folder is None  # alone, it need not make room
+        return self.settings.sleep and trained and self.backbone.device.type == "cuda"
 
     def _sleep(self) -> None:
         """Leave the GPU to the trainer: weights to the host, keys and values dropped."""
@@ -322,10 +402,10 @@ def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:
     from vllm import LLM
 
     several: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
-    on_gpu = backbone.model.device.type == "cuda"
+    on_gpu = backbone.device.type == "cuda"
     return LLM(
         model=str(folder),
-        enable_sleep_mode=settings.sleep and on_gpu,
+        enable_sleep_mode=settings.sleep and on_gpu and backbone.folder is None,
         **vllm_options(settings, unwrap(backbone.model).dtype, on_gpu),
         **(several if dist.is_torchelastic_launched() else {}),
     )
@@ -449,6 +529,11 @@ def _some(names: Sequence[str]) -> str:
 
 def sampling_options(backbone: Backbone, sampling: Sampling, seed: Seed) -> dict[str, Any]:
     """Sampling settings under vLLM's names."""
+    told: dict[str, Any] = {"logprobs": 0}  # of the sampled token alone
+    if sampling.choice is not None:
+        _, words = sampling.choice.tokens(backbone, sampling.choice.after) or ((), [])
+        tokens = sorted({word[0] for word in words})
+        told = {"logprobs": len(tokens), "logprob_token_ids": tokens}
     return {
         "n": sampling.group_size,
         "temperature": sampling.temperature,
@@ -458,8 +543,8 @@ def sampling_options(backbone: Backbone, sampling: Sampling, seed: Seed) -> dict
         "logit_bias": dict.fromkeys(backbone.placeholders, NEVER),
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "logprobs": 0,  # of the sampled token alone
         "detokenize": False,
+        **told,
     }
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import unwrap
 from iad_r1.errors import MismatchError
 
@@ -43,6 +45,27 @@ def hub_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in found:
                 if not unread(base, name):
                     yield names[name], tensor.detach()
+
+
+def weights_on_disk(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    """What `hub_weights` would give, in the precision of the run, read from the checkpoint of a
+    model that has no weights of its own (`Backbone.folder`).
+
+    MismatchError names what is missing there.
+    """
+    assert backbone.folder is not None, "the model has its weights"
+    wanted = {name for name, _ in hub_weights(backbone.model)}
+    for file in sorted(backbone.folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as found:
+            for name in wanted.intersection(found.keys()):
+                wanted.remove(name)
+                yield name, found.get_tensor(name).to(backbone.model.dtype)
+    if wanted:
+        raise MismatchError(
+            f"{backbone.folder} holds no {', '.join(sorted(wanted)[:5])} ({len(wanted)} weights "
+            "are not found under the names that vLLM knows). Get these weights again, or read them "
+            "with rollout=hf."
+        )
 
 
 def modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
