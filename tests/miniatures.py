@@ -212,6 +212,39 @@ def visa(root: Path) -> None:
         like_mvtec(root / product, "bad", ".JPG", "{}.png")
 
 
+def listed(root: Path, name: str, rows: list[tuple[str, str, list[str]]]) -> None:
+    """A list of the papers' test set: paths of pictures, answers and references."""
+    content = {
+        path: {
+            "image_path": path,
+            "conversation": [
+                {"Question": "Are there any defects in the query image?", "Answer": answer,
+                 "Options": {"A": "Yes.", "B": "No."}, "type": "Anomaly Detection"}
+            ],
+            "similar_templates": shown[:1],
+            "random_templates": shown,
+        }
+        for path, answer, shown in rows
+    }  # fmt: skip
+    write_json(root / f"test_{name}_format.json", content)
+
+
+def industrial_test(root: Path) -> None:
+    """Two of its lists, one without references, in a folder of their own."""
+    shown = [f"DTD/Woven_001/template/{i:03}.png" for i in range(2)]
+    rows = {
+        "DTD": [(f"DTD/Woven_001/test/{kind}/{i:03}.png", answer, shown)
+                for kind, answer in (("good", "B"), ("bad", "A")) for i in range(2)],
+        "SDD": [(f"SDD/test/{kind}/kos01_Part{i}_0.png", answer, [])
+                for kind, answer in (("good", "B"), ("defect", "A")) for i in range(2)],
+    }  # fmt: skip
+    for name, some in rows.items():
+        listed(root / "lists", name, some)
+        for path, _, references in some:
+            for file in (path, *references):
+                picture(root / file)
+
+
 def paper(root: Path) -> None:
     """The six benchmarks of the papers below one root, as IAD-R1's test set has them."""
     ds_mvtec(root / "DS-MVTec")

@@ -28,6 +28,7 @@ from miniatures import (
     expert_ad,
     goodsad,
     like_mvtec,
+    listed,
     mmad,
     mpdd,
     mvtec_ad2,
@@ -322,23 +323,6 @@ def test_a_view_that_does_not_show_the_defect_of_its_object_is_good(tmp_path):
 
 
 # --- the test set of the papers -------------------------------------------------------------------
-
-
-def listed(root: Path, name: str, rows: list[tuple[str, str, list[str]]]) -> None:
-    content = {
-        path: {
-            "image_path": path,
-            "conversation": [
-                {"Question": "Are there any defects in the query image?", "Answer": answer,
-                 "Options": {"A": "Yes.", "B": "No."}, "type": "Anomaly Detection"}
-            ],
-            "similar_templates": shown[:1],
-            "random_templates": shown,
-        }
-        for path, answer, shown in rows
-    }  # fmt: skip
-    root.mkdir(parents=True, exist_ok=True)
-    (root / f"test_{name}_format.json").write_text(json.dumps(content))
 
 
 def papers(root: Path, lists: Path, *more: str) -> Config:
