@@ -337,7 +337,7 @@ def _asked(
     return answer
 
 
-def _how(mask: Mask | Shapes | Image) -> object:
+def _how(mask: Mask | Shapes | Image) -> str:
     """All that a mask says beside its files."""
     return repr(replace(mask, files=()) if isinstance(mask, Mask) else mask)
 

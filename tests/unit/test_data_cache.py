@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from iad_r1.grid import Grid
 from iad_r1.settings.config import Config
 from iad_r1.stages import doctor
 from iad_r1.store.run_folder import RunFolder
-from iad_r1.types import Dataset, Sample, Shapes, Solution
+from iad_r1.types import Dataset, Mask, Sample, Shapes, Solution
 
 Opened = list[str]
 
@@ -155,6 +156,22 @@ def test_a_changed_mask_another_grid_and_another_rule_are_looked_at_anew(kept, r
     opened.clear()
     read(root, "grid.mask_rule=multi")
     assert set(opened) == masked
+
+
+def test_how_a_mask_is_read_is_part_of_the_question(kept, root):
+    """Each of its settings, also those that are yet to come."""
+    told = {"inverted": True, "drawn_on": "shown", "threshold": 0.7}
+    assert {one.name for one in fields(Mask)} == {"files", *told}
+    file = root / "lid" / "ground_truth" / "dent" / "train_1.png"
+    Image.fromarray(np.repeat(np.arange(24, dtype=np.uint8)[:, None] * 10, 24, 1)).save(file)
+    image = root / "lid" / "train" / "dent" / "train_1.png"
+    plain = Sample("a", "d", "", "lid", image, Solution("Yes"), Mask((file,)))
+    with cache.Kept() as known:
+        mix.inspect(plain, Grid(3, 3), "multi", True, known)
+        for name, value in told.items():
+            other = replace(plain, mask=replace(Mask((file,)), **{name: value}))
+            found = mix.inspect(other, Grid(3, 3), "multi", True, known)
+            assert found.marked == mix.inspect(other, Grid(3, 3), "multi", True).marked, name
 
 
 def test_the_shapes_of_an_annotation_are_part_of_the_question(kept, root):
