@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from iad_r1 import prompts, rewards, stages
-from iad_r1.command import roots
+from iad_r1.command import inherit, roots
 from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
 from iad_r1.settings.base import CONF
@@ -38,11 +38,11 @@ NAME_OR_PATH = ("backbone.path", "rewards.vocabulary")
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Config:
     """The checked configuration that `python run.py <overrides>` in `directory` would use."""
-    overrides = quoted(overrides)
+    overrides = inherit.with_backbone(quoted(overrides))
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra.compose("config", overrides)
-        return resolve(composed, directory or Path.cwd())
+        return resolve(composed, directory or Path.cwd(), overrides)
     except ComposeError as error:
         raise ConfigError(explain(error, overrides)) from None
 
@@ -70,8 +70,10 @@ def _quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def resolve(composed: DictConfig, directory: Path) -> Config:
-    """Plain values, absolute paths, types and cross-field rules. Raises ConfigError."""
+def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Config:
+    """Plain values, absolute paths, types and cross-field rules; `typed` are the overrides that it
+    was composed of. Raises ConfigError, and WeightsError where a stage inherits from a run that
+    saved none."""
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
@@ -82,8 +84,11 @@ def resolve(composed: DictConfig, directory: Path) -> Config:
     tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))
     paths = [*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths]
     paths += [f"data.parts.{name}.root" for name in plain["data"].get("parts", {})]
-    for key in (*paths, *NAME_OR_PATH):
-        _make_absolute(plain, key, directory, always=key in paths)
+    names = {*NAME_OR_PATH, *(["init"] if stage.inherits else [])}  # or that of weights on the hub
+    for key in {*paths, *names}:
+        _make_absolute(plain, key, directory, always=key not in names)
+    if stage.inherits and plain["init"] is not None:
+        inherit.take_over(plain, stage.inherits, typed)
     missing = list(roots.fill(plain))
     if missing:
         raise ConfigError("\n".join(missing))

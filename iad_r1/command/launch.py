@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from iad_r1 import stages
-from iad_r1.command import compose
+from iad_r1.command import compose, inherit
 from iad_r1.errors import IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
@@ -44,7 +44,7 @@ def main() -> int:
     """Read the command line, run what it asks for, and return the exit code."""
     # Hydra would print its own errors and exit; ours say what to type instead.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv[1:] = compose.quoted(sys.argv[1:])
+    sys.argv[1:] = inherit.with_backbone(compose.quoted(sys.argv[1:]))
     app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         app()
@@ -69,7 +69,8 @@ def job(composed: DictConfig) -> int:
         print(f"\n--- run {HydraConfig.get().job.num}: {task}", flush=True)
     folder: RunFolder | None = None
     try:
-        config = compose.resolve(composed, Path.cwd())
+        typed = list(HydraConfig.get().overrides.task)
+        config = compose.resolve(composed, Path.cwd(), typed)
         folder, code = run(config, Path.cwd() / "outputs")
     except IadError as error:
         complain(str(error))

@@ -120,10 +120,15 @@ def open_mask(sample: Sample) -> NDArray[np.bool_] | None:
 
 def upright(path: Path) -> Image.Image:
     """The picture in a file, upright and RGB. Raises DataError."""
-    return ImageOps.exif_transpose(eight_bits(read(path, "image"), path)).convert("RGB")
+    return as_shown(read(path, "image"), path)
 
 
-def eight_bits(picture: Image.Image, path: Path) -> Image.Image:
+def as_shown(picture: Image.Image, path: Path | str) -> Image.Image:
+    """A decoded picture, upright and RGB; `path` names it in a DataError."""
+    return ImageOps.exif_transpose(eight_bits(picture, path)).convert("RGB")
+
+
+def eight_bits(picture: Image.Image, path: Path | str) -> Image.Image:
     """A grey picture of more than 8 bits, scaled to 8: its values stand for 12 bits where none is
     above 4,095, else for 16; those with a point for 0 (black) to 1 (white). Other pictures are
     handed back. Raises DataError for other values.

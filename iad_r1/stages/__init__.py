@@ -24,6 +24,8 @@ class Stage(ABC):
         saves: it may take minutes to save when it is asked to end.
         paths: its settings that hold a path, such as `stage.completions`, or a list of them.
         shortcuts: settings outside `stage` that its YAML file hands on to it.
+        inherits: sections and settings that it takes from the weights which `init` names, unless
+            they are typed (`command/inherit.py`).
         imports: modules that `run` needs and that take seconds to load. They are loaded before,
             while Ctrl-C may still end the process at once.
     """
@@ -32,6 +34,7 @@ class Stage(ABC):
     saves = True
     paths: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
+    inherits: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
 
     def problems(self, config: Config) -> Iterator[str]:

@@ -39,6 +39,27 @@ def find_start(init: Path | str) -> Start:
     )
 
 
+def start_of(init: str) -> Start | None:
+    """The weights of the run that `init` names, itself or by a checkpoint of it. None where it
+    names others: a folder in Hugging Face layout, or a name on the hub.
+
+    ConfigError if it is a path that leads nowhere; WeightsError if that run saved no weights.
+    """
+    path = Path(init)
+    own = path.parent.name == "checkpoints" and path.name in TRAINED
+    if own or (path.is_absolute() and not is_model(path)):
+        return find_start(path)
+    return None
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model in Hugging Face layout; a run's `config.json` is another."""
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
 # Settings that may differ from those a run was started with when it goes on.
 FREE_ON_RESUME = (
     "resume", "dry_run", "tracking", "engine.threads", "engine.picture_threads", "engine.hosts",

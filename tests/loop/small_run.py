@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
 import torch
 
+from iad_r1.backbones import tiny
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.command import compose
+from iad_r1.data import mix
+from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
 from iad_r1.loops import grpo
+from iad_r1.loops.opening import corpus
+from iad_r1.store.run_folder import RunFolder
 
 SMALL = [
     "data.sizes.sft=24",
@@ -22,6 +30,15 @@ SMALL = [
     "engine.ranks=1",
     "tracking=none",
 ]
+
+
+def small_context(place: Path, *overrides: str) -> Context:
+    """A fresh tiny run in `place` with these settings on top."""
+    config = compose.compose([*SMALL, *overrides])
+    folder = RunFolder.create(place, config.name)
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    path = tiny.build(folder.checkpoint("base"), corpus(config, dataset), 400, 9216, seed=0)
+    return Context(config, folder, None, dataset, Backbone.load(path), "base")
 
 
 def logged(context: Context) -> list[dict[str, float]]:

@@ -46,6 +46,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("data", "mix"): ["data/parts=[synthetic]"],
         ("benchmark", "paper"): [f"benchmark.{name}.root={tmp_path}" for name in PAPER],
         ("stage", "report"): [f"init={tmp_path}"],
+        ("stage", "predict"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],

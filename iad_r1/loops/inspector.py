@@ -1,0 +1,206 @@
+"""One picture, one verdict: the weights, prompt and grid of a run at hand."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from iad_r1 import prompts
+from iad_r1.backbones.backbone import Backbone
+from iad_r1.data import images
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.grid import as_grid
+from iad_r1.judge.verdicts import Verdict, verdict
+from iad_r1.loops import evaluate
+from iad_r1.loops.opening import corpus, open_backbone
+from iad_r1.loops.operating_point import threshold
+from iad_r1.settings.config import Config
+from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.rollout import AnyVllmRollout
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import start_of
+from iad_r1.types import Conversation, Prediction, Sample, Solution
+
+Picture = str | Path | Image.Image | NDArray[np.generic]
+SPLIT = "predict"
+# of pictures whose tokens are counted, to find the most that one takes
+SHAPES = ((4096, 4096), (6000, 2000), (2000, 6000), (9000, 1000), (1000, 9000))
+
+
+class Judge(Protocol):
+    """What answers for pictures: a model that is asked (`evaluate.Asking`), or something else."""
+
+    def answers(
+        self, samples: Sequence[Sample], split: str, shots: int
+    ) -> Iterator[list[Prediction]]:
+        """A prediction for each sample, shown with its first `shots` references, in any order. What
+        is true of the samples is not known, and what a prediction says of that is not read."""
+        ...
+
+
+class Inspector:
+    """Judges pictures one at a time or many, as `stage=evaluate` would with the same settings.
+
+    Several threads may ask; they are answered one after the other.
+
+    Args:
+        config: of `stage=predict`; its `images` may be left out.
+
+    Attributes:
+        threshold: P(yes) from which a picture is defective; None: the model's own word decides.
+        seconds: until the model was ready to be asked.
+
+    Raises ConfigError, DataError or WeightsError where settings, validation or weights do not fit.
+    """
+
+    def __init__(self, config: Config) -> None:
+        began = time.perf_counter()
+        assert isinstance(config.stage, PredictSettings)
+        self.config, self.grid = config, as_grid(config.grid)
+        self.batch_size = config.stage.batch_size
+        self._thresholds: dict[int, float | None] = {}
+        self._judge, self._close = open_judge(config)
+        self._lock, self._asked = Lock(), 0
+        self.seconds = time.perf_counter() - began
+
+    def inspect(self, picture: Picture, references: Sequence[Picture] = ()) -> Verdict:
+        """The verdict on a picture, shown after good pictures of the same product.
+
+        A picture is a path, a picture of Pillow, or an array: [H, W] or [H, W, 3 or 4] of 8 bits
+        (RGB), or [H, W] of 16. Raises DataError if one cannot be read, ConfigError if the prompt
+        allows fewer references.
+        """
+        return self.judged([self.sample(picture, self.shown(references))])[0]
+
+    def inspect_all(
+        self, pictures: Iterable[Picture], references: Sequence[Picture] = ()
+    ) -> Iterator[Verdict]:
+        """The verdict on each picture in turn; `stage.batch_size` of them are judged together."""
+        source, shown = iter(pictures), self.shown(references)
+        while batch := list(islice(source, self.batch_size)):
+            yield from self.judged([self.sample(picture, shown) for picture in batch])
+
+    def sample(
+        self, picture: Picture, references: tuple[Sample, ...] = (), name: str | None = None
+    ) -> Sample:
+        """A picture as one of a data set of which nothing is known. `name` tells it from others;
+        None: its path, or a number. A file is opened when it is judged."""
+        if name is None:
+            self._asked += 1
+            is_file = isinstance(picture, str | Path)
+            name = str(picture) if is_file else f"picture {self._asked}"
+        unknown = Solution("No")  # nobody reads it
+        return Sample(name, "", SPLIT, "", _image(picture, name), unknown, references=references)
+
+    def shown(self, references: Sequence[Picture]) -> tuple[Sample, ...]:
+        """Good pictures, to be shown with others. ConfigError if the prompt allows fewer."""
+        config, count = self.config, len(references)
+        prompts.conversation(config.evaluate.prompt, shots=count)
+        rollout = config.rollout
+        if isinstance(rollout, AnyVllmRollout) and count >= rollout.max_images:
+            raise ConfigError(
+                f"{count} references and a picture are more than rollout.max_images="
+                f"{rollout.max_images}. Use rollout.max_images={count + 1}."
+            )
+        return tuple(self.sample(one, name=f"reference {n}") for n, one in enumerate(references))
+
+    def judged(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """The verdicts on samples with as many references each, in their order; their names
+        differ."""
+        shots = len(samples[0].references)
+        with self._lock:
+            began = time.perf_counter()
+            found = {
+                answer.id: answer
+                for part in self._judge.answers(samples, SPLIT, shots)
+                for answer in part
+            }
+            seconds = (time.perf_counter() - began) / len(samples)
+        least = self.threshold(shots)
+        return [verdict(found[sample.id], self.grid, least, seconds) for sample in samples]
+
+    def threshold(self, shots: int) -> float | None:
+        """P(yes) from which a picture shown with so many references is defective; None: the model's
+        own word decides."""
+        if shots not in self._thresholds:
+            self._thresholds[shots] = threshold(self.config, shots)[0]
+        return self._thresholds[shots]
+
+    def close(self) -> None:
+        """Give back what an engine holds; the inspector is not used again."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_judge(config: Config) -> tuple[Judge, Any]:
+    """What the settings say that answers for pictures, and what ends it."""
+    with tempfile.TemporaryDirectory() as place:  # for a twin, where weights=tiny
+        start = start_of(str(config.init))
+        backbone = open_backbone(config, RunFolder(Path(place)), start, lambda: corpus(config))
+    asking = evaluate.open_asking(_with_room(config, backbone), backbone)
+    return asking, asking.sampler.close
+
+
+def _with_room(config: Config, backbone: Backbone) -> Config:
+    """The settings with lengths that are null replaced by what the largest pictures take: those to
+    come are not known. A longer prompt than the model was made for is refused."""
+    asked, rollout = config.evaluate, config.rollout
+    most = backbone.positions
+    if isinstance(rollout, AnyVllmRollout):
+        if rollout.max_model_len is None:
+            backbone.limit_pixels(asked.max_pixels)
+            picture = max(backbone.picture_tokens(*size) for size in SHAPES)
+            shots = rollout.max_images - 1
+            words = backbone.text_tokens(_longest(asked.prompt, shots))
+            needed = words + (1 + shots) * picture + asked.max_tokens
+            rollout = rollout.model_copy(update={"max_model_len": min(most, needed)})
+        most = rollout.max_model_len or most
+    asked = asked.model_copy(update={"max_length": asked.max_length or most})
+    return config.model_copy(update={"evaluate": asked, "rollout": rollout})
+
+
+def _longest(prompt: str, shots: int) -> Conversation:
+    """The prompt with as many references as it allows, `shots` at most."""
+    for count in range(shots, 0, -1):
+        try:
+            return prompts.conversation(prompt, shots=count)
+        except ConfigError:
+            continue
+    return prompts.conversation(prompt)
+
+
+def _image(picture: Picture, name: str) -> Path | Image.Image:
+    """A picture as samples hold it: a file stays a file. Raises DataError."""
+    if isinstance(picture, str | Path):
+        return Path(picture)
+    if isinstance(picture, Image.Image):
+        return images.as_shown(picture, name)
+    values = np.asarray(picture)
+    colours = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    grey = values.ndim == 2 and values.dtype in (np.uint8, np.uint16)
+    if not (colours or grey) or not values.size:
+        raise DataError(
+            f"{name} is an array of {values.dtype} {list(values.shape)}. Give [H, W, 3] of uint8 "
+            "(RGB), or [H, W] of uint8 or uint16."
+        )
+    return images.as_shown(Image.fromarray(np.ascontiguousarray(values)), name)

@@ -1,0 +1,117 @@
+"""From which P(yes) on an inspection calls a picture defective: as set, or as a run's validation
+pictures say. No torch: it is known, or refused, before weights load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.judge import thresholds
+from iad_r1.judge.predictions import read_predictions
+from iad_r1.report import wording
+from iad_r1.settings.config import Config
+from iad_r1.settings.predict import PredictSettings
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import Start, start_of
+from iad_r1.types import Prediction
+
+SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens")  # what moves P(yes)
+
+
+def threshold(config: Config, shots: int) -> tuple[float | None, str]:
+    """The threshold on P(yes) of pictures shown with so many references, and what there is to say
+    of it; None: the model's own word decides.
+
+    ConfigError or DataError where `miss_rate` cannot be answered.
+    """
+    stage = config.stage
+    assert isinstance(stage, PredictSettings)
+    if stage.miss_rate is None:
+        said = "none: as the model answers" if stage.threshold is None else "as set"
+        return stage.threshold, said
+
+    start = start_of(str(config.init))
+    if start is None:
+        raise ConfigError(
+            f"miss_rate={stage.miss_rate:g} needs validation pictures that these weights have "
+            f"judged, and {config.init} is no run. Set threshold=... yourself."
+        )
+    run = RunFolder.open(stage.validation) if stage.validation else start.run
+    _check_alike(config, run, start)
+    rows = _validation(run, start.stage, shots, stage.miss_rate, str(config.init))
+    value = thresholds.choose(rows, "miss", stage.miss_rate).value
+    unread = sum(row.score == UNSCORED for row in rows if row.gold_answer == "yes")
+    if value <= UNSCORED:
+        raise DataError(
+            f"miss_rate={stage.miss_rate:g}: {unread} of the defects in the validation predictions "
+            f"of {run.path} got no P(yes), which is more than may be missed at any threshold. "
+            "Train longer, or allow a higher miss_rate."
+        )
+    return value, _sentence(thresholds.at(rows, value, config.seed), rows)
+
+
+UNSCORED = -1.0  # the score of an answer without P(yes): no threshold catches it
+
+
+def _validation(
+    run: RunFolder, stage: str, shots: int, limit: float, init: str
+) -> list[Prediction]:
+    """The answers of a run to its validation pictures, those without P(yes) scored lowest."""
+    name = f"{stage}.{thresholds.VALIDATION}*.{shots}shot.jsonl"
+    rows = [
+        replace(row, id=f"{file.name}/{row.id}", p_yes=None, score=_score(row))
+        for file in sorted((run.path / "predictions").glob(name))
+        for row in read_predictions(file).values()
+    ]
+    if not rows:
+        raise ConfigError(
+            f"miss_rate={limit:g} needs validation pictures that these weights have judged with "
+            f"{shots} references, and {run.path} has none. Run `python run.py stage=evaluate "
+            f"init={init} evaluate.splits=[validation]` with the data it was trained on, and add "
+            "validation=<the folder of that run>."
+        )
+    return rows
+
+
+def _score(row: Prediction) -> float:
+    return UNSCORED if row.p_yes is None else row.p_yes
+
+
+def _check_alike(config: Config, run: RunFolder, start: Start) -> None:
+    """ConfigError unless a run's validation predictions are of these weights, shown the same."""
+    theirs = run.read_json("config.json")
+    asked = config.evaluate.model_dump(mode="json")
+    changed = [
+        f"evaluate.{name}={theirs['evaluate'].get(name)}, now {asked[name]}"
+        for name in SHOWN
+        if theirs["evaluate"].get(name) != asked[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"the threshold would be chosen on predictions of {run.path}, which was evaluated "
+            f"otherwise ({'; '.join(changed)}): P(yes) means something else there. Use the same "
+            "settings."
+        )
+    if run.path != start.run.path:
+        other = start_of(theirs["init"]) if theirs.get("init") else None
+        if other is None or other.path != start.path:
+            raise ConfigError(
+                f"validation={run.path} has judged with other weights ({theirs.get('init')}) than "
+                f"init={start.path}."
+            )
+
+
+def _sentence(found: dict[str, Any], rows: list[Prediction]) -> str:
+    n = {gold: sum(row.gold_answer == gold for row in rows) for gold in ("yes", "no")}
+    bounds = found["ci95"]
+
+    def rate(name: str, of: str) -> str:
+        if found[name] is None:
+            return f"{wording.METRIC_NAMES[name]} unknown: no good ones"
+        return (
+            f"{wording.METRIC_NAMES[name]} {wording.percent(found[name])} % "
+            f"{wording.interval(bounds.get(name))} of {n[of]}"
+        )
+
+    return f"on validation pictures: {rate('miss_rate', 'yes')}, {rate('overkill_rate', 'no')}"

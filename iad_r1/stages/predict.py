@@ -1,0 +1,112 @@
+"""`stage=predict`: a verdict on one's own photographs, by the weights of a run or of a hub id.
+
+    python run.py stage=predict init=<run or hub id> images=<folder> references=<good pictures>
+
+Prompt, grid, vocabulary and limits of pictures are those of that run. The exit code is 3 if some
+picture could not be read or got no valid answer; with `fail_on_defect=true`, 1 if any is defective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from iad_r1 import prompts, stages
+from iad_r1.data.arrivals import listed, references
+from iad_r1.errors import ConfigError, DataError
+from iad_r1.loops.operating_point import threshold
+from iad_r1.settings.config import Config
+from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.rollout import AnyVllmRollout
+from iad_r1.stages import pipeline, row
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import Start, start_of
+
+Settings = PredictSettings
+
+
+class Stage(stages.Stage):
+    """Judges pictures of which nothing is known."""
+
+    saves = False
+    paths = ("stage.images", "stage.references", "stage.validation")
+    shortcuts = ("images", "references", "threshold", "miss_rate", "validation", "watch",
+                 "fail_on_defect")  # fmt: skip
+    inherits = ("backbone", "weights", "grid", "rewards", "evaluate", "engine.precision")
+    imports = ("iad_r1.loops.predict",)
+
+    def problems(self, config: Config) -> Iterator[str]:
+        stage = _settings(config)
+        if config.init is None:
+            yield (
+                "stage=predict needs weights to judge with: those of a run, "
+                "init=outputs/<name>/<timestamp>, or of a hub id, init=Qwen/Qwen2.5-VL-3B-Instruct."
+            )
+        if stage.threshold is not None and stage.miss_rate is not None:
+            yield (
+                f"threshold={stage.threshold:g} and miss_rate={stage.miss_rate:g}: both say from "
+                "which P(yes) on a picture is defective. Give one of them."
+            )
+        if stage.watch and not isinstance(stage.images, str):
+            yield f"watch=true watches one folder, and images={stage.images}. Give one folder."
+        rollout, shots = config.rollout, max(config.evaluate.shots)
+        shown = shots if stage.references is not None else 0
+        if isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
+            yield (
+                f"{shown} references and a picture are more than rollout.max_images="
+                f"{rollout.max_images}. Use rollout.max_images={shown + 1}."
+            )
+
+    def check_inputs(self, config: Config) -> None:
+        stage, start = _settings(config), _begin(config)
+        if stage.images is None:
+            raise ConfigError("stage=predict needs pictures: images=<file, folder or glob>.")
+        if not stage.watch:
+            listed(stage.images)
+        elif not Path(str(stage.images)).is_dir():
+            raise DataError(f"watch=true: {stage.images} is no folder.")
+        shots = len(references(config))
+        prompts.conversation(config.evaluate.prompt, shots=shots)
+        threshold(config, shots)
+        pipeline.find_weights(config, start)
+
+    def check_weights(self, config: Config, outputs: Path) -> bool:
+        images = _settings(config).images or []
+        written = outputs.resolve()
+        for text in [images] if isinstance(images, str) else images:
+            if Path(text).resolve() in (written, *written.parents):
+                raise ConfigError(
+                    f"images={text} holds {outputs}, where marked copies of the pictures are kept: "
+                    "they would be judged in turn. Start in another folder."
+                )
+        return pipeline.find_weights(config, _begin(config))
+
+    def announce(self, config: Config, output: str) -> Iterator[str]:
+        stage, shots = _settings(config), len(references(config))
+        yield f"verdicts of {config.backbone.name}, prompt {config.evaluate.prompt}"
+        yield row("weights", f"{config.init}")
+        if stage.watch:
+            yield row("images", f"what lands in {stage.images}, looked at every {stage.poll:g} s")
+        else:
+            yield row("images", f"{len(listed(stage.images or [])):,} pictures")
+        if stage.references is not None:
+            there = len(listed(stage.references))
+            yield row("reference", f"{shots} of {there:,} good pictures shown with each")
+        value, said = threshold(config, shots)
+        yield row("threshold", said if value is None else f"P(yes) {value:.3g}, {said}")
+        yield row("output", output)
+
+    def run(self, config: Config, folder: RunFolder) -> int:
+        from iad_r1.loops import predict
+
+        return predict.run(config, folder)
+
+
+def _settings(config: Config) -> PredictSettings:
+    assert isinstance(config.stage, PredictSettings)
+    return config.stage
+
+
+def _begin(config: Config) -> Start | None:
+    """The run that judges; None: a model that is none of ours."""
+    return pipeline.begin(config) if start_of(str(config.init)) is not None else None
