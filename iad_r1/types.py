@@ -221,6 +221,7 @@ class Prediction:
     references: tuple[str, ...] = ()
     subtask: str = ""
     gold_option: str | None = None  # what the right letter stands for
+    released_answer: str | None = None  # of a question with options, as MMAD's script reads it
     score: float | None = None  # of any scale, where there is no `p_yes`; higher: more defective
     gold_cells: str | None = None  # all cells that the mask of the defect touches
 

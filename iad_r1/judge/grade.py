@@ -72,6 +72,9 @@ def grade(
         references=tuple(reference.id for reference in sample.references[:shots]),
         subtask=sample.question.subtask,
         gold_option=options[gold.answer] if options else None,
+        released_answer=schema.read_answer(completion.text, "mmad_compat", options)
+        if options
+        else None,
         gold_cells=None
         if mask is None
         else describe(cells_touched(mask, grader.grid), grader.grid),

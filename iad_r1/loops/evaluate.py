@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -18,7 +18,7 @@ from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.grid import as_grid
-from iad_r1.judge import averages
+from iad_r1.judge import averages, mmad
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
@@ -41,6 +41,8 @@ from iad_r1.types import Completion, Dataset, Prediction, Sample
 
 PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
 YES_OR_NO = Choice("<answer>", ("Yes", "No"))
+
+Answers = Mapping[tuple[str, str, int], Sequence[Prediction]]  # by stage, split and shots
 
 
 def run(context: Context) -> list[dict[str, Any]]:
@@ -256,8 +258,8 @@ def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
     return [*rows, *averages.of_comparisons(rows, tested(context))]
 
 
-def thresholds(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
-    """The operating points of every stage, for `thresholds`."""
+def answers_of(context: Context, stages: Sequence[str]) -> Answers:
+    """All that these stages have answered, by stage, split and number of shots."""
     asked = context.config.evaluate
     places = [
         (stage, split, shots)
@@ -265,12 +267,19 @@ def thresholds(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
         for split, samples in splits(context.config, context.dataset).items()
         for shots in shots_of(samples, asked)
     ]
-    answers = {
+    return {
         place: list(read_predictions(context.folder.predictions(*place)).values())
         for place in places
     }
+
+
+def more(asked: Evaluate, answers: Answers, seed: int) -> dict[str, Any]:
+    """What `summary.json` holds of all answers beside `results`: `thresholds`, and the tables of
+    `mmad` where it was asked."""
     limits: dict[Rule, float | None] = {"miss": asked.at_miss, "overkill": asked.at_overkill}
-    return operating_points(answers, limits, context.config.seed)
+    found = {"thresholds": operating_points(answers, limits, seed)}
+    tables = mmad.of_answers(answers, seed)
+    return {**found, "mmad": tables} if tables else found
 
 
 def _compared(

@@ -132,7 +132,9 @@ def measure(context: Context, evaluated: list[str]) -> None:
     context.folder.update_summary(
         results=results,
         comparisons=evaluate.compare(context, evaluated),
-        thresholds=evaluate.thresholds(context, evaluated),
+        **evaluate.more(
+            context.config.evaluate, evaluate.answers_of(context, evaluated), context.config.seed
+        ),
     )
     cards.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(results)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from iad_r1.judge import averages
+from iad_r1.judge import averages, mmad
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, templating, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
@@ -96,6 +96,9 @@ def _context(run: RunData, keep: Keep) -> Row:
         "types": [table for item in main if (table := tables.types(item))],
         "scores": scored,
         "thresholds": tables.thresholds(run),
+        "mmad": mmad.of_answers(
+            {(e.stage, e.split, e.shots): e.predictions for e in run.evaluations}, run.seed
+        ),
         "score_figures": list(_score_figures(scored, keep)),
         "curves": _curves(run, keep),
         "not_finite": training.not_finite(run),

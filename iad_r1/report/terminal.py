@@ -37,6 +37,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             style="dim",
             highlight=False,
         )
+        for row in summary.get("mmad") or []:
+            console.print(_mmad(row))
+            console.print(_mmad_totals(row), style="dim", highlight=False)
         for line in _guessing(results):
             console.print(line, style="dim", highlight=False)
     for name, text in _where_next(results, folder):
@@ -98,6 +101,28 @@ def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
             table.add_row(*lead, wording.METRIC_NAMES[metric], *cells)
         table.add_section()
     return table
+
+
+def _mmad(row: Mapping[str, Any]) -> Table:
+    """MMAD by set and subtask, an unreadable answer wrong."""
+    title = f"MMAD, {wording.stage_name(row['stage'])}, {row['shots']}-shot"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    names = [name for name in row["average"] if row["average"][name] is not None]
+    for column in ("", *names, "unreadable"):
+        table.add_column(column.replace(" ", "\n"), justify="right" if column else "left")
+    for name, of_set in row["sets"].items():
+        cells = [wording.percent(of_set["strict"].get(task)) for task in names]
+        table.add_row(name, *cells, f"{of_set['invalid']:,} of {of_set['n']:,}")
+    table.add_row("average", *(wording.percent(row["average"][task]) for task in names), "")
+    return table
+
+
+def _mmad_totals(row: Mapping[str, Any]) -> str:
+    return (
+        f"MMAD in all {wording.percent(row['strict'])} {wording.interval(row['ci95'])}, every "
+        f"question counted; unreadable answers left out: {wording.percent(row['lenient'])}; as the "
+        f"released script counts: {wording.percent(row['released']['average'])}."
+    )
 
 
 def _value(row: Mapping[str, Any] | None, metric: str) -> str:

@@ -264,3 +264,20 @@ def test_a_line_that_cannot_be_right_is_named(change, said, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=said):
         trained(tmp_path)
+
+
+def test_options_are_in_their_own_order_or_in_one_that_the_seed_draws(root):
+    listed, drawn, again = (every(read(root, order=o)) for o in ("listed", "drawn", "drawn"))
+    assert [s.question for s in drawn] == [s.question for s in again]
+    moved = 0
+    for before, after in zip(listed, drawn, strict=True):
+        old, new = before.question.options, after.question.options
+        assert (
+            old
+            and new
+            and list(new) == sorted(old)
+            and Counter(new.values()) == Counter(old.values())
+        )
+        assert new[after.solution.answer] == old[before.solution.answer]
+        moved += after.solution.answer != before.solution.answer
+    assert moved > 5

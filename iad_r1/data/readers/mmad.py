@@ -12,6 +12,7 @@ right option of its question of anomaly detection says.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -44,6 +45,7 @@ class Settings(Folder):
     subsets: Annotated[list[Subset], Field(min_length=1)]
     templates: Literal["random", "similar"]
     knowledge: bool
+    order: Literal["listed", "drawn"]
     prompt: str  # a name from iad_r1/prompts.py
 
 
@@ -90,6 +92,8 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         mask = _mask(root, path, entry.mask_path)
         for index, turn in enumerate(entry.turns):
             where = f"{file}, {path}, question {index}"
+            if settings.order == "drawn":
+                turn = _drawn(turn, f"{seed}/{path}#{index}")
             try:
                 yield Sample(
                     id=f"mmad/{path}#{index}",
@@ -120,6 +124,19 @@ def _entry(row: Any, where: str) -> Entry:
         return Entry.model_validate({**row, "turns": turns})
     except ValidationError as error:
         raise DataError(f"{where}: {folders.wrong(error)}") from None
+
+
+def _drawn(turn: Turn, stream: str) -> Turn:
+    """The question with the texts of its options under other letters."""
+    texts = list(turn.Options.items())
+    random.Random(f"options/{stream}").shuffle(texts)
+    letters = dict(zip(sorted(turn.Options), texts, strict=True))
+    return Turn(
+        Question=turn.Question,
+        Answer=next((new for new, (old, _) in letters.items() if old == turn.Answer), turn.Answer),
+        Options={new: text for new, (_, text) in letters.items()},
+        type=turn.type,
+    )
 
 
 def _knowledge(known: Mapping[str, Any], subset: str, product: str) -> str:
