@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from iad_r1.data.exports import coco, cvat, label_studio, labelme, voc, yolo
+from iad_r1.data.exports import coco, cvat, huggingface, label_studio, labelme, voc, yolo
 from iad_r1.data.exports.annotated import Annotated, Reading, reading
 from iad_r1.data.exports.tree import Tree
 from iad_r1.errors import DataError
@@ -47,6 +47,7 @@ FORMATS: dict[str, Format] = {
     "labelme": labelme,
     "label_studio": label_studio,
     "cvat": cvat,
+    "huggingface": huggingface,
 }
 
 

@@ -63,7 +63,9 @@ class Annotated:
     """What an export says of one picture.
 
     `size` is its (width, height); None where places are shares of it. `split` is "" where the
-    export says none. `mask` is a file that marks the defects better than the marks do.
+    export says none. `mask` is a file that marks the defects better than the marks do. `listed` is
+    where the picture lies in its data set, where that is no file below the root, and `product` what
+    it shows, where the export says it.
     """
 
     image: Path
@@ -72,6 +74,13 @@ class Annotated:
     split: str
     where: str
     mask: Path | None = None
+    listed: Path | None = None
+    product: str = ""
+
+    @property
+    def place(self) -> Path:
+        """The path that says something of it."""
+        return self.listed or self.image
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,14 @@ def reading(tree: Tree, dataset: str, source: str, found: Sequence[Annotated]) -
     samples: list[Sample] = []
     for picture in found:
         with faults.of_one():
-            samples.append(_sample(tree, dataset, product(picture.image.parent), picture))
+            shown = picture.product or product(picture.place.parent)
+            samples.append(_sample(tree, dataset, shown, picture))
     without = sum(not picture.marks for picture in found)
     said = [f"{source}: {len(found)} pictures"]
     if without:
         said.append(f"{without} of them without an annotation, which are good")
+    if inside := [picture for picture in found if picture.listed]:
+        said.append(f"{len(inside)} of them unpacked to {inside[0].image.parents[1]}")
     if left := len(unknown) - len(good):
         said.append(f"{left} left out that it does not know")
     return Reading(sorted(samples, key=lambda sample: sample.id), ", ".join(said))
@@ -119,7 +131,7 @@ def _sample(tree: Tree, dataset: str, product: str, picture: Annotated) -> Sampl
     kind = folders.kind_of(largest.kind) if largest else ""
     where = largest.where if largest else picture.where
     return Sample(
-        id=f"{dataset}/{folders.relative(picture.image, tree.root)}",
+        id=f"{dataset}/{folders.relative(picture.place, tree.root)}",
         dataset=dataset,
         split=_split(tree, picture),
         product=product,
@@ -131,13 +143,13 @@ def _sample(tree: Tree, dataset: str, product: str, picture: Annotated) -> Sampl
 
 
 def _mask(picture: Annotated, defects: Sequence[Mark]) -> Mask | Shapes | None:
-    if not any(mark.placed for mark in defects):
-        return None
     for mark in defects:
         for outline in mark.outlines:
             _check_inside(outline, picture.size, mark.where)
     if picture.mask:
         return Mask((picture.mask,))
+    if not any(mark.placed for mark in defects):
+        return None
     return Shapes(
         tuple(outline for mark in defects for outline in mark.outlines),
         tuple(runs for mark in defects for runs in mark.runs),
@@ -158,12 +170,12 @@ def _check_inside(outline: Sequence[float], size: tuple[int, int] | None, where:
 
 
 def _split(tree: Tree, picture: Annotated) -> str:
-    shown = tree.splits_in(picture.image.parent)
+    shown = tree.splits_in(picture.place.parent)
     found = {picture.split} - {""} | shown
     if len(found) > 1:
         raise DataError(
             f"{picture.where}: it says {picture.split or 'nothing'} of its split, but its picture "
-            f"{picture.image} lies in a folder for {' and '.join(sorted(shown))}. Correct one of "
+            f"{picture.place} lies in a folder for {' and '.join(sorted(shown))}. Correct one of "
             "them."
         )
     return next(iter(found), "")
