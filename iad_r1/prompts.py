@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from iad_r1.boxes import LocationFormat
 from iad_r1.errors import ConfigError
 from iad_r1.schema import Form
 from iad_r1.types import Conversation
@@ -58,6 +59,7 @@ def conversation(
     options: Mapping[str, str] | None = None,
     knowledge: str | None = None,
     number: int = 1,
+    location_format: LocationFormat = "words",
 ) -> Conversation:
     """The named prompt with `shots` reference images, references first, the image to judge last.
 
@@ -65,6 +67,8 @@ def conversation(
     options    letter to text, for multiple choice; only where the template has a place for them
     knowledge  what is known about the product (MMAD); optional where there is a place for it
     number     the question's number (MMAD)
+    location_format  how a place is to be written; but for words, a sentence that asks for it ends
+                     the prompt, unless options are given
 
     Raises ConfigError for an unknown name (listing the names), a missing or misplaced value, a
     value that would add an image, and more references than the wording allows.
@@ -81,7 +85,8 @@ def conversation(
         if place in places and value is None:
             raise ConfigError(f"prompt={name!r} needs {place}=...: it has none of its own.")
     values = _values(asked or "", shots, options, knowledge, number)
-    return Conversation(_fill(text, values), template.system)
+    asks = "" if options is not None else _PLACES[location_format]
+    return Conversation(_fill(text, values) + asks, template.system)
 
 
 def form(name: str) -> Form:
@@ -218,6 +223,13 @@ _MMAD_TAIL = (
     "Following is the query image: {image}Following is the question list: "
     "Question {number}: {question} \n{options}"
 )
+
+_PLACES: Mapping[LocationFormat, str] = {
+    "words": "",
+    "box": ' The location of a defect is its box as JSON: {"bbox_2d": [x1, y1, x2, y2]}.',
+    "box+mask": " The location of a defect is its box and its outline as JSON: "
+    '{"bbox_2d": [x1, y1, x2, y2], "polygon_2d": [x1, y1, x2, y2, ...]}.',
+}
 
 _TABLE_8 = "IAD-R1, Table 8"
 _SCRIPTS = "IAD-R1, released scripts"

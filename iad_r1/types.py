@@ -192,6 +192,26 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Marked:
+    """What an answer marks on its picture, in pixels of the picture, where it says so in numbers.
+
+    `frame` and `size` say in which coordinates the model wrote it (`boxes.Frame`), and `picture`
+    the size of the picture. The agreement with the mask of the defect is None where there is none.
+    """
+
+    frame: str
+    size: tuple[int, int]
+    picture: tuple[int, int]
+    boxes: tuple[tuple[float, ...], ...]
+    outlines: tuple[tuple[float, ...], ...]
+    point: tuple[float, ...] | None  # the one place that it points at
+    gold_box: tuple[int, ...] | None  # around all that the mask marks
+    iou: float | None  # of that with the box around all that is named
+    pointed: bool | None  # whether the point lies on the mask
+    pixel_f1: float | None  # of the outlines, or else the boxes, with the mask
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One evaluated image, as one line of `predictions/*.jsonl`.
 
@@ -224,6 +244,7 @@ class Prediction:
     released_answer: str | None = None  # of a question with options, as MMAD's script reads it
     score: float | None = None  # of any scale, where there is no `p_yes`; higher: more defective
     gold_cells: str | None = None  # all cells that the mask of the defect touches
+    marked: Marked | None = None  # then `location` is the cell it points at
 
 
 @dataclass(frozen=True)

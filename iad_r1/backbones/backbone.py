@@ -19,9 +19,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as hf_logging
 
-from iad_r1.backbones.families import Sizing, family_of
+from iad_r1.backbones.families import Sizing, check_frame, family_of
 from iad_r1.backbones.float32_head import use_float32_head
 from iad_r1.backbones.windows import use_batched_windows
+from iad_r1.boxes import Frame
 from iad_r1.errors import MismatchError, WeightsError
 from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import write_json
@@ -218,6 +219,15 @@ class Backbone:
         width, height = self._fitting(width, height)
         counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
         return counted["num_image_tokens"][0]
+
+    def frame(self, shown: tuple[int, int], picture: tuple[int, int]) -> Frame:
+        """The coordinates in which the model writes boxes of a picture of that size (width, height)
+        that is `shown` in another one, within the limit of now. ConfigError if nobody has said
+        them."""
+        name = check_frame(self.model.config.model_type)
+        return Frame(
+            name, (1000, 1000) if name == "thousandths" else self._fitting(*shown), picture
+        )
 
     def cut_off(self, width: int, height: int) -> float:
         """The share of a picture of this size that the processor cuts off: LLaVA-1.5 is shown the

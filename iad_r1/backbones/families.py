@@ -7,9 +7,10 @@ No torch, so that a run that cannot work is refused before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from iad_r1.boxes import FrameName
 from iad_r1.errors import ConfigError
 
 Part = Literal["vision", "projector", "language"]
@@ -31,21 +32,30 @@ class Family:
         image_keys: what its processor returns for a picture, and its vision tower is given.
         mrope: whether positions of image tokens have three dimensions.
         segments: whether its vision tower reads all pictures as one sequence of segments.
+        frame: the coordinates in which it learned to write boxes (`boxes.Frame`); None: those who
+            made it do not say, or not of the pictures that its processor makes.
     """
 
     sizing: Sizing
     image_keys: tuple[str, ...]
     mrope: bool = False
     segments: bool = False
+    frame: FrameName | None = None
 
 
+_QWEN = Family("area", ("pixel_values", "image_grid_thw"), mrope=True, segments=True)
+
+# Sources of `frame`: Qwen2-VL (arXiv 2409.12191): boxes are normalised to [0, 1000). Qwen2.5-VL
+# (arXiv 2502.13923): absolute coordinates, of the picture after `smart_resize`. InternVL's
+# documentation of its chat data: integers between 0 and 1000, of width and height. LLaVA's papers
+# give shares of a padded square; the processors here crop or tile pictures and pad none.
 FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True, segments=True),
-    "qwen2_5_vl": Family("area", ("pixel_values", "image_grid_thw"), mrope=True, segments=True),
+    "qwen2_vl": replace(_QWEN, frame="thousandths"),
+    "qwen2_5_vl": replace(_QWEN, frame="shown"),
     "llava": Family("square", ("pixel_values",)),
     "llava_next": Family("tilings", ("pixel_values", "image_sizes")),
     "llava_onevision": Family("tilings", ("pixel_values", "image_sizes", "batch_num_images")),
-    "internvl": Family("tiles", ("pixel_values",)),
+    "internvl": Family("tiles", ("pixel_values",), frame="thousandths"),
 }
 
 
@@ -56,6 +66,18 @@ def family_of(model_type: str | None) -> Family:
             f"model type {model_type!r} is not supported here; supported are {', '.join(FAMILIES)}."
         )
     return FAMILIES[model_type]
+
+
+def check_frame(model_type: str | None) -> FrameName:
+    """The coordinates that an architecture writes boxes in. ConfigError if nobody has said them."""
+    frame = family_of(model_type).frame
+    if frame is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.frame is not None)
+        raise ConfigError(
+            f"location_format: in which coordinates {model_type} writes boxes is not documented. "
+            f"Use location_format=words, or a backbone of one of these families: {known}."
+        )
+    return frame
 
 
 # Fragments of parameter names. The projector maps what the vision tower sees to the language

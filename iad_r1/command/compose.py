@@ -124,7 +124,8 @@ def _unknown_names(config: Config) -> Iterator[str]:
             except ConfigError as error:
                 yield f"benchmark.{key}.{error}"
     try:
-        rewards.load(config.rewards, config.grid)
+        trains = "grpo" in config.tasks()
+        rewards.load(config.rewards, config.grid, config.location_format if trains else None)
     except ConfigError as error:
         yield str(error)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from iad_r1.boxes import Place
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, words
 from iad_r1.types import Sample
@@ -56,15 +57,25 @@ class Target:
     untrained: tuple[tuple[int, int], ...] = ()
 
 
-def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
+def chain_of_thought(
+    sample: Sample, seed: int, grid: Grid = PAPERS, place: Place | None = None
+) -> Target:
     """The target with its reasoning, the same for a sample and seed every time: as its data set
     has written it, else by rule.
 
     Where a defect's place is not annotated, `<location>` holds a pseudo-random cell of `grid`,
     drawn from `seed` and the sample's id; where its type is not, `<type>` holds "defect". Both are
-    `untrained`, and the reasoning mentions neither.
+    `untrained`, and the reasoning mentions neither. With `place`, `<location>` holds numbers; the
+    reasoning names the cell.
+
+    Raises DataError where there is no rule, or words of the data set's own cannot hold numbers.
     """
     if sample.target is not None:
+        if place is not None:
+            raise DataError(
+                f"{sample.id}: its data set has written its answer, with the place in words. Use "
+                "location_format=words, or other data."
+            )
         return Target(sample.target)
     stream = random.Random(f"{seed}/{sample.id}")
     expected, sound, defective = stream.choice(_REASONING)
@@ -76,9 +87,13 @@ def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
     if solution.answer == "No":
         return Target(f"<think>{expected} {sound} It is fine.</think><answer>No</answer>")
     finding = _finding(defective, solution.location, solution.type)
+    true, cell = solution.location, stream.randrange(grid.cells)
+    filler = words(cell, grid)
+    if place is not None:
+        true, filler = place.text, place.of_cell(cell, grid)
     pieces = [
         (f"<think>{expected} {finding} It is defective.</think><location>", True),
-        (solution.location or words(stream.randrange(grid.cells), grid), bool(solution.location)),
+        (true or filler, bool(true)),
         ("</location><type>", True),
         (solution.type or UNNAMED, bool(solution.type)),
         ("</type><answer>Yes</answer>", True),
@@ -86,8 +101,10 @@ def chain_of_thought(sample: Sample, seed: int, grid: Grid = PAPERS) -> Target:
     return _joined(pieces)
 
 
-def direct_answer(sample: Sample, seed: int, grid: Grid | None = None) -> Target:
-    """The verdict alone: the control without reasoning. `seed` and `grid` are not needed here."""
+def direct_answer(
+    sample: Sample, seed: int, grid: Grid | None = None, place: Place | None = None
+) -> Target:
+    """The verdict alone: the control without reasoning. Only the sample is looked at."""
     return Target(f"<answer>{sample.solution.answer}</answer>")
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1 import prompts, schema
-from iad_r1.grid import Grid, cells_touched, describe, location_score
+from iad_r1.grid import Grid, cells_touched, describe, location_score, words
 from iad_r1.rewards.vocabulary import Vocabulary
-from iad_r1.types import Completion, Prediction, Sample, StopReason
+from iad_r1.types import Completion, Marked, Prediction, Sample, StopReason
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,13 @@ def grade(
     shots: int = 0,
     p_yes: float | None = None,
     mask: NDArray[np.bool_] | None = None,
+    marked: Marked | None = None,
 ) -> Prediction:
     """What was said against what is true.
 
-    `mask` [H, W] is True where the picture is defective; None: not known, or it is not.
+    `mask` [H, W] is True where the picture is defective; None: not known, or it is not. `marked` is
+    what the completion marks, where a place is said in numbers: its place is the cell that holds
+    the point.
     The place is right when it names exactly the annotated cells; the type when the vocabulary puts
     it into the same class (`same_class`), or the words are equal.
     """
@@ -50,6 +53,7 @@ def grade(
     form = grader.form if prompt is None else prompts.form(prompt)
     truncated = completion.stop is StopReason.LENGTH
     parsed = schema.parse(completion.text, truncated, options)
+    place = parsed.location if marked is None else _cell(marked, grader.grid)
     return Prediction(
         id=sample.id,
         dataset=sample.dataset,
@@ -62,9 +66,9 @@ def grade(
         completion=completion.text,
         status=str(parsed.status),
         answer=schema.read_answer(completion.text, grader.evaluator, options, form, truncated),
-        location=parsed.location,
+        location=place,
         type=parsed.type,
-        location_correct=_same_place(parsed.location, gold.location, grader.grid),
+        location_correct=_same_place(place, gold.location, grader.grid),
         type_correct=_same_class(parsed.type, gold.type, grader.vocabulary),
         p_yes=p_yes,
         n_tokens=len(completion.tokens),
@@ -78,7 +82,15 @@ def grade(
         gold_cells=None
         if mask is None
         else describe(cells_touched(mask, grader.grid), grader.grid),
+        marked=marked,
     )
+
+
+def _cell(marked: Marked, grid: Grid) -> str | None:
+    if marked.point is None:
+        return None
+    x, y = (at / side for at, side in zip(marked.point, marked.picture, strict=True))
+    return words(grid.cell_at(x, y), grid)
 
 
 def _same_place(said: str | None, true: str | None, grid: Grid) -> bool | None:

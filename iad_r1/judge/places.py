@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from iad_r1.boxes import iou
 from iad_r1.grid import Grid, distance, parse_cells, words
 from iad_r1.judge.intervals import wilson
 from iad_r1.judge.rates import location_chance
-from iad_r1.types import Prediction
+from iad_r1.types import Marked, Prediction
 
 Cells = frozenset[int]
 
@@ -79,3 +80,59 @@ def chance(golds: Sequence[Cells | None], grid: Grid, several: bool = False) -> 
     ]
     center = cells[grid.cells // 2] if grid.rows % 2 and grid.cols % 2 else None
     return location_chance(accepted, cells, center)
+
+
+def box_scores(predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+    """How well the defects that have a mask were marked in numbers; None where none were asked for.
+
+    iou       mean intersection over union of the box around all that is named with the box around
+              all that the mask marks
+    hit_30, hit_50  share of them with at least 0.3 and 0.5
+    pointed   share whose point, or else the middle of the box, lies on the mask (pointing game)
+    pixel_f1  mean F1 of the pixels of all outlines, or else of all boxes, with the mask
+    unread    called defective, but without a box, a point or an outline
+    chance    iou of guessers that do not look: the whole picture, its middle (half of each side)
+
+    Percentages. Nothing is named of a defect that is missed: it counts as 0, unless only those
+    called defective are asked for (`_detected`).
+    """
+    rows = [
+        row for row in predictions if row.marked is not None and row.marked.gold_box is not None
+    ]
+    if not rows:
+        return None
+    detected = [row.answer == "yes" for row in rows]
+    found = [row.marked for row in rows if row.marked is not None]
+    ious = [marked.iou or 0.0 for marked in found]
+    values: dict[str, list[float]] = {
+        "iou": ious,
+        "hit_30": [float(value >= 0.3) for value in ious],
+        "hit_50": [float(value >= 0.5) for value in ious],
+        "pointed": [float(marked.pointed is True) for marked in found],
+        "pixel_f1": [marked.pixel_f1 or 0.0 for marked in found],
+    }
+    nothing = [marked.point is None for marked in found]
+    result: dict[str, Any] = {
+        "n": len(rows),
+        "n_detected": sum(detected),
+        "unread": sum(saw and none for saw, none in zip(detected, nothing, strict=True)),
+        "frames": sorted({marked.frame for marked in found}),
+    }
+    for name, of in values.items():
+        seen = [value for value, saw in zip(of, detected, strict=True) if saw]
+        result[name] = 100 * sum(seen) / len(rows)
+        result[f"{name}_detected"] = 100 * float(np.mean(seen)) if seen else None
+    guesses = {"whole": (0.0, 1.0), "middle": (0.25, 0.75)}
+    result["chance"] = {
+        name: 100 * float(np.mean([_guessed(marked, *share) for marked in found]))
+        for name, share in guesses.items()
+    }
+    return result
+
+
+def _guessed(marked: Marked, low: float, high: float) -> float:
+    """IoU of the box between these shares of both sides."""
+    left, top, right, bottom = marked.gold_box or (0, 0, 1, 1)
+    width, height = marked.picture
+    box = (low * width, low * height, high * width, high * height)
+    return iou(box, (left, top, right, bottom))

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from iad_r1.errors import DataError
-from iad_r1.types import Prediction
+from iad_r1.types import Marked, Prediction
 
 
 def append(path: Path, answers: Sequence[Prediction]) -> None:
@@ -56,4 +57,11 @@ def _read(line: str) -> Prediction:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise TypeError(f"a {type(values).__name__}, not an object")
-    return Prediction(**{**values, "references": tuple(values.get("references", ()))})
+    found = {**values, "references": tuple(values.get("references", ()))}
+    if values.get("marked") is not None:
+        found["marked"] = Marked(**{key: _frozen(value) for key, value in values["marked"].items()})
+    return Prediction(**found)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -99,7 +99,7 @@ class Collector:
             evaluator=config.evaluate.evaluator,
             form=released_form(self.grpo.prompt),
         )
-        self.rewards = rewards.load(config.rewards, config.grid)
+        self.rewards = rewards.load(config.rewards, config.grid, config.location_format)
         self.sampler = open_sampler(config, context.backbone, rollout.batch_size)
         self.gate = open_gate(context, self.sampler, self.prompter)
         self.version = 0  # of the sampler's weights: batches that they have learned
@@ -185,6 +185,7 @@ class Collector:
                 Completion(c["text"], (*c["tokens"],), (*c["logprobs"],), StopReason(c["stop"]))
                 for c in one["completions"]
             ]
+            sample = self.prompter.judged(sample)
             (scores,) = self.score([sample], [said])
             groups.append(Group(sample, said, scores, attempt, one["version"]))
         mine = distributed.share(groups)
@@ -217,6 +218,7 @@ class Collector:
         found = {slot: group for part in parts for slot, group in part.items()}
         completions_PG = [found[slot] for slot in samples]
         clock.lap("sample")
+        samples = {slot: self.prompter.judged(sample) for slot, sample in samples.items()}
         scores_PG = self.score(list(samples.values()), completions_PG)
         clock.lap("score")
         drawn = zip(samples.items(), completions_PG, scores_PG, strict=True)

@@ -17,12 +17,13 @@ from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
+from iad_r1.data.marked import marked
 from iad_r1.grid import as_grid
 from iad_r1.judge import averages, mmad
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.judge.places import place_scores
+from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
 from iad_r1.judge.thresholds import Rule, operating_points
@@ -126,6 +127,7 @@ def result(
         **{name: found[name] for name in ("n", *HEADLINE, "ci95")},
         **found,
         "places": place_scores(answered, as_grid(context.config.grid)),
+        "boxes": box_scores(answered),
     }
 
 
@@ -189,7 +191,17 @@ class Asking:
     ) -> Prediction:
         """A completion against what is true, the mask of a defect included."""
         mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
-        return grade(self.grader, sample, drawn, split=split, shots=shots, p_yes=p_yes, mask=mask)
+        frame = self.prompter.frame(sample)
+        return grade(
+            self.grader,
+            sample,
+            drawn,
+            split=split,
+            shots=shots,
+            p_yes=p_yes,
+            mask=mask,
+            marked=None if frame is None else marked(drawn.text, frame, mask),
+        )
 
     @property
     def alone(self) -> bool:

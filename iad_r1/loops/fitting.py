@@ -14,6 +14,7 @@ import torch
 
 from iad_r1.backbones import flash
 from iad_r1.backbones.shapes import architecture
+from iad_r1.boxes import longest_place
 from iad_r1.data import images
 from iad_r1.errors import ConfigError
 from iad_r1.grid import as_grid
@@ -91,7 +92,7 @@ def longest(config: Config, dataset: Dataset, model: Architecture, stage: Stage)
     """
     if stage not in config.tasks():
         return None
-    settings = getattr(config, stage)
+    settings, format = getattr(config, stage), config.location_format
     samples, shots = lengths.asked(config, dataset, stage)
 
     @cache
@@ -104,7 +105,7 @@ def longest(config: Config, dataset: Dataset, model: Architecture, stage: Stage)
         count = lengths.references(stage, sample, shots)
         parts = [part(images.size(each)) for each in shown(sample, count)]
         whole = Picture(sum(p.patches for p in parts), sum(p.tokens for p in parts))
-        words = questions.prompt_tokens(conversation(settings.prompt, sample, count))
+        words = questions.prompt_tokens(conversation(settings.prompt, sample, count, format))
         found = Shown(words, whole, 1, 0)
         if most is None or found.tokens > most.tokens:
             most = found
@@ -112,7 +113,8 @@ def longest(config: Config, dataset: Dataset, model: Architecture, stage: Stage)
         return None
     if stage == "sft":
         target, grid = TARGETS[config.sft.target], as_grid(config.grid)
-        said = (target(sample, config.seed, grid).text for sample in samples)
+        place = None if format == "words" else longest_place(format)
+        said = (target(sample, config.seed, grid, place).text for sample in samples)
         return replace(most, answer=1 + max(map(questions.tokens, said)))
     answer = config.rollout.max_tokens if stage == "grpo" else config.evaluate.max_tokens
     return replace(most, answer=answer)

@@ -13,8 +13,10 @@ from typing import Literal
 
 from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
+from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate
+from iad_r1.loops.sft import TARGETS
 from iad_r1.processes import distributed
 from iad_r1.rollouts.prompting import open_prompter
 from iad_r1.settings.config import Config
@@ -25,6 +27,7 @@ Stage = Literal["sft", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "evaluate")
 MUCH = 0.25  # of a picture, to be cut off
 AGAIN = 8  # tokens by which an answer that vLLM reads again, for P(yes), may have become longer
+LOOKED_AT = 64  # answers whose length is compared with the limits
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def derived(context: Context) -> Config:
     limit that was set.
     """
     config, rollout = context.config, context.config.rollout
+    _check_answers(context)
     found = list(_found(context, config))
     for longest in found:
         _check_positions(context, longest)
@@ -87,6 +91,31 @@ def _found(context: Context, config: Config) -> Iterator[Longest]:
         if samples:
             _say_what_is_cut_off(context, stage, samples)
             yield _longest(context, config, stage, samples, shots)
+
+
+def _check_answers(context: Context) -> None:
+    """ConfigError if answers that hold places in numbers are cut off: they are longer than words.
+
+    Looked at are targets of PA-SFT that are spread over its samples.
+    """
+    config, tasks = context.config, context.config.tasks()
+    if config.location_format == "words" or "sft" not in tasks:
+        return
+    prompter = open_prompter(config, context.backbone, "sft")
+    samples, grid = getattr(context.dataset, config.sft.samples), as_grid(config.grid)
+    spread = samples[:: max(1, len(samples) // LOOKED_AT)]
+    said = [TARGETS[config.sft.target](s, config.seed, grid, prompter.place(s)) for s in spread]
+    lengths = [len(context.backbone.encode_target(target.text).tokens) for target in said]
+    needed = max(lengths, default=0)
+    limits = {"evaluate": config.evaluate.max_tokens, "grpo": config.rollout.max_tokens}
+    for task, limit in limits.items():
+        name = {"evaluate": "evaluate", "grpo": "rollout"}[task]
+        if task in tasks and limit < needed:
+            raise ConfigError(
+                f"{name}.max_tokens={limit} cuts off answers with "
+                f"location_format={config.location_format}: PA-SFT teaches some of {needed} "
+                f"tokens. Use {name}.max_tokens={needed + needed // 4}."
+            )
 
 
 def asked(config: Config, dataset: Dataset, stage: Stage) -> tuple[Sequence[Sample], int]:

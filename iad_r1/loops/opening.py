@@ -13,7 +13,9 @@ from iad_r1.backbones import hub, tiny, twins
 from iad_r1.backbones.backbone import Backbone, check_same_pictures
 from iad_r1.backbones.packing import check_packing
 from iad_r1.backbones.published.build import build_processor, build_random
+from iad_r1.boxes import Frame, LocationFormat, Place
 from iad_r1.data import images, targets
+from iad_r1.data.marked import outline
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
@@ -25,7 +27,7 @@ from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
-from iad_r1.types import Dataset
+from iad_r1.types import Dataset, Sample
 
 
 def open_run(
@@ -78,6 +80,7 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
             print(sentence, flush=True)
     check_products(config, dataset)
     check_references(config, dataset)
+    check_places(config, dataset)
     return dataset
 
 
@@ -178,6 +181,35 @@ def check_references(config: Config, dataset: Dataset) -> None:
         )
 
 
+def check_places(config: Config, dataset: Dataset) -> None:
+    """Say of how many defects the place can be learned as numbers. DataError if of none, or if the
+    data set has written the answers that PA-SFT learns, in words."""
+    tasks, form = config.tasks(), config.location_format
+    if form == "words" or not {"sft", "grpo"} & set(tasks):
+        return
+    learned = [*(dataset.sft if "sft" in tasks else ()), *(dataset.rl if "grpo" in tasks else ())]
+    written = [sample for sample in learned if sample.target is not None]
+    if written and "sft" in tasks and config.sft.target == "chain_of_thought":
+        raise DataError(
+            f"location_format={form}, but {len(written):,} training samples, such as "
+            f"{written[0].id}, have answers that their data set has written, with places in words. "
+            "Use location_format=words, or other data."
+        )
+    defective = [sample for sample in learned if sample.solution.answer == "Yes"]
+    without = sum(sample.mask is None for sample in defective)
+    if defective and without == len(defective):
+        raise DataError(
+            f"location_format={form}, but none of {len(defective):,} defective training pictures "
+            "has a mask, so that there is no box to learn. Add masks, or use location_format=words."
+        )
+    if without and distributed.is_main():
+        print(
+            f"{without:,} of {len(defective):,} defective training pictures have no mask: no "
+            "box is learned from them",
+            flush=True,
+        )
+
+
 def open_backbone(
     config: Config, folder: RunFolder, start: Start | None, corpus: Callable[[], Iterator[str]]
 ) -> Backbone:
@@ -223,8 +255,19 @@ def build(config: Config, corpus: Callable[[], Iterator[str]], path: Path) -> No
 
 def corpus(config: Config, dataset: Dataset | None = None) -> Iterator[str]:
     """What the tiny tokenizer learns its words from: the prompts and the SFT targets."""
+    format = config.location_format
     for name in {config.sft.prompt, config.grpo.prompt, config.evaluate.prompt}:
         for shots in (0, 1):
-            yield prompts.conversation(name, shots=shots).text
+            yield prompts.conversation(name, shots=shots, location_format=format).text
     for sample in (dataset or data.for_run(config)).sft:
-        yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid)).text
+        place = _place(sample, format)
+        yield targets.chain_of_thought(sample, config.seed, as_grid(config.grid), place).text
+
+
+def _place(sample: Sample, format: LocationFormat) -> Place | None:
+    """The place of a sample, in pixels of its picture: there is no model yet to say others."""
+    if format == "words" or sample.question.options is not None:
+        return None
+    mask, size = images.open_mask(sample), images.size(sample)
+    corners = None if mask is None or not mask.any() else outline(mask)
+    return Place(format, Frame("shown", size, size), corners)

@@ -187,7 +187,8 @@ class _Phase:
     def target(self, sample: Sample, shots: int) -> Weighted:
         """Tokens of the sample's target and the loss weight of each (see `losses`)."""
         config = self.context.config
-        target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid))
+        place = self.prompter.place(sample)
+        target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid), place)
         encode = self.context.backbone.encode_target
         encoded = encode(target.text, target.untrained)
         outside = encode(target.text, location_spans(target)).trained
@@ -232,7 +233,9 @@ def location_spans(target: Target) -> list[tuple[int, int]]:
     found = re.search(r"<location>(.*?)</location>", target.text)
     if found is None:
         return []
-    return [match.span() for match in re.finditer(rf"\b{re.escape(found[1])}\b", target.text)]
+    return [
+        match.span() for match in re.finditer(rf"(?<!\w){re.escape(found[1])}(?!\w)", target.text)
+    ]
 
 
 def photometric(stream: random.Random, strength: float = 0.2) -> Augment:

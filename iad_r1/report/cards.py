@@ -79,7 +79,8 @@ def _card(
                 "key": view["key"],
                 "said": p,
                 "verdict": verdict(p),
-                "cells": cells(p.location if p.answer == "yes" else None),
+                "cells": cells(p.location if p.answer == "yes" and p.marked is None else None),
+                "boxes": _outlines(p, width, height),
                 "trace": trace(p.completion),
                 "change": _change(said[view["before"]] if view["before"] is not None else None, p),
             }
@@ -87,6 +88,21 @@ def _card(
             if p is not None
         ],
     }
+
+
+def _outlines(row: Prediction, width: int, height: int) -> list[str]:
+    """What an answer marks, as the corners of SVG polygons on a picture of this size."""
+    marked = row.marked
+    if marked is None or row.answer != "yes":
+        return []
+    across, down = width / marked.picture[0], height / marked.picture[1]
+    corners = [*marked.outlines, *(overlay.corners(*box) for box in marked.boxes)]
+    return [
+        " ".join(
+            f"{x * across:.1f},{y * down:.1f}" for x, y in zip(one[::2], one[1::2], strict=True)
+        )
+        for one in corners
+    ]
 
 
 def verdict(row: Prediction) -> str:

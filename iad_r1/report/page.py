@@ -92,6 +92,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "last_stage": tables.last_stage(run),
         "products": [tables.products(run, item) for item in main],
         "places": [place for place in places if place],
+        "boxes": list(filter(None, map(tables.boxes, run.evaluations))),
         "grid": run.grid,
         "types": [table for item in main if (table := tables.types(item))],
         "scores": scored,

@@ -13,7 +13,7 @@ from iad_r1.grid import Grid, parse_cells, words
 from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.judge.places import chance, place_scores
+from iad_r1.judge.places import box_scores, chance, place_scores
 from iad_r1.judge.rates import METRICS, macro, per_product, summarise
 from iad_r1.judge.scores import calibration, roc
 from iad_r1.judge.thresholds import Rule, operating_points
@@ -208,6 +208,14 @@ def places(evaluation: Evaluation, grid: Grid) -> Row | None:
         "chance": chance(golds, grid),
         "scores": place_scores(evaluation.predictions, grid),
     }
+
+
+def boxes(evaluation: Evaluation) -> Row | None:
+    """How the boxes and outlines of an evaluation agree with the masks; None where none were asked
+    for."""
+    found = box_scores(evaluation.predictions)
+    place = {"stage": evaluation.stage, "split": evaluation.split, "shots": evaluation.shots}
+    return None if found is None else {**place, **found}
 
 
 def uniform_chance(run: RunData) -> float | None:

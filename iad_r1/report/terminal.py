@@ -40,7 +40,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
-        for line in _guessing(results):
+        for line in (*_guessing(results), *_boxes(results)):
             console.print(line, style="dim", highlight=False)
     for name, text in _where_next(results, folder):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
@@ -76,6 +76,20 @@ def _guessing(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 f"{split}: a random cell is the right place for {wording.percent(hit['uniform'])} %"
                 f"{middle}, {hit['best_cell']}, the most frequent, for "
                 f"{wording.percent(hit['best_constant'])} %."
+            )
+
+
+def _boxes(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How boxes overlap with the defects, a line for each stage and set of pictures."""
+    for row in results:
+        if found := row.get("boxes"):
+            yield escape(
+                f"{row['split']}, {row['shots']}-shot, {wording.stage_name(row['stage'])}: IoU "
+                f"{wording.percent(found['iou'])} %, at least 0.5 for "
+                f"{wording.percent(found['hit_50'])} %, pointing at "
+                f"{wording.percent(found['pointed'])} %, F1 of pixels "
+                f"{wording.percent(found['pixel_f1'])} % of {found['n']:,} defects (a missed one "
+                f"is 0); IoU of the whole picture {wording.percent(found['chance']['whole'])} %."
             )
 
 
@@ -154,6 +168,8 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
         chosen = f" backbone={backbone}" if backbone else ""
         kind = (config.get("weights") or {}).get("name", "published")
         chosen += f" weights={kind}" if kind != "published" else ""
+        written = config.get("location_format", "words")
+        chosen += f" location_format={written}" if written != "words" else ""
         command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
         yield "next", command
     elif results:

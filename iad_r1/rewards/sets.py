@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from iad_r1.boxes import LocationFormat
 from iad_r1.errors import ConfigError, TrainingError
 from iad_r1.grid import Grid, as_grid
 from iad_r1.rewards.case import Case
@@ -99,12 +100,14 @@ class RewardSet:
 
 
 def load(
-    rewards: str | RewardsConfig | Mapping[str, Any], grid: str | Grid | GridConfig = "3x3"
+    rewards: str | RewardsConfig | Mapping[str, Any],
+    grid: str | Grid | GridConfig = "3x3",
+    location_format: LocationFormat | None = None,
 ) -> RewardSet:
     """The reward set of a name (`conf/rewards/<name>.yaml`), or of such a file's content.
 
-    Raises ConfigError listing the sets for an unknown name, and for a component, a vocabulary or a
-    grid that cannot be found.
+    Raises ConfigError listing the sets for an unknown name, for a component, a vocabulary or a
+    grid that cannot be found, and for a component that cannot read places of `location_format`.
     """
     if isinstance(rewards, str):
         config = read(rewards)
@@ -115,7 +118,7 @@ def load(
     types = vocabulary(config.vocabulary) if config.vocabulary is not None else None
     components = [_component(name, part) for name, part in config.components.items()]
     for component in components:
-        _check_fits(component, as_grid(grid), types)
+        _check_fits(component, as_grid(grid), types, location_format)
     credit = grid.neighbour_credit if isinstance(grid, GridConfig) else 0.0
     return RewardSet(config.name, components, as_grid(grid), credit, types)
 
@@ -133,13 +136,27 @@ def _component(name: str, config: ComponentConfig) -> Component:
     return Component(name, found, config.weight, config.gate, dict(config.settings))
 
 
-def _check_fits(component: Component, grid: Grid, types: Vocabulary | None) -> None:
-    """What a function says it needs (`only_grid`, `needs_vocabulary`), against what the set has."""
+def _check_fits(
+    component: Component,
+    grid: Grid,
+    types: Vocabulary | None,
+    location_format: LocationFormat | None,
+) -> None:
+    """What a function says it needs (`only_grid`, `needs_vocabulary`, `places`), against what the
+    set has."""
     only = getattr(component.function, "only_grid", None)
     if only is not None and grid != as_grid(only):
         raise ConfigError(
             f"rewards.components.{component.name} ({component.function.__name__}) knows only a "
             f"{only} grid, not {grid}. Use grid={only}, or another reward set."
+        )
+    places: Sequence[str] | None = getattr(component.function, "places", None)
+    if places is not None and location_format is not None and location_format not in places:
+        raise ConfigError(
+            f"rewards.components.{component.name} reads places as {' or '.join(places)}, and "
+            f"location_format={location_format}. Use "
+            f"{'rewards=sc_grpo_box' if 'words' in places else f'location_format={places[0]}'}, or "
+            "another reward set."
         )
     if getattr(component.function, "needs_vocabulary", False) and types is None:
         raise ConfigError(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
 
 from iad_r1 import prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.boxes import Frame, LocationFormat, Place
 from iad_r1.data import images
+from iad_r1.data.marked import outline
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.settings.base import Pictures
 from iad_r1.settings.config import Config
@@ -60,6 +62,7 @@ class Prompter:
         template: a name from `iad_r1.prompts`.
         room: for prompt and answer; None is any.
         pictures: how large the stage shows them; None is as the checkpoint does.
+        location_format: how places are written.
     """
 
     def __init__(
@@ -68,17 +71,45 @@ class Prompter:
         template: str,
         room: Room | None = None,
         pictures: Pictures | None = None,
+        location_format: LocationFormat = "words",
     ) -> None:
         self.backbone = backbone
         self.template = template
         self.room = room or Room("max_length", None)
         self.pictures = pictures or Pictures(max_pixels=None, max_size=None)
         self.max_pixels = self.pictures.max_pixels
+        self.location_format: LocationFormat = location_format
+        self._places: dict[str, Place] = {}  # by the ids of samples
         backbone.limit_pixels(self.max_pixels)
 
     def conversation(self, sample: Sample, shots: int) -> Conversation:
         """The words of the prompt, with one `{image}` for each picture."""
-        return conversation(self.template, sample, shots)
+        return conversation(self.template, sample, shots, self.location_format)
+
+    def frame(self, sample: Sample) -> Frame | None:
+        """The coordinates in which the place of a sample is written; None where it is words, or is
+        not asked for."""
+        if self.location_format == "words" or sample.question.options is not None:
+            return None
+        self._check_limit()
+        size = images.size(sample)
+        return self.backbone.frame(self.pictures.within(size), size)
+
+    def place(self, sample: Sample) -> Place | None:
+        """Where a sample is defective, as numbers; None where `frame` is."""
+        if (frame := self.frame(sample)) is None:
+            return None
+        if sample.id not in self._places:
+            mask = images.open_mask(sample)
+            corners = None if mask is None or not mask.any() else outline(mask)
+            self._places[sample.id] = Place(self.location_format, frame, corners)
+        return self._places[sample.id]
+
+    def judged(self, sample: Sample) -> Sample:
+        """The sample with the place of its solution as an answer should write it."""
+        if (place := self.place(sample)) is None or sample.solution.answer != "Yes":
+            return sample
+        return replace(sample, solution=replace(sample.solution, location=place.text))
 
     def encode(
         self, sample: Sample, shots: int | None = None, augment: Augment | None = None
@@ -121,7 +152,9 @@ class Prompter:
             )
 
 
-def conversation(template: str, sample: Sample, shots: int) -> Conversation:
+def conversation(
+    template: str, sample: Sample, shots: int, location_format: LocationFormat = "words"
+) -> Conversation:
     """The words of a sample's prompt where the stage's is `template`."""
     asked = sample.question
     return prompts.conversation(
@@ -130,6 +163,7 @@ def conversation(template: str, sample: Sample, shots: int) -> Conversation:
         shots,
         None if asked.listed else asked.options,
         asked.knowledge,
+        location_format=location_format,
     )
 
 
@@ -141,7 +175,7 @@ def open_prompter(
     settings = getattr(config, stage)
     answers = {"sft": 0, "grpo": config.rollout.max_tokens, "evaluate": config.evaluate.max_tokens}
     room = Room(f"{stage}.max_length", settings.max_length, answers[stage])
-    return Prompter(backbone, settings.prompt, room, settings)
+    return Prompter(backbone, settings.prompt, room, settings, config.location_format)
 
 
 def shown(sample: Sample, shots: int) -> Sequence[Sample]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from iad_r1.boxes import LocationFormat
 from iad_r1.errors import ConfigError
 from iad_r1.settings import rules
 from iad_r1.settings.backbone import Backbone, Tuning, WeightsKind
@@ -43,6 +44,7 @@ class Config(Section):
     benchmark: dict[str, Reader]
     rewards: RewardsConfig
     grid: GridConfig
+    location_format: LocationFormat
     tuning: Tuning
     rollout: RolloutEngine
     engine: Engine

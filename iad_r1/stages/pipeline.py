@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iad_r1 import data, stages
-from iad_r1.backbones import hub
+from iad_r1.backbones import families, hub
+from iad_r1.backbones.shapes import architecture
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.config import Config
@@ -37,6 +38,7 @@ class Stage(stages.Stage):
 
     def check_inputs(self, config: Config) -> None:
         check_data(config)
+        check_frame(config)
         begin(config)
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
@@ -113,7 +115,30 @@ def begin(config: Config) -> Start | None:
             f"weights={config.weights.name}, but {start.run.path} began with weights={kind}. "
             f"Add weights={kind}."
         )
+    written = before.get("location_format", "words")
+    if written != config.location_format and start.stage != "pretrain" and _keeps(config):
+        raise ConfigError(
+            f"location_format={config.location_format}, but {start.run.path} trained its answers "
+            f"with location_format={written}. Add location_format={written}, or run PA-SFT anew."
+        )
     return start
+
+
+def _keeps(config: Config) -> bool:
+    """Whether places stay as earlier weights write them: PA-SFT can teach another form."""
+    return "sft" not in config.tasks()
+
+
+def check_frame(config: Config) -> None:
+    """ConfigError if it is not known in which coordinates the backbone writes places that are no
+    words. Of a model whose architecture only its weights tell, it is found out when they load."""
+    if config.location_format == "words" or not isinstance(config.backbone, HubBackbone):
+        return
+    try:
+        model_type = architecture(config).model_type
+    except ConfigError:
+        return
+    families.check_frame(model_type)
 
 
 def find_weights(config: Config, start: Start | None) -> bool:

@@ -65,7 +65,9 @@ def ask(config: Config, stage: PlanSettings, model: Architecture) -> Question:
 
     def shown(settings: Sft | Grpo, answer: int) -> Shown:
         size = settings.within((width, height))
-        words = questions.prompt_tokens(prompts.conversation(settings.prompt))
+        words = questions.prompt_tokens(
+            prompts.conversation(settings.prompt, location_format=config.location_format)
+        )
         one = picture(model, *size, settings.max_pixels)
         return Shown(words, one, stage.pictures, answer)
 

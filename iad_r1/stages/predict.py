@@ -32,7 +32,9 @@ class Stage(stages.Stage):
     paths = ("stage.images", "stage.references", "stage.validation")
     shortcuts = ("images", "references", "threshold", "miss_rate", "validation", "watch",
                  "fail_on_defect")  # fmt: skip
-    inherits = ("backbone", "weights", "grid", "rewards", "evaluate", "engine.precision")
+    inherits = (
+        "backbone", "weights", "grid", "location_format", "rewards", "evaluate", "engine.precision",
+    )  # fmt: skip
     imports = ("iad_r1.loops.predict",)
 
     def problems(self, config: Config) -> Iterator[str]:

@@ -14,6 +14,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from iad_r1.backbones import published, tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.published import build
+from iad_r1.boxes import read_marks
+from iad_r1.errors import ConfigError
 from iad_r1.planner import widths
 from iad_r1.planner.widths import picture, widths_of
 from iad_r1.rollouts.colocate import sampler as vllm
@@ -190,3 +192,59 @@ def test_vllm_cuts_tiles_within_the_limit_of_the_stage_and_is_started_again_for_
 
 def test_a_token_of_the_tiny_model_is_as_large_as_the_planner_has_it():
     assert widths.TINY_CELL == tiny.CELL
+
+
+# ------------------------------------------------------------- coordinates of boxes
+
+sides = st.integers(1, 5000)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sides, sides, st.none() | st.integers(60, 2000), st.data())
+def test_boxes_of_any_picture_are_turned_back_from_the_size_it_is_shown_in(
+    opened, width, height, limit, data
+):
+    """By the arithmetic of the processor that makes the picture, whatever its limit."""
+    backbone = opened("qwen25vl_3b")
+    backbone.limit_pixels(limit and limit * 1000)
+    frame = backbone.frame((width, height), (width, height))
+    assert frame.name == "shown" and frame.size == backbone._fitting(width, height)
+    assert all(side % 28 == 0 for side in frame.size)  # whole tokens
+    x0, y0 = (data.draw(st.integers(0, side - 1)) for side in frame.size)
+    x1 = data.draw(st.integers(x0 + 1, frame.size[0]))
+    y1 = data.draw(st.integers(y0 + 1, frame.size[1]))
+    (pixels,) = frame.pixels(read_marks(f"[{x0}, {y0}, {x1}, {y1}]")).boxes
+    shares = [side / whole for side, whole in zip(pixels, (width, height) * 2, strict=True)]
+    again = [share * side for share, side in zip(shares, frame.size * 2, strict=True)]
+    assert list(map(round, again)) == [x0, y0, x1, y1]
+
+
+def test_the_size_that_boxes_are_written_in_is_that_of_the_picture_the_model_is_given(opened):
+    for limits in (Pictures(max_pixels=None, max_size=None),
+                   Pictures(max_pixels=100_352, max_size=None),
+                   Pictures(max_pixels=None, max_size=[300, 200])):  # fmt: skip
+        prompter = Prompter(
+            opened("qwen25vl_3b"), "iad_r1_test", pictures=limits, location_format="box"
+        )
+        for size in ((640, 480), (1500, 900), (60, 35), (4100, 20)):
+            sample = asked(size, [])
+            frame = prompter.frame(sample)
+            assert frame is not None and frame.picture == size
+            assert frame.size == prompter.picture(sample).size
+
+
+def test_boxes_of_qwen2_vl_and_internvl_are_thousandths_whatever_is_shown(opened):
+    for name in ("qwen2vl_2b", "internvl25_4b"):
+        frame = Prompter(opened(name), "iad_r1_test", location_format="box").frame(
+            asked((640, 480), [])
+        )
+        assert frame is not None and (frame.name, frame.size) == ("thousandths", (1000, 1000))
+        assert frame.pixels(read_marks("[500, 500, 1000, 1000]")).box == (320, 240, 640, 480)
+
+
+@pytest.mark.parametrize("name", ["llava15_7b", "llava16_8b", "llava_ov_7b"])
+def test_boxes_of_a_family_that_does_not_say_their_coordinates_are_refused(opened, name):
+    prompter = Prompter(opened(name), "iad_r1_test", location_format="box")
+    with pytest.raises(ConfigError, match="is not documented"):
+        prompter.frame(asked((640, 480), []))
+    assert Prompter(opened(name), "iad_r1_test").frame(asked((640, 480), [])) is None

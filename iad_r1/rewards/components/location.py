@@ -25,3 +25,6 @@ def score(case: Case) -> float | None:
     if said is None:
         return 0.0
     return location_score(said, true, case.grid, neighbour_credit=case.neighbour_credit)
+
+
+vars(score)["places"] = ("words",)  # checked by `load`, before a completion is scored

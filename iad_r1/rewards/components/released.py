@@ -70,6 +70,7 @@ def answer_only(case: Case) -> float:
 
 for _places in (accuracy, accuracy_without_type):
     vars(_places)["only_grid"] = "3x3"  # checked by `load`, before a completion is scored
+    vars(_places)["places"] = ("words",)
 
 
 def _label(case: Case) -> str:
