@@ -78,10 +78,10 @@ def _open(root: Path, form: str | None) -> exports.Reading:
     if form == "table" or (form is None and table):
         if table is None:
             raise DataError(f"{root} holds no {' and no '.join(TABLES)}.")
-        rows = list(tables.read(table, dataset))
+        rows, said = tables.read(table, dataset)
         if not rows:
             raise DataError(f"{table} has no rows.")
-        return exports.Reading(rows, f"a table ({table.name})")
+        return exports.Reading(rows, ", ".join((f"a table ({table.name})", *said)))
     export = exports.find(root, form) if form != "folders" else None
     found = export.read(dataset) if export else None
     if found is None:
