@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -152,6 +152,8 @@ class Asking:
     grader: Grader
     settings: Evaluate
     picture_threads: int
+    # splits and shots of which vLLM was seen to prepare the same
+    checked: set[tuple[str, int]] = field(default_factory=set)
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
@@ -173,8 +175,9 @@ class Asking:
                     yield prompt, ()
 
         greedy = Sampling(1, self.settings.max_tokens, temperature=0.0, choice=self._choice(mine))
-        if self.alone:
+        if self.alone and (split, shots) not in self.checked:
             self._check_inputs(mine[:PROBES], shots)
+            self.checked.add((split, shots))
         with Ahead(encode, self.picture_threads) as prompts:
             finished = self.sampler.stream(ask(prompts), greedy)
             for _ in range(math.ceil(len(samples) / (size * distributed.world()))):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import as_grid
 from iad_r1.judge.verdicts import Verdict, verdict
-from iad_r1.loops import evaluate
+from iad_r1.loops import evaluate, lengths
 from iad_r1.loops.opening import corpus, open_backbone
 from iad_r1.loops.operating_point import threshold
 from iad_r1.settings.config import Config
@@ -57,7 +57,7 @@ class Inspector:
         config: of `stage=predict`; its `images` may be left out.
 
     Attributes:
-        threshold: P(yes) from which a picture is defective; None: the model's own word decides.
+        judge: what answers for pictures.
         seconds: until the model was ready to be asked.
 
     Raises ConfigError, DataError or WeightsError where settings, validation or weights do not fit.
@@ -69,7 +69,7 @@ class Inspector:
         self.config, self.grid = config, as_grid(config.grid)
         self.batch_size = config.stage.batch_size
         self._thresholds: dict[int, float | None] = {}
-        self._judge, self._close = open_judge(config)
+        self.judge, self._close = open_judge(config)
         self._lock, self._asked = Lock(), 0
         self.seconds = time.perf_counter() - began
 
@@ -122,7 +122,7 @@ class Inspector:
             began = time.perf_counter()
             found = {
                 answer.id: answer
-                for part in self._judge.answers(samples, SPLIT, shots)
+                for part in self.judge.answers(samples, SPLIT, shots)
                 for answer in part
             }
             seconds = (time.perf_counter() - began) / len(samples)
@@ -152,29 +152,27 @@ class Inspector:
         self.close()
 
 
-def open_judge(config: Config) -> tuple[Judge, Any]:
+def open_judge(config: Config) -> tuple[Judge, Callable[[], None]]:
     """What the settings say that answers for pictures, and what ends it."""
     with tempfile.TemporaryDirectory() as place:  # for a twin, where weights=tiny
         start = start_of(str(config.init))
         backbone = open_backbone(config, RunFolder(Path(place)), start, lambda: corpus(config))
-    asking = evaluate.open_asking(_with_room(config, backbone), backbone)
+        asking = evaluate.open_asking(_with_room(config, backbone), backbone)
     return asking, asking.sampler.close
 
 
 def _with_room(config: Config, backbone: Backbone) -> Config:
     """The settings with lengths that are null replaced by what the largest pictures take: those to
     come are not known. A longer prompt than the model was made for is refused."""
-    asked, rollout = config.evaluate, config.rollout
-    most = backbone.positions
+    asked, rollout, most = config.evaluate, config.rollout, backbone.positions
     if isinstance(rollout, AnyVllmRollout):
         if rollout.max_model_len is None:
             backbone.limit_pixels(asked.max_pixels)
             picture = max(backbone.picture_tokens(*size) for size in SHAPES)
-            shots = rollout.max_images - 1
-            words = backbone.text_tokens(_longest(asked.prompt, shots))
-            needed = words + (1 + shots) * picture + asked.max_tokens
+            words = backbone.text_tokens(_longest(asked.prompt, rollout.max_images - 1))
+            needed = words + rollout.max_images * picture + asked.max_tokens + lengths.AGAIN
             rollout = rollout.model_copy(update={"max_model_len": min(most, needed)})
-        most = rollout.max_model_len or most
+        most = rollout.max_model_len
     asked = asked.model_copy(update={"max_length": asked.max_length or most})
     return config.model_copy(update={"evaluate": asked, "rollout": rollout})
 

@@ -21,7 +21,7 @@ SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens")  # what moves P(yes)
 
 def threshold(config: Config, shots: int) -> tuple[float | None, str]:
     """The threshold on P(yes) of pictures shown with so many references, and what there is to say
-    of it; None: the model's own word decides.
+    of it, in lines; None: the model's own word decides.
 
     ConfigError or DataError where `miss_rate` cannot be answered.
     """
@@ -114,4 +114,5 @@ def _sentence(found: dict[str, Any], rows: list[Prediction]) -> str:
             f"{wording.interval(bounds.get(name))} of {n[of]}"
         )
 
-    return f"on validation pictures: {rate('miss_rate', 'yes')}, {rate('overkill_rate', 'no')}"
+    said = (rate("miss_rate", "yes"), rate("overkill_rate", "no"))
+    return "\n".join(("which gave on validation pictures a", *said))

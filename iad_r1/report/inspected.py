@@ -32,17 +32,23 @@ def line(found: Verdict, number: str, name: str, width: int | None) -> str:
 
     It is cut to `width` columns; None: it is as long as it has to be.
     """
-    share = "   -" if found.p_yes is None else f"{found.p_yes:.2f}"
     word = {"defective": "DEFECTIVE", "no valid answer": "no answer"}.get(
         found.verdict, found.verdict
     )
     what, took = finding(found), f"{found.seconds:.2f} s"
-    head = f"{number}  {word:<9}  {share}  "
+    head = f"{number}  {word:<9}  {share(found.p_yes):>5}  "
     if width is None:
         return f"{head}{name}  {what + '  ' if what else ''}{took}"
     room = max(16, width - len(head) - len(took) - 4)
     named = min(len(name), max(room // 2, room - len(what)))
     return f"{head}{shortened(name, named):<{named}}  {_cut(what, room - named)}  {took}"
+
+
+def share(p_yes: float | None) -> str:
+    """A probability; of a small one its order, since a threshold may lie there."""
+    if p_yes is None:
+        return "-"
+    return f"{p_yes:.0e}" if 0 < p_yes < 0.01 else f"{p_yes:.2f}"
 
 
 def finding(found: Verdict) -> str:
@@ -78,8 +84,8 @@ def marked(picture: Image, found: Verdict, grid: Grid) -> Image:
             opposite = (x + wide - 1 - inset, y + high - 1 - inset)
             box = (*corner, *(max(pair) for pair in zip(corner, opposite, strict=True)))
             draw.rectangle(box, outline=colour, width=width)
-    share = "" if found.p_yes is None else f"   P(yes) {found.p_yes:.2f}"
-    draw.text((8, size[1] + 6), found.verdict.upper() + share, COLOURS[found.verdict], font)
+    said = f"{found.verdict.upper()}   P(yes) {share(found.p_yes)}"
+    draw.text((8, size[1] + 6), said, COLOURS[found.verdict], font)
     rows = filter(None, (finding(found), shortened(Path(found.picture).name, 60)))
     for number, text in enumerate(rows):
         draw.text((8, size[1] + 36 + 22 * number), _fitting(text, small, shown.width - 16),

@@ -95,7 +95,9 @@ class Stage(stages.Stage):
             there = len(listed(stage.references))
             yield row("reference", f"{shots} of {there:,} good pictures shown with each")
         value, said = threshold(config, shots)
-        yield row("threshold", said if value is None else f"P(yes) {value:.3g}, {said}")
+        first, *more = said.split("\n")
+        yield row("threshold", first if value is None else f"P(yes) {value:.3g}, {first}")
+        yield from (row("", line) for line in more)
         yield row("output", output)
 
     def run(self, config: Config, folder: RunFolder) -> int:

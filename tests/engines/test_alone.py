@@ -22,6 +22,7 @@ from iad_r1.data import mix
 from iad_r1.grid import as_grid
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.loops import evaluate
+from iad_r1.loops.inspector import Inspector
 from iad_r1.loops.opening import corpus, open_backbone
 from iad_r1.rollouts.hf import HfSampler
 from iad_r1.rollouts.parity import compare_inputs
@@ -177,6 +178,23 @@ def test_predictions_are_those_of_transformers(run_before, engines, monkeypatch)
     ours = answers(run_before, *ENGINE)
     assert all(one.p_yes is not None for one in ours)
     same(ours, answers(run_before, "rollout=hf"))
+
+
+def test_an_inspector_says_the_same_through_either(run_before, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "YES_OR_NO", Choice("", ("Yes", "No")))
+    pictures = [vllm_cases.picture(number) for number in range(3)]
+    found = {}
+    for typed in (ENGINE, ["rollout=hf"]):
+        config = compose.compose(
+            ["stage=predict", f"init={run_before}", "stage.batch_size=2", *typed]
+        )
+        with Inspector(config) as inspector:
+            said = [*inspector.inspect_all(pictures), inspector.inspect(pictures[0], pictures[1:2])]
+        found[config.engine_alone] = said
+    assert set(found) == {True, False}
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert (ours.completion, ours.verdict) == (theirs.completion, theirs.verdict)
+        assert ours.p_yes == pytest.approx(theirs.p_yes, abs=LIMIT)
 
 
 def test_two_engines_share_the_pictures_of_a_run(repository, run_before, tmp_path):

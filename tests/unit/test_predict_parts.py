@@ -160,6 +160,8 @@ def test_a_line_fits_into_80_columns_and_a_log_is_told_everything(kind):
     assert len(short) == 80 and short.endswith("12.35 s")
     assert "0.73" in short and "000123.png" in short
     assert ("DEFECTIVE" in short) == (word == "defective")
+    low = inspected.line(replace(found, p_yes=4.9e-05), " 123", name, 80)
+    assert len(low) == 80 and "5e-05" in low
     whole = inspected.line(found, " 123", name, None)
     assert name in whole and (type or "") in whole
 
@@ -237,10 +239,11 @@ def test_a_hub_id_brings_the_published_settings_of_its_backbone():
 def test_the_threshold_of_a_miss_rate_is_that_of_the_runs_validation_pictures(config):
     value, said = threshold(told(config, miss_rate=5.0), 0)
     assert value == 0.30
-    assert said == (
-        "on validation pictures: miss rate 5.0 % [0.9, 23.6] of 20, "
-        "overkill rate 10.0 % [2.8, 30.1] of 20"
-    )
+    assert said.split("\n") == [
+        "which gave on validation pictures a",
+        "miss rate 5.0 % [0.9, 23.6] of 20",
+        "overkill rate 10.0 % [2.8, 30.1] of 20",
+    ]
     assert threshold(told(config, miss_rate=4.9), 0)[0] == 0.1
     assert threshold(told(config, threshold=0.25), 0)[0] == 0.25
     assert threshold(config, 0)[0] is None
