@@ -140,7 +140,7 @@ def test_after_a_kill_nothing_is_lost_or_judged_twice(settings, folder, monkeypa
 
 
 def test_the_exit_code_tells_a_line_of_defects(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "p_yes", lambda _backbone, asked, _drawn: [0.4] * len(asked))
+    monkeypatch.setattr(evaluate, "p_yes", lambda *given: [0.4] * len(given[1]))
     codes = {}
     for least in (0.4, 0.41):
         folder = RunFolder.create(tmp_path / "outputs", "predict")

@@ -139,6 +139,7 @@ def test_a_record_goes_on_after_a_kill_and_the_table_says_the_same(tmp_path):
     again = Record(tmp_path)
     assert again.rows == first.rows and again.lines.read_text().count("\n") == 2
     again.add(judged(replace(found, picture="/c.png"), None, bytes=1, modified=2))
+    assert Record(tmp_path).rows == again.rows
     rows = list(csv.DictReader(again.table.open(encoding="utf-8")))
     assert [row["picture"] for row in rows] == ["/a.png", "/b.png", "/c.png"]
     assert (rows[0]["cells"], rows[0]["seconds"], rows[0]["type"]) == ("0", "0.1235", "dent")
