@@ -306,8 +306,8 @@ def inspect(
             images.note_size(sample, seen["size"])
         mask = None
         if sample.mask is not None:
-            placed = sample.question.options is None
-            asked = [str(grid), rule, placed, _how(sample.mask)]
+            is_placed = sample.question.options is None
+            asked = [str(grid), rule, is_placed, _how(sample.mask)]
             mask = _asked(kept, sample, asked, lambda: _marks(sample, grid, rule))
         placed, marked = _placed(sample, grid, mask)
     except DataError as error:
