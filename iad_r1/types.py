@@ -150,6 +150,7 @@ class StopReason(StrEnum):
 
     STOP = "stop"  # the model ended its turn
     LENGTH = "length"  # the token limit cut it off
+    REFUSED = "refused"  # an outside model, or its filter, would not answer
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ def architecture(config: Config) -> Architecture:
             f"backbone={backbone.name} has 2 million parameters and fits anywhere: there is "
             f"nothing to plan. Choose one of {', '.join(published.names())}."
         )
+    if not isinstance(backbone, HubBackbone):
+        raise ConfigError(
+            f"backbone={backbone.name} is asked over the network: nothing is known of its shapes. "
+            f"Choose one of {', '.join(published.names())}."
+        )
     if not Path(backbone.path).is_absolute() and backbone.name in published.names():
         about = published.read(backbone.name)
         if about["hub"] == backbone.path:

@@ -20,37 +20,19 @@ from iad_r1.types import Dataset
 
 
 @dataclass
-class Context:
-    """One run in flight.
+class Run:
+    """One run in flight. Only rank 0 has a tracker, prints and writes.
 
-    `backbone` is replaced as stages train it; `stage` names the last one that did
-    (base, pretrain, sft or grpo). Only rank 0 has a tracker, prints and writes.
+    `stage` names the last stage that trained (base, pretrain, sft or grpo). `backbone` is None
+    where an outside model is asked.
     """
 
     config: Config
     folder: RunFolder
     tracker: Tracker | None
     dataset: Dataset
-    backbone: Backbone
+    backbone: Backbone | None
     stage: str
-
-    @property
-    def model(self) -> Any:
-        return self.backbone.model
-
-    @cached_property
-    def packing(self) -> Packing:
-        """How groups are computed, `grpo.packing=auto` decided: on every rank alike, and written
-        to the manifest with the kernels. ConfigError if no kernel does what was asked for."""
-        wanted = self.config.grpo.packing
-        chosen, through = choose_packing(wanted, self.model)
-        if any(other != chosen for other in distributed.everyone(chosen)):
-            chosen, through = "group", "SDPA, because kernels fail on another rank"
-        if distributed.is_main():
-            self.folder.update_manifest(packing={"chosen": chosen, "through": through})
-            if self.model.device.type != "cpu":
-                print(f"attention: grpo.packing={chosen}, through {through}", flush=True)
-        return chosen
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl."""
@@ -83,3 +65,28 @@ class Context:
         yield
         if distributed.is_main():
             self.folder.add_seconds(phase, time.perf_counter() - start)
+
+
+@dataclass
+class Context(Run):
+    """One run that holds the weights: `backbone` is replaced as stages train it."""
+
+    backbone: Backbone
+
+    @property
+    def model(self) -> Any:
+        return self.backbone.model
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How groups are computed, `grpo.packing=auto` decided: on every rank alike, and written
+        to the manifest with the kernels. ConfigError if no kernel does what was asked for."""
+        wanted = self.config.grpo.packing
+        chosen, through = choose_packing(wanted, self.model)
+        if any(other != chosen for other in distributed.everyone(chosen)):
+            chosen, through = "group", "SDPA, because kernels fail on another rank"
+        if distributed.is_main():
+            self.folder.update_manifest(packing={"chosen": chosen, "through": through})
+            if self.model.device.type != "cpu":
+                print(f"attention: grpo.packing={chosen}, through {through}", flush=True)
+        return chosen

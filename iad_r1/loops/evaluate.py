@@ -27,7 +27,8 @@ from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.rates import summarise
 from iad_r1.judge.thresholds import Rule, operating_points
-from iad_r1.learn.context import Context
+from iad_r1.learn.context import Run
+from iad_r1.loops.outside import Outside
 from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
@@ -46,7 +47,7 @@ YES_OR_NO = Choice("<answer>", ("Yes", "No"))
 Answers = Mapping[tuple[str, str, int], Sequence[Prediction]]  # by stage, split and shots
 
 
-def run(context: Context) -> list[dict[str, Any]]:
+def run(context: Run) -> list[dict[str, Any]]:
     """Answer every chosen split with every number of shots; returns the rows for `results`, last
     the means over several benchmarks.
 
@@ -58,7 +59,11 @@ def run(context: Context) -> list[dict[str, Any]]:
         for name, samples in splits(context.config, context.dataset).items()
         for shots in shots_of(samples, context.config.evaluate)
     ]
-    asking = open_asking(context.config, context.backbone)
+    if context.backbone is not None:
+        asking = open_asking(context.config, context.backbone)
+    else:
+        judge = partial(graded, open_grader(context.config))
+        asking = Outside(context.config, context.folder, judge)
     rows = []
     with context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in jobs)) as bar:
         for split, shots, samples in jobs:
@@ -73,7 +78,7 @@ def run(context: Context) -> list[dict[str, Any]]:
                 bar.advance(len(answers))
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
-    asking.sampler.close()
+    asking.close()
     return [*rows, *averages.of_results(rows, tested(context))]
 
 
@@ -95,7 +100,7 @@ def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
     return [0] if alone else asked.shots
 
 
-def tested(context: Context) -> Sequence[str]:
+def tested(context: Run) -> Sequence[str]:
     """The splits of benchmarks that are averaged: a multiple choice only with others."""
     if not data.benchmarks(context.config):
         return []
@@ -114,9 +119,7 @@ def answered_before(path: Path) -> dict[str, Prediction]:
     return done
 
 
-def result(
-    context: Context, split: str, shots: int, answered: Sequence[Prediction]
-) -> dict[str, Any]:
+def result(context: Run, split: str, shots: int, answered: Sequence[Prediction]) -> dict[str, Any]:
     """One row of `results` in summary.json, percentages 0-100."""
     found = summarise(answered, context.config.seed)
     return {
@@ -131,15 +134,34 @@ def result(
     }
 
 
+def open_grader(config: Config) -> Grader:
+    """How the answers of a run are graded."""
+    asked = config.evaluate
+    types = vocabulary(config.rewards.vocabulary or "default")
+    return Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
+
+
+def graded(
+    grader: Grader,
+    sample: Sample,
+    drawn: Completion,
+    split: str,
+    shots: int,
+    p_yes: float | None,
+) -> Prediction:
+    """A completion against what is true, the mask of a defect included."""
+    mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
+    return grade(grader, sample, drawn, split=split, shots=shots, p_yes=p_yes, mask=mask)
+
+
 def open_asking(config: Config, backbone: Backbone) -> Asking:
     """A model to ask, with its weights as they are now."""
     asked = config.evaluate
     prompter = open_prompter(config, backbone, "evaluate")  # before the sampler: it sets the limit
-    types = vocabulary(config.rewards.vocabulary or "default")
-    grader = Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
     sampler = open_sampler(config, backbone, asked.batch_size)
     sampler.sync()
-    return Asking(backbone, prompter, sampler, grader, asked, config.engine.picture_threads)
+    grader, threads = open_grader(config), config.engine.picture_threads
+    return Asking(backbone, prompter, sampler, grader, asked, threads)
 
 
 @dataclass(frozen=True)
@@ -206,6 +228,10 @@ class Asking:
             marked=None if frame is None else marked(drawn.text, frame, mask),
         )
 
+    def close(self) -> None:
+        """Give back what the sampler holds."""
+        self.sampler.close()
+
     @property
     def alone(self) -> bool:
         """Whether the sampler has the weights for itself, so that it tells P(yes) as well."""
@@ -262,7 +288,7 @@ def p_yes(
     return shares
 
 
-def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
+def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
     """Paired differences between consecutive stages on the same images, for `comparisons`, last the
     means over several benchmarks."""
     rows: list[dict[str, Any]] = []
@@ -273,7 +299,7 @@ def compare(context: Context, stages: Sequence[str]) -> list[dict[str, Any]]:
     return [*rows, *averages.of_comparisons(rows, tested(context))]
 
 
-def answers_of(context: Context, stages: Sequence[str]) -> Answers:
+def answers_of(context: Run, stages: Sequence[str]) -> Answers:
     """All that these stages have answered, by stage, split and number of shots."""
     asked = context.config.evaluate
     places = [
@@ -298,7 +324,7 @@ def more(asked: Evaluate, answers: Answers, seed: int) -> dict[str, Any]:
 
 
 def _compared(
-    context: Context, before: str, after: str, split: str, shots: int
+    context: Run, before: str, after: str, split: str, shots: int
 ) -> Iterator[dict[str, Any]]:
     old, new = (
         list(read_predictions(context.folder.predictions(stage, split, shots)).values())

@@ -240,7 +240,7 @@ def open_backbone(
 def build(config: Config, corpus: Callable[[], Iterator[str]], path: Path) -> None:
     """Write the tiny backbone, or the tiny twin of a published one, to `path`."""
     backbone = config.backbone
-    if backbone.source == "hub":
+    if backbone.source != "built":
         with checkpoints.write_folder(path) as partial:
             twins.build_twin(backbone.name, partial, config.seed)
         return

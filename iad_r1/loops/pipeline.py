@@ -11,9 +11,9 @@ import torch
 from iad_r1 import report
 from iad_r1.errors import MismatchError
 from iad_r1.learn import guards, lora, optim
-from iad_r1.learn.context import Context
+from iad_r1.learn.context import Context, Run
 from iad_r1.loops import evaluate, grpo, pretrain, sft
-from iad_r1.loops.opening import open_run
+from iad_r1.loops.opening import open_data, open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
 from iad_r1.settings.config import Config
@@ -36,7 +36,10 @@ def run(config: Config, folder: RunFolder) -> None:
     torch.manual_seed(config.seed)
     with distributed.joined(config.engine), tracking(config, folder) as tracker:
         distributed.check_same_folder(folder.path)
-        context = open_run(config, folder, tracker, begin(config, folder))
+        if config.backbone.source == "api":
+            context = Run(config, folder, tracker, open_data(config, folder), None, "base")
+        else:
+            context = open_run(config, folder, tracker, begin(config, folder))
         if distributed.is_main():
             shown = chain.from_iterable(evaluate.splits(config, context.dataset).values())
             gallery.save(folder.path, list(shown), GALLERY)
@@ -66,7 +69,7 @@ def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
         yield tracker
 
 
-def take_tasks(context: Context) -> None:
+def take_tasks(context: Run) -> None:
     """The stages of the run that are still to be taken; weights that were judged already are not
     judged again, in this process or an earlier one."""
     evaluated = list(
@@ -75,6 +78,7 @@ def take_tasks(context: Context) -> None:
     distributed.barrier()  # nobody adds results before everybody has read them
     for task in context.config.tasks()[taken(context.config, context.folder) :]:
         if task in TRAIN:
+            assert isinstance(context, Context)  # an outside model is not trained
             train(context, task)
         elif task == "evaluate" and context.stage not in evaluated:
             evaluated.append(context.stage)
@@ -121,7 +125,7 @@ def check_ranks(context: Context, task: str) -> None:
         )
 
 
-def measure(context: Context, evaluated: list[str]) -> None:
+def measure(context: Run, evaluated: list[str]) -> None:
     """Evaluate the weights as they are and add the rows to `summary.json`."""
     with context.timed("evaluate"):
         rows = evaluate.run(context)
@@ -136,5 +140,6 @@ def measure(context: Context, evaluated: list[str]) -> None:
             context.config.evaluate, evaluate.answers_of(context, evaluated), context.config.seed
         ),
     )
-    cards.write_cards(context.folder, context.config, context.stage)
+    if context.backbone is not None:
+        cards.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(results)

@@ -130,11 +130,7 @@ class Prompter:
 
     def picture(self, sample: Sample) -> Image.Image:
         """The picture of one sample as this stage shows it."""
-        found = images.open_image(sample)
-        size = self.pictures.within(found.size)
-        if size != found.size:
-            found = found.resize(size, Image.Resampling.LANCZOS)
-        return self.backbone.fit(found)
+        return self.backbone.fit(scaled(sample, self.pictures))
 
     def length(self, sample: Sample, shots: int = 0) -> int:
         """Tokens of the prompt, as `encode` would make it, from the sizes of its pictures alone."""
@@ -176,6 +172,13 @@ def open_prompter(
     answers = {"sft": 0, "grpo": config.rollout.max_tokens, "evaluate": config.evaluate.max_tokens}
     room = Room(f"{stage}.max_length", settings.max_length, answers[stage])
     return Prompter(backbone, settings.prompt, room, settings, config.location_format)
+
+
+def scaled(sample: Sample, limits: Pictures) -> Image.Image:
+    """The picture of a sample, made smaller where `limits.max_size` asks for it."""
+    found = images.open_image(sample)
+    size = limits.within(found.size)
+    return found if size == found.size else found.resize(size, Image.Resampling.LANCZOS)
 
 
 def shown(sample: Sample, shots: int) -> Sequence[Sample]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from iad_r1.settings.base import Above0, Count, Section
+from iad_r1.settings.chat import Chat
 
 
 class BuiltBackbone(Section):
@@ -34,7 +35,14 @@ class HubBackbone(Section):
     released_test_prompt: str
 
 
-Backbone = Annotated[BuiltBackbone | HubBackbone, Field(discriminator="source")]
+class ApiBackbone(Chat):
+    """A model behind an interface like OpenAI's, which is asked and never trained."""
+
+    source: Literal["api"]
+    name: str
+
+
+Backbone = Annotated[BuiltBackbone | HubBackbone | ApiBackbone, Field(discriminator="source")]
 
 
 class WeightsKind(Section):

@@ -27,6 +27,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _tuning_rules(config)
     yield from _augmentation(config)
     yield from _weights_rules(config)
+    yield from _outside(config)
     yield from _vllm_rules(config)
 
 
@@ -179,8 +180,45 @@ def _weights_rules(config: Config) -> Iterator[str]:
             )
         return
     training = [task for task in config.tasks() if task in ("sft", "grpo")]
-    if backbone.evaluation_only and training:
+    if backbone.source == "hub" and backbone.evaluation_only and training:
         yield (
             f"stage={config.stage.name} would train backbone={backbone.name}, which is here for "
             "evaluation only: the papers compare with it and give no recipe. Use stage=evaluate."
+        )
+
+
+def _outside(config: Config) -> Iterator[str]:
+    """An outside model is asked, and shown pictures whose size it limits itself."""
+    asked, pictures = config.backbone, config.evaluate
+    if asked.source != "api":
+        return
+    if config.stage.name not in ("evaluate", "report"):
+        yield (
+            f"stage={config.stage.name} with backbone={asked.name}: an outside model can only be "
+            "asked. Use stage=evaluate."
+        )
+    if config.init is not None or config.weights.name != "published":
+        yield (
+            f"backbone={asked.name} has no weights here. Leave init and weights out; "
+            "backbone.model says which model is asked."
+        )
+    if config.engine.processes > 1:
+        yield (
+            f"backbone={asked.name} is asked by one process, with backbone.concurrency requests at "
+            "once. Use engine.ranks=1 engine.hosts=1."
+        )
+    if pictures.max_pixels is not None:
+        yield (
+            f"evaluate.max_pixels={pictures.max_pixels} with backbone={asked.name}: that is a "
+            "limit of processors here. Use evaluate.max_size=[width,height]."
+        )
+    if config.location_format != "words":
+        yield (
+            f"location_format={config.location_format} with backbone={asked.name}: in which "
+            "coordinates an outside model writes boxes is not known. Use location_format=words."
+        )
+    if asked.budget is not None and None in (asked.dollars_in, asked.dollars_out):
+        yield (
+            "backbone.budget needs the prices of a million tokens: backbone.dollars_in and "
+            "backbone.dollars_out."
         )

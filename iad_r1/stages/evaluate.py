@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iad_r1.chat import client
 from iad_r1.errors import ConfigError
 from iad_r1.settings.config import Config
 from iad_r1.stages import pipeline
@@ -15,6 +16,9 @@ class Stage(pipeline.Stage):
     """Asks for weights that were trained."""
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
+        if config.backbone.source == "api":
+            client.require(config.backbone)
+            return True
         if config.backbone.source == "built" and config.init is None:
             raise ConfigError(
                 f"stage=evaluate needs trained weights, and backbone={config.backbone.name} has "

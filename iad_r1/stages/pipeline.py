@@ -168,6 +168,8 @@ def type_init(outputs: Path, stage: str) -> str:
 
 def _weights(config: Config) -> str:
     backbone = config.backbone
+    if backbone.source == "api":
+        return f"those of {backbone.model} at {backbone.base_url}, asked over the network"
     if config.init is not None:
         rehearsal = ": a rehearsal, whose numbers mean nothing"
         return f"from {config.init}{rehearsal if config.weights.name == 'tiny' else ''}"

@@ -71,7 +71,7 @@ def card(folder: RunFolder, config: Config, stage: str, *, adapter: bool) -> str
 def _base(config: Config) -> str | None:
     """The hub's id of the weights the run began with, if they have one."""
     backbone = config.backbone
-    if backbone.source == "built" or config.weights.name != "published" or config.init is not None:
+    if backbone.source != "hub" or config.weights.name != "published" or config.init is not None:
         return None
     return None if Path(backbone.path).is_absolute() else backbone.path
 
@@ -80,7 +80,7 @@ def _began(config: Config) -> str:
     backbone = config.backbone
     if config.init is not None:
         return f"the weights of an earlier run of {backbone.name}"
-    if backbone.source == "built" or config.weights.name != "published":
+    if backbone.source != "hub" or config.weights.name != "published":
         return f"random weights (seed {config.seed})"
     where = Path(backbone.path)
     named = f"the checkpoint `{where.name}`" if where.is_absolute() else f"`{backbone.path}`"

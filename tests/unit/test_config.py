@@ -50,6 +50,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],
         ("rewards", "sc_grpo_box"): ["location_format=box"],
+        ("backbone", "api"): ["stage=evaluate", "backbone.model=m"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
         ("recipe", "released"): ["backbone=qwen25vl_3b"],
         ("recipe", "anomaly_r1"): ["backbone=qwen25vl_3b"],

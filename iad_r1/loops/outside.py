@@ -1,0 +1,73 @@
+"""An outside model is asked what a model of ours is asked: the same words, pictures and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from iad_r1.chat.client import Client, messages, p_yes
+from iad_r1.chat.replies import Replies, Reply
+from iad_r1.rollouts.prompting import conversation, scaled, shown
+from iad_r1.settings.backbone import ApiBackbone
+from iad_r1.settings.config import Config
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Completion, Prediction, Sample, StopReason
+
+Judge = Callable[
+    [Sample, Completion, str, int, float | None], Prediction
+]  # of split, shots, P(yes)
+UNKNOWN = -1  # the ids of its tokens; the service tells how many there are
+
+
+class Outside:
+    """A service to ask, and how its answers are graded.
+
+    What it says is kept for all runs beside their folders; what asking costs is in `asked` of
+    summary.json.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, judge: Judge) -> None:
+        assert isinstance(config.backbone, ApiBackbone)
+        self.settings, self.folder, self.judge = config.evaluate, folder, judge
+        kept = config.backbone.replies or folder.path.parent.parent / "replies.sqlite"
+        self.client = Client(config.backbone, Replies(Path(kept)))
+        self.before = folder.summary().get("asked", {})  # by a process that went before
+
+    def answers(
+        self, samples: Sequence[Sample], split: str, shots: int
+    ) -> Iterator[list[Prediction]]:
+        """Predictions as the replies come, one at a time."""
+        asked = (self._messages(sample, shots) for sample in samples)
+        try:
+            for number, reply in self.client.ask(asked, self.settings.max_tokens):
+                sample, said = samples[number], completion(reply)
+                share = p_yes(reply) if sample.question.options is None else None
+                yield [self.judge(sample, said, split, shots, share)]
+        finally:  # it is paid for, whatever ends the run
+            spent = asdict(self.client.spent).items()
+            total = {name: self.before.get(name, 0) + n for name, n in spent}
+            self.folder.update_summary(asked=total)
+
+    def close(self) -> None:
+        """Say what asking cost."""
+        spent = self.client.spent
+        cost = f", {spent.dollars:.4g} dollars" if spent.dollars else ""
+        print(
+            f"{spent.replies:,} replies ({spent.kept:,} more were kept from before), "
+            f"{spent.refused:,} refusals, {spent.retries:,} requests again; "
+            f"{spent.tokens_in:,} tokens in and {spent.tokens_out:,} out{cost}",
+            flush=True,
+        )
+        self.client.replies.close()
+
+    def _messages(self, sample: Sample, shots: int) -> list[dict[str, Any]]:
+        words = conversation(self.settings.prompt, sample, shots)
+        return messages(words, [scaled(each, self.settings) for each in shown(sample, shots)])
+
+
+def completion(reply: Reply) -> Completion:
+    """A reply as what a sampler of ours draws. A refusal answers nothing, whatever it says."""
+    said = "" if reply.stop == "refused" else reply.text
+    return Completion(said, (UNKNOWN,) * reply.tokens_out, (), StopReason(reply.stop))
