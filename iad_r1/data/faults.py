@@ -3,12 +3,15 @@ wants them all, so it has readers go on behind a fault that concerns one row alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from iad_r1.errors import DataError
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 _GATHERED: ContextVar[list[DataError] | None] = ContextVar("gathered", default=None)
 
 
@@ -22,6 +25,32 @@ def of_one() -> Iterator[None]:
         if found is None:
             raise
         found.append(error)
+
+
+def tell(found: Sequence[DataError], also: str = "") -> None:
+    """The faults of several rows: the first ends the reading, with what there is to say of all,
+    unless faults are gathered."""
+    known = _GATHERED.get()
+    if known is not None:
+        known.extend(found)
+    elif found:
+        raise DataError(f"{found[0]} {also}".rstrip())
+
+
+def every(make: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """What is made of all items of one row. Raises the first fault of them; where faults are
+    gathered, the last, and puts the others there."""
+    made: list[Made] = []
+    found: list[DataError] = []
+    for item in items:
+        try:
+            made.append(make(item))
+        except DataError as error:
+            found.append(error)
+    if found:
+        tell(found[:-1])
+        raise found[-1]
+    return made
 
 
 @contextmanager

@@ -313,6 +313,13 @@ def read_json(file: Path, source: str = "") -> Any:
         raise DataError(f"{file} is not JSON: {error}.") from None
 
 
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """A JSON object. Raises DataError for anything else."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: an object with keys was expected, not {str(value)[:60]!r}.")
+    return value
+
+
 def wrong(error: ValidationError) -> str:
     """The first thing that is wrong with an item of a list."""
     said = error.errors()[0]

@@ -64,15 +64,16 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
             last_is_read = list(reader.fieldnames or ())[-1] in columns.values()
             for values in reader:
                 where = f"{table}, line {reader.line_num}"
-                # an unquoted comma in a last column that nobody reads ("note") harms nothing
-                if values.pop(None, None) and last_is_read:
-                    raise DataError(
-                        f"{where}: more values than columns. Quote values that hold a "
-                        f"{reader.reader.dialect.delimiter!r}."
-                    )
-                if any((value or "").strip() for value in values.values()):
-                    _check_unread(where, values, columns)
-                    yield where, {n: (values[own] or "").strip() for n, own in columns.items()}
+                with faults.of_one():
+                    # an unquoted comma in a last column that nobody reads ("note") harms nothing
+                    if values.pop(None, None) and last_is_read:
+                        raise DataError(
+                            f"{where}: more values than columns. Quote values that hold a "
+                            f"{reader.reader.dialect.delimiter!r}."
+                        )
+                    if any((value or "").strip() for value in values.values()):
+                        _check_unread(where, values, columns)
+                        yield where, {n: (values[own] or "").strip() for n, own in columns.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table} is not a comma-separated UTF-8 table ({error}).") from error
 
@@ -152,18 +153,8 @@ def _check_unread(where: str, values: dict[str, str], columns: dict[str, str]) -
 def _row(
     table: Path, dataset: str, where: str, value: Mapping[str, str], folder: _Folder
 ) -> Sample:
-    for column in REQUIRED:
-        if not value[column]:
-            raise DataError(f"{where}: no value in column {column}.")
+    faults.every(lambda column: _check_value(where, column, value[column]), REQUIRED)
     split, label = (value[column].lower() for column in ("split", "label"))
-    if split not in SPLIT_NAMES:
-        raise DataError(
-            f"{where}: split={value['split']!r} is unknown. Use train, test or validation."
-        )
-    if label not in LABELS:
-        raise DataError(
-            f"{where}: label={value['label']!r} is unknown. Use 0 (good) or 1 (defective)."
-        )
     image, mask = folder.file(value["image"], where, "image"), value.get("mask")
     return Sample(
         id=f"{dataset}/{folders.relative(image, table.parent)}",
@@ -212,3 +203,12 @@ class _Folder:
 
 def _slashed(value: str) -> str:
     return value.replace("\\", "/")
+
+
+def _check_value(where: str, column: str, value: str) -> None:
+    if not value:
+        raise DataError(f"{where}: no value in column {column}.")
+    if column == "split" and value.lower() not in SPLIT_NAMES:
+        raise DataError(f"{where}: split={value!r} is unknown. Use train, test or validation.")
+    if column == "label" and value.lower() not in LABELS:
+        raise DataError(f"{where}: label={value!r} is unknown. Use 0 (good) or 1 (defective).")

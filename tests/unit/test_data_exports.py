@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from iad_r1.data import exports, images, mix, shapes
+from iad_r1.data import exports, faults, images, mix, shapes
 from iad_r1.data.folders import UNSPLIT
 from iad_r1.data.readers import photos
 from iad_r1.errors import DataError
@@ -29,8 +29,8 @@ from iad_r1.types import Sample, Shapes, Solution
 SIZE = (60, 40)  # width, height
 VALUES = {"split": None, "test_share": 0.3, "validation_share": 0.25,
           "near_duplicate_bits": 10, "drop_leaks": False,
-          "masks_inverted": None, "masks_drawn_on": None,
-              "masks_threshold": None, "format": None}  # fmt: skip
+          "masks_inverted": None, "masks_drawn_on": None, "masks_threshold": None,
+          "format": None}  # fmt: skip
 Json = Any
 
 
@@ -1111,3 +1111,32 @@ def test_annotations_that_compete_and_other_exports_of_label_studio_are_refused(
     write(root / "export.json", [{"image": "b.png", "id": 1, "annotator": 1, "annotation_id": 1}])
     with pytest.raises(DataError, match=r"export\.json: a task has no annotations. .* JSON-MIN"):
         read(root)
+
+
+def test_every_shape_that_cannot_be_right_is_told_and_hides_no_other(form, root):
+    """Several of one picture, too; pictures without such a shape are read."""
+    left, right = Box("dent", -30, 3, 6, 4), Box("deep_scratch", 80, 3, 6, 4)
+    wrong = Part("test", "f.png", (left, DENT, right))
+    WRITERS[form](root, [*PARTS[:5], wrong, Part("train", "g.png", (right,))])
+    with faults.gathered() as told:
+        read(root)
+    assert len(told) == 3 and all("lies outside of the picture" in str(error) for error in told)
+    assert sum(" x=-" in str(error) for error in told) == 1
+    with pytest.raises(DataError, match="lies outside"):
+        read(root)
+
+
+def test_every_entry_of_an_export_that_cannot_be_right_is_told(root):
+    write_coco(root, PARTS)
+    for split in ("train", "val"):
+        file = root / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(file.read_text())
+        first = content["annotations"][0]
+        content["annotations"] += [{**first, "id": 7, "image_id": 99}, {**first, "id": None}]
+        content["annotations"] += [{**first, "id": n, "category_id": 99} for n in (8, 9)]
+        file.write_text(json.dumps(content))
+    with faults.gathered() as told:
+        read(root)
+    says = " ".join(map(str, told))
+    assert len(told) == 8 and says.count("category 99") == 4 and says.count("has no id") == 2
+    assert says.count("no image has the id 99") == 2

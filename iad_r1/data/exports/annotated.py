@@ -143,9 +143,8 @@ def _sample(tree: Tree, dataset: str, product: str, picture: Annotated) -> Sampl
 
 
 def _mask(picture: Annotated, defects: Sequence[Mark]) -> Mask | Shapes | None:
-    for mark in defects:
-        for outline in mark.outlines:
-            _check_inside(outline, picture.size, mark.where)
+    outlines = [(outline, mark.where) for mark in defects for outline in mark.outlines]
+    faults.every(lambda of: _check_inside(of[0], picture.size, of[1]), outlines)
     if picture.mask:
         return Mask((picture.mask,))
     if not any(mark.placed for mark in defects):

@@ -11,6 +11,7 @@ or without annotations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def recognise(tree: Tree) -> list[Path]:
 def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
     """The pictures of all files."""
     for file in files:
-        yield from _of_file(tree, file)
+        with faults.of_one():
+            yield from _of_file(tree, file)
 
 
 def _of_file(tree: Tree, file: Path) -> Iterator[Annotated]:
@@ -45,24 +47,28 @@ def _of_file(tree: Tree, file: Path) -> Iterator[Annotated]:
             raise DataError(f"{file}: two categories have the id {entry['id']}. Export it again.")
     marks: dict[object, list[Mapping[str, Any]]] = {}
     for entry in lists["images"]:
-        if entry["id"] in marks:
-            raise DataError(f"{file}: two images have the id {entry['id']}. Export it again.")
-        marks[entry["id"]] = []
+        with faults.of_one():
+            if entry["id"] in marks:
+                raise DataError(f"{file}: two images have the id {entry['id']}. Export it again.")
+            marks[entry["id"]] = []
     for entry in lists["annotations"]:
-        if entry["image_id"] not in marks:
-            raise DataError(
-                f"{file}, annotation {entry['id']}: no image has the id {entry['image_id']!r}. "
-                "Export it again."
-            )
-        marks[entry["image_id"]].append(entry)
+        with faults.of_one():
+            if entry["image_id"] not in marks:
+                raise DataError(
+                    f"{file}, annotation {entry['id']}: no image has the id {entry['image_id']!r}. "
+                    "Export it again."
+                )
+            marks[entry["image_id"]].append(entry)
     split = only_split(tree.splits_of(file), str(file))
     for entry in lists["images"]:
         with faults.of_one():
             where = f"{file}, image {entry['id']} ({entry['file_name']})"
             width, height = (int(v) for v in numbers((entry["width"], entry["height"]), where))
             image = tree.find(str(entry["file_name"]), file, where)
-            found = [_mark(mark, names, (width, height), file) for mark in marks[entry["id"]]]
-            yield Annotated(image, found, (width, height), split, where)
+            size = width, height
+            mark = partial(_mark, names=names, size=size, file=file)
+            found = faults.every(mark, marks[entry["id"]])
+            yield Annotated(image, found, size, split, where)
 
 
 def _entries(content: Any, name: str, file: Path) -> list[Mapping[str, Any]]:
@@ -75,11 +81,14 @@ def _entries(content: Any, name: str, file: Path) -> list[Mapping[str, Any]]:
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f"{file}: {name} is not a list. Export it again.")
+    sound: list[Mapping[str, Any]] = []
     for index, entry in enumerate(entries):
         missing = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
-        if missing:
-            raise DataError(f"{file}, {name}[{index}] has no {' and no '.join(missing)}.")
-    return entries
+        with faults.of_one():
+            if missing:
+                raise DataError(f"{file}, {name}[{index}] has no {' and no '.join(missing)}.")
+            sound.append(entry)
+    return sound
 
 
 def _mark(

@@ -42,26 +42,28 @@ def recognise(tree: Tree) -> list[Path]:
 def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
     """The pictures of all files."""
     for file in files:
-        root = read_xml(file)
-        if root.find("track") is not None:
-            raise DataError(f'{file} is of a video. Export the task as "CVAT for images 1.1".')
-        for image in root.iter("image"):
-            with faults.of_one():
-                yield _of_image(tree, file, image)
+        with faults.of_one():
+            root = read_xml(file)
+            if root.find("track") is not None:
+                raise DataError(f'{file} is of a video. Export the task as "CVAT for images 1.1".')
+            for image in root.iter("image"):
+                with faults.of_one():
+                    yield _of_image(tree, file, image)
 
 
 def _of_image(tree: Tree, file: Path, image: Element) -> Annotated:
     name = image.get("name", "")
     where = f"{file}, image {image.get('id')} ({name})"
     width, height = _numbers(image, ("width", "height"), where)
-    size, marks = (int(width), int(height)), []
-    for n, shape in enumerate(image):
+    size = int(width), int(height)
+
+    def marked(numbered: tuple[int, Element]) -> Mark:
+        n, shape = numbered
         kind = shape.get("label", "")
         here = f"{file}, image {image.get('id')}, {shape.tag} {n} ({kind})"
-        if shape.tag == "tag":
-            marks.append(Mark(kind, here))
-        else:
-            marks.append(_mark(shape, kind, size, here))
+        return Mark(kind, here) if shape.tag == "tag" else _mark(shape, kind, size, here)
+
+    marks = faults.every(marked, enumerate(image))
     subset = image.get("subset") or ""
     here = tree.at(file.parent / "images" / subset / name) or tree.find(name, file, where)
     said = splits(Path(subset)) or tree.splits_of(file)

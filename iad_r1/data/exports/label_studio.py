@@ -90,7 +90,8 @@ def _of_task(
     if len(sizes) > 1:
         raise DataError(f"{where}: its regions are of pictures of different sizes, {sizes}.")
     size = next(iter(sizes), None)
-    marks = [mark for key, of in regions.items() for mark in _marks(of, f"{where}, region {key}")]
+    found = faults.every(lambda key: list(_marks(regions[key], f"{where}, region {key}")), regions)
+    marks = [mark for of_one in found for mark in of_one]
     split = only_split(tree.splits_of(file), where)
     return Annotated(_image(tree, file, task, where), marks, size, split, where)
 

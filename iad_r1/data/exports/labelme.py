@@ -65,7 +65,7 @@ def _of_file(tree: Tree, file: Path, content: Any) -> Annotated:
     except DataError as error:
         inside = " It is embedded in the file: labelme_export_json writes it out."
         raise DataError(f"{error}{inside if content.get('imageData') else ''}") from None
-    marks = [_mark(shape, size, f"{file}, shape {n}") for n, shape in enumerate(shapes)]
+    marks = faults.every(lambda of: _mark(of[1], size, f"{file}, shape {of[0]}"), enumerate(shapes))
     flags = [name for name, on in (content.get("flags") or {}).items() if on]
     marks += [Mark(flag, f"{file}, flag {flag}") for flag in flags]
     split = only_split(tree.splits_of(file), str(file))

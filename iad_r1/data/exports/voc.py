@@ -59,7 +59,7 @@ def _of_file(tree: Tree, file: Path, listed: set[str]) -> Annotated:
     sides = numbers([_text(root, f"size/{side}") for side in ("width", "height")], where)
     if min(sides) < 1:
         raise DataError(f"{where}: its size is {sides[0]:g}x{sides[1]:g}. Export it again.")
-    marks = [_mark(thing, n, file) for n, thing in enumerate(root.iter("object"))]
+    marks = faults.every(lambda of: _mark(of[1], of[0], file), enumerate(root.iter("object")))
     mask = None
     # a mask in which sound parts are drawn as well does not show the defects
     if marks and _text(root, "segmented") == "1" and all(map(_is_defect, marks)):

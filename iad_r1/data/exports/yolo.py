@@ -55,7 +55,7 @@ def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
         if label.parent not in folders:
             continue
         with faults.of_one():
-            marks = list(_marks(label, names)) if label in there else []
+            marks = _marks(label, names) if label in there else []
             shown = tree.splits_in(image.parent)
             split = "" if shown else only_split(listed.get(image, ()), str(image))
             yield Annotated(image, marks, None, split, str(label if label in there else image))
@@ -78,29 +78,30 @@ def _is_label(path: Path) -> bool:
         return False
 
 
-def _marks(label: Path, names: Mapping[Path, Names]) -> Iterator[Mark]:
-    for number, line in enumerate(read_lines(label), 1):
-        if not line:
-            continue
-        where = f"{label}, line {number}"
-        index, *values = numbers(line.split(), where)
-        known = _names_of(label, names)
-        if index not in known:
-            raise DataError(
-                f"{where}: class {index:g} has no name; there are {len(known)}, counted from 0. "
-                "Add it to the names, or correct the label."
-            )
-        if len(values) == 4:
-            x, y, width, height = values
-            outline = box(x - width / 2, y - height / 2, width, height, where)
-        elif len(values) % 2:
-            raise DataError(
-                f"{where}: {len(values) + 1} values. A class stands before 4 numbers of a box or "
-                "the x and y of every corner; predictions with a confidence are no labels."
-            )
-        else:
-            outline = polygon(values, where)
-        yield Mark(known[int(index)], where, (outline,))
+def _marks(label: Path, names: Mapping[Path, Names]) -> list[Mark]:
+    lines = [(number, line) for number, line in enumerate(read_lines(label), 1) if line]
+    known = _names_of(label, names) if lines else {}
+    return faults.every(lambda line: _mark(line[1], known, f"{label}, line {line[0]}"), lines)
+
+
+def _mark(line: str, known: Names, where: str) -> Mark:
+    index, *values = numbers(line.split(), where)
+    if index not in known:
+        raise DataError(
+            f"{where}: class {index:g} has no name; there are {len(known)}, counted from 0. "
+            "Add it to the names, or correct the label."
+        )
+    if len(values) == 4:
+        x, y, width, height = values
+        outline = box(x - width / 2, y - height / 2, width, height, where)
+    elif len(values) % 2:
+        raise DataError(
+            f"{where}: {len(values) + 1} values. A class stands before 4 numbers of a box or "
+            "the x and y of every corner; predictions with a confidence are no labels."
+        )
+    else:
+        outline = polygon(values, where)
+    return Mark(known[int(index)], where, (outline,))
 
 
 # --- what data.yaml says -------------------------------------------------------------------------
@@ -154,9 +155,10 @@ def _listed(tree: Tree, files: Sequence[Path]) -> dict[Path, set[str]]:
         split = SPLIT_NAMES.get(file.stem.lower())
         if split and "labels" not in tree.relative(file).parts:
             for number, line in enumerate(read_lines(file), 1):
-                if line:
-                    image = tree.find(line, file, f"{file}, line {number}")
-                    found.setdefault(image, set()).add(split)
+                with faults.of_one():
+                    if line:
+                        image = tree.find(line, file, f"{file}, line {number}")
+                        found.setdefault(image, set()).add(split)
     for file in files:
         if file.suffix.lower() in (".yaml", ".yml"):
             for folder, split in _folders(_yaml(file)):

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.rewards.case import read_letter
 from iad_r1.settings.data import Folder, Trains, needed
@@ -53,7 +53,9 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     """The lines of both lists, in their order."""
     root = folders.there(settings.root, SOURCE)
     for split, name in (("train", settings.train), ("validation", settings.validation)):
-        if name is not None:
+        with faults.of_one():
+            if name is None:
+                continue
             yield from _list(root / name, root / settings.images, split)
 
 
@@ -62,8 +64,9 @@ def _list(file: Path, images: Path, split: str) -> Iterator[Sample]:
         raise DataError(f"{file} is not there. {SOURCE}")
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _sample(line, images, split, number, f"{file}, line {number}")
+            with faults.of_one():
+                if line.strip():
+                    yield _sample(line, images, split, number, f"{file}, line {number}")
 
 
 def _sample(line: str, images: Path, split: str, number: int, where: str) -> Sample:

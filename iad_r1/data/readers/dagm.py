@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Mask, Sample, Solution
@@ -55,22 +55,23 @@ def _labelled(root: Path, product: str, half: Path, split: str) -> Iterator[Samp
     table = _table(half / "Label" / "Labels.txt")
     for image in folders.pictures(half):
         label = labels.get(f"{image.stem}_label")
-        said = table.get(image.stem)
-        if said is not None and said != (label is not None):
-            raise DataError(
-                f"{image}: Labels.txt says {'defective' if said else 'good'}, but it has "
-                f"{'a' if label else 'no'} label picture. Unpack the data set again."
+        with faults.of_one():
+            said = table.get(image.stem)
+            if said is not None and said != (label is not None):
+                raise DataError(
+                    f"{image}: Labels.txt says {'defective' if said else 'good'}, but it has "
+                    f"{'a' if label else 'no'} label picture. Unpack the data set again."
+                )
+            yield Sample(
+                id=f"dagm/{folders.relative(image, root)}",
+                dataset="dagm",
+                split=split,
+                product=folders.words(product),
+                image=image,
+                solution=Solution("Yes" if label else "No"),
+                mask=Mask((label,)) if label else None,
+                where=str(image),
             )
-        yield Sample(
-            id=f"dagm/{folders.relative(image, root)}",
-            dataset="dagm",
-            split=split,
-            product=folders.words(product),
-            image=image,
-            solution=Solution("Yes" if label else "No"),
-            mask=Mask((label,)) if label else None,
-            where=str(image),
-        )
 
 
 def _table(file: Path) -> dict[str, bool]:

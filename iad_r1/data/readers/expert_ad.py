@@ -26,7 +26,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from iad_r1 import prompts, schema
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, Trains, needed
 from iad_r1.types import Question, Sample, Solution
@@ -106,11 +106,14 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     """The items of both lists, in their order."""
     root = folders.there(settings.root, SOURCE)
     images = root / settings.images
-    parts = {
-        "sft": _items(root / settings.sft, images, _sft),
-        "rl": _items(root / settings.rl, images, _rl),
-    }
-    apart = _apart([*parts["sft"], *parts["rl"]], settings.validation_share, seed)
+    parts: dict[str, list[Item]] = {}
+    for part, name, read_row in (("sft", settings.sft, _sft), ("rl", settings.rl, _rl)):
+        parts[part] = []
+        with faults.of_one():
+            parts[part] = _items(root / name, images, read_row)
+    apart = _apart(
+        [item for items in parts.values() for item in items], settings.validation_share, seed
+    )
     asked: set[str] = set()  # to validate
     for part, items in parts.items():
         for item in items:
@@ -130,7 +133,7 @@ def _items(file: Path, images: Path, read_row: Callable[[object, int, str], Item
     if not isinstance(rows, list):
         raise DataError(f"{file} is no list of items.")
     found: dict[str, Item] = {}
-    wrong: list[str] = []
+    wrong: list[DataError] = []
     for index, row in enumerate(rows):
         where = f"{file}, item {index}"
         try:
@@ -138,11 +141,10 @@ def _items(file: Path, images: Path, read_row: Callable[[object, int, str], Item
             _check(item, images, found)
             found[item.id] = item
         except ValidationError as error:
-            wrong.append(f"{where}: {folders.wrong(error)}")
+            wrong.append(DataError(f"{where}: {folders.wrong(error)}"))
         except DataError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise DataError(f"{wrong[0]} ({len(wrong)} of {len(rows)} items of this list are wrong.)")
+            wrong.append(error)
+    faults.tell(wrong, f"({len(wrong)} of {len(rows)} items of this list are wrong.)")
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Sample, Solution
@@ -45,13 +45,14 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         raise DataError(f"{settings.lists} holds no test_<set>_format.json. {SOURCE}")
     for file in files:
         name = file.stem.removeprefix("test_").removesuffix("_format")
-        for path, row in folders.read_json(file).items():
-            yield _sample(root, name, path, row, settings.templates, f"{file}, {path}")
+        with faults.of_one():
+            for path, row in folders.mapping(folders.read_json(file), str(file)).items():
+                with faults.of_one():
+                    yield _sample(root, name, path, row, settings.templates, f"{file}, {path}")
 
 
-def _sample(
-    root: Path, name: str, path: str, row: Mapping[str, Any], templates: str, where: str
-) -> Sample:
+def _sample(root: Path, name: str, path: str, row: Any, templates: str, where: str) -> Sample:
+    row = folders.mapping(row, where)
     turns: Sequence[Mapping[str, Any]] = row.get("conversation", ())
     asked = [(turn.get("Answer"), turn.get("Options")) for turn in turns]
     answer = asked[0][0] if len(asked) == 1 else None

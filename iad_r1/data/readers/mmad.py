@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Mask, Question, Sample, Solution
@@ -77,48 +77,67 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     file, knowledge_file = root / "mmad.json", root / "domain_knowledge.json"
     listed = folders.read_json(file, SOURCE)
     known = folders.read_json(knowledge_file, SOURCE) if settings.knowledge else {}
-    for path, row in listed.items():
-        subset, product, *below = (*Path(path).parts, "", "")
-        if not any(below):
-            raise DataError(f"{file}: {path!r} is no <set>/<product>/.../<picture>.")
-        if subset not in settings.subsets:
-            continue
-        entry = _entry(row, f"{file}, {path}")
-        knowledge = _knowledge(known, subset, product) if settings.knowledge else None
-        templates = (
-            entry.random_templates if settings.templates == "random" else entry.similar_templates
-        )
-        references = _references(root, subset, product, templates)
-        mask = _mask(root, path, entry.mask_path)
-        for index, turn in enumerate(entry.turns):
-            where = f"{file}, {path}, question {index}"
-            if settings.order == "drawn":
-                turn = _drawn(turn, f"{seed}/{path}#{index}")
-            try:
-                yield Sample(
-                    id=f"mmad/{path}#{index}",
-                    dataset=subset,
-                    split=f"test.{subset}",
-                    product=folders.words(product),
-                    image=root / path,
-                    solution=Solution(turn.Answer),
-                    mask=mask,
-                    references=references,
-                    question=Question(
-                        turn.Question,
-                        turn.Options,
-                        knowledge=knowledge,
-                        subtask=MERGED.get(turn.type, turn.type),
-                        prompt=settings.prompt,
-                    ),
-                    where=where,
-                )
-            except ValueError as error:
-                raise DataError(f"{where}: {error}.") from None
+    for path, row in folders.mapping(listed, str(file)).items():
+        with faults.of_one():
+            yield from _of_picture(settings, seed, root, file, path, row, known)
+
+
+def _of_picture(
+    settings: Settings,
+    seed: int,
+    root: Path,
+    file: Path,
+    path: str,
+    row: Any,
+    known: Mapping[str, Any],
+) -> list[Sample]:
+    """The questions about a picture; none if its set was not chosen."""
+    subset, product, *below = (*Path(path).parts, "", "")
+    if not any(below):
+        raise DataError(f"{file}: {path!r} is no <set>/<product>/.../<picture>.")
+    if subset not in settings.subsets:
+        return []
+    entry = _entry(row, f"{file}, {path}")
+    knowledge = _knowledge(known, subset, product) if settings.knowledge else None
+    templates = (
+        entry.random_templates if settings.templates == "random" else entry.similar_templates
+    )
+    references = _references(root, subset, product, templates)
+    mask = _mask(root, path, entry.mask_path)
+
+    def asked(numbered: tuple[int, Turn]) -> Sample:
+        index, turn = numbered
+        where = f"{file}, {path}, question {index}"
+        if settings.order == "drawn":
+            turn = _drawn(turn, f"{seed}/{path}#{index}")
+        try:
+            return Sample(
+                id=f"mmad/{path}#{index}",
+                dataset=subset,
+                split=f"test.{subset}",
+                product=folders.words(product),
+                image=root / path,
+                solution=Solution(turn.Answer),
+                mask=mask,
+                references=references,
+                question=Question(
+                    turn.Question,
+                    turn.Options,
+                    knowledge=knowledge,
+                    subtask=MERGED.get(turn.type, turn.type),
+                    prompt=settings.prompt,
+                ),
+                where=where,
+            )
+        except ValueError as error:
+            raise DataError(f"{where}: {error}.") from None
+
+    return faults.every(asked, enumerate(entry.turns))
 
 
 def _entry(row: Any, where: str) -> Entry:
     """The questions are under every key that begins with "conversation"."""
+    row = folders.mapping(row, where)
     turns = [turn for key in row if key.startswith("conversation") for turn in row[key]]
     try:
         return Entry.model_validate({**row, "turns": turns})

@@ -10,11 +10,11 @@ are good ones only: it tests, and `train` holds the references.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Mask, Sample, Solution
@@ -54,13 +54,17 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
             "size that is there (benchmark.real_iad.size=...), or unpack this one."
         )
     for file in files:
-        for split in ("train", "test"):
-            for index, row in enumerate(folders.read_json(file).get(split, ())):
-                where = f"{file}, {split} {index}"
-                yield _sample(row, pictures / file.stem, file.stem, split, where)
+        with faults.of_one():
+            listed = folders.mapping(folders.read_json(file), str(file))
+            for split in ("train", "test"):
+                for index, row in enumerate(listed.get(split, ())):
+                    with faults.of_one():
+                        where = f"{file}, {split} {index}"
+                        yield _sample(row, pictures / file.stem, file.stem, split, where)
 
 
-def _sample(row: Mapping[str, Any], folder: Path, product: str, split: str, where: str) -> Sample:
+def _sample(row: Any, folder: Path, product: str, split: str, where: str) -> Sample:
+    row = folders.mapping(row, where)
     missing = [key for key in ("anomaly_class", "image_path", "mask_path") if key not in row]
     if missing:
         raise DataError(f"{where} has no {' and no '.join(missing)}.")

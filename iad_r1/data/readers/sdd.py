@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from iad_r1.data import folders
+from iad_r1.data import faults, folders
 from iad_r1.errors import DataError
 from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Cut, Mask, Sample, Solution
@@ -58,29 +58,33 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
 
 
 def _parts(root: Path, item: Path) -> Iterator[Sample]:
+    for image in folders.pictures(item):
+        if not image.stem.endswith("_label"):
+            with faults.of_one():
+                yield from _cuts(item, image)
+
+
+def _cuts(item: Path, image: Path) -> Iterator[Sample]:
     from iad_r1.data import images
 
-    for image in folders.pictures(item):
-        if image.stem.endswith("_label"):
-            continue
-        label = image.with_name(f"{image.stem}_label.bmp")
-        if not label.is_file():
-            raise DataError(f"{image}: its label {label.name} is not there. {SOURCE}")
-        marked = images.marked(label)
-        height, width = marked.shape
-        edges = [height * k // PARTS for k in range(PARTS + 1)]
-        for k, (top, bottom) in enumerate(pairwise(edges)):
-            defective = marked[top:bottom].any()
-            yield Sample(
-                id=f"sdd/{item.name}_{image.stem}_{k}",
-                dataset="sdd",
-                split="test.ours",
-                product=PRODUCT,
-                image=Cut(image, (0, top, width, bottom)),
-                solution=Solution("Yes" if defective else "No"),
-                mask=Mask((label,)) if defective else None,
-                where=f"{image}, part {k} of 0 to {PARTS - 1}",
-            )
+    label = image.with_name(f"{image.stem}_label.bmp")
+    if not label.is_file():
+        raise DataError(f"{image}: its label {label.name} is not there. {SOURCE}")
+    marked = images.marked(label)
+    height, width = marked.shape
+    edges = [height * k // PARTS for k in range(PARTS + 1)]
+    for k, (top, bottom) in enumerate(pairwise(edges)):
+        defective = marked[top:bottom].any()
+        yield Sample(
+            id=f"sdd/{item.name}_{image.stem}_{k}",
+            dataset="sdd",
+            split="test.ours",
+            product=PRODUCT,
+            image=Cut(image, (0, top, width, bottom)),
+            solution=Solution("Yes" if defective else "No"),
+            mask=Mask((label,)) if defective else None,
+            where=f"{image}, part {k} of 0 to {PARTS - 1}",
+        )
 
 
 def _split(parts: list[Sample]) -> Iterator[Sample]:
