@@ -20,6 +20,14 @@ def append(path: Path, answers: Sequence[Prediction]) -> None:
         file.write("".join(lines))
 
 
+def write(path: Path, answers: Sequence[Prediction]) -> None:
+    """Replace a file by these predictions, whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    append(unfinished, answers)
+    unfinished.replace(path)
+
+
 def read_predictions(path: Path) -> dict[str, Prediction]:
     """Predictions by image id; a half-written last line, as a kill leaves it, does not count.
 

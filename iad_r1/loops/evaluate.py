@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -19,16 +19,14 @@ from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.data.marked import marked
 from iad_r1.grid import as_grid
-from iad_r1.judge import averages, mmad
+from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.predictions import append, read_predictions, repair
-from iad_r1.judge.rates import summarise
-from iad_r1.judge.thresholds import Rule, operating_points
 from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
+from iad_r1.loops.results import Answers, result_of, splits
 from iad_r1.processes import distributed
 from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
@@ -39,12 +37,10 @@ from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Choice, Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
-from iad_r1.types import Completion, Dataset, Prediction, Sample
+from iad_r1.types import Completion, Prediction, Sample
 
 PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
 YES_OR_NO = Choice("<answer>", ("Yes", "No"))
-
-Answers = Mapping[tuple[str, str, int], Sequence[Prediction]]  # by stage, split and shots
 
 
 def run(context: Run) -> list[dict[str, Any]]:
@@ -82,17 +78,6 @@ def run(context: Run) -> list[dict[str, Any]]:
     return [*rows, *averages.of_results(rows, tested(context))]
 
 
-def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
-    """The samples to judge, by split name; validation splits are named `validation_<name>`."""
-    asked = config.evaluate
-    found: dict[str, Sequence[Sample]] = {}
-    if "validation" in asked.splits:
-        found |= {f"validation_{name}": s for name, s in dataset.validation.items()}
-    if "test" in asked.splits:
-        found |= dict(dataset.test)
-    return {name: samples[: asked.limit] for name, samples in found.items() if samples}
-
-
 def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
     """With how many references a split is asked: without any alone, if that is asked for, where it
     has none."""
@@ -121,17 +106,7 @@ def answered_before(path: Path) -> dict[str, Prediction]:
 
 def result(context: Run, split: str, shots: int, answered: Sequence[Prediction]) -> dict[str, Any]:
     """One row of `results` in summary.json, percentages 0-100."""
-    found = summarise(answered, context.config.seed)
-    return {
-        "stage": context.stage,
-        "dataset": answered[0].dataset,
-        "split": split,
-        "shots": shots,
-        **{name: found[name] for name in ("n", *HEADLINE, "ci95")},
-        **found,
-        "places": place_scores(answered, as_grid(context.config.grid)),
-        "boxes": box_scores(answered),
-    }
+    return result_of(context.config, context.stage, split, shots, answered)
 
 
 def open_grader(config: Config) -> Grader:
@@ -312,15 +287,6 @@ def answers_of(context: Run, stages: Sequence[str]) -> Answers:
         place: list(read_predictions(context.folder.predictions(*place)).values())
         for place in places
     }
-
-
-def more(asked: Evaluate, answers: Answers, seed: int) -> dict[str, Any]:
-    """What `summary.json` holds of all answers beside `results`: `thresholds`, and the tables of
-    `mmad` where it was asked."""
-    limits: dict[Rule, float | None] = {"miss": asked.at_miss, "overkill": asked.at_overkill}
-    found = {"thresholds": operating_points(answers, limits, seed)}
-    tables = mmad.of_answers(answers, seed)
-    return {**found, "mmad": tables} if tables else found
 
 
 def _compared(

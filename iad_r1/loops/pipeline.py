@@ -12,7 +12,7 @@ from iad_r1 import report
 from iad_r1.errors import MismatchError
 from iad_r1.learn import guards, lora, optim
 from iad_r1.learn.context import Context, Run
-from iad_r1.loops import evaluate, grpo, pretrain, sft
+from iad_r1.loops import evaluate, grpo, pretrain, results, sft
 from iad_r1.loops.opening import open_data, open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
@@ -132,14 +132,14 @@ def measure(context: Run, evaluated: list[str]) -> None:
     if context.tracker is None:
         return
     earlier = context.folder.summary().get("results", [])
-    results = [*(row for row in earlier if row["stage"] != context.stage), *rows]
+    rows = [*(row for row in earlier if row["stage"] != context.stage), *rows]
     context.folder.update_summary(
-        results=results,
+        results=rows,
         comparisons=evaluate.compare(context, evaluated),
-        **evaluate.more(
+        **results.more(
             context.config.evaluate, evaluate.answers_of(context, evaluated), context.config.seed
         ),
     )
     if context.backbone is not None:
         cards.write_cards(context.folder, context.config, context.stage)
-    context.tracker.evaluation(results)
+    context.tracker.evaluation(rows)

@@ -13,12 +13,14 @@ STAGE_NAMES = {
     "pretrain": "before training",
     "sft": "after PA-SFT",
     "grpo": "after SC-GRPO",
+    "scored": "as in the file",
 }
 MODEL_NAMES = {  # the weights themselves, where "after" would not read well
     "base": "the model as loaded",
     "pretrain": "the untrained model",
     "sft": "PA-SFT",
     "grpo": "SC-GRPO",
+    "scored": "the file's answers",
 }
 METRIC_NAMES = {
     "accuracy": "accuracy",

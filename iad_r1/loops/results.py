@@ -1,0 +1,55 @@
+"""What `summary.json` holds of answers, whoever gave them. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iad_r1.grid import as_grid
+from iad_r1.judge import mmad
+from iad_r1.judge.places import box_scores, place_scores
+from iad_r1.judge.rates import summarise
+from iad_r1.judge.thresholds import Rule, operating_points
+from iad_r1.report.wording import HEADLINE
+from iad_r1.settings.config import Config
+from iad_r1.settings.evaluate import Evaluate
+from iad_r1.types import Dataset, Prediction, Sample
+
+Answers = Mapping[tuple[str, str, int], Sequence[Prediction]]  # by stage, split and shots
+
+
+def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
+    """The samples to judge, by split name; validation splits are named `validation_<name>`."""
+    asked = config.evaluate
+    found: dict[str, Sequence[Sample]] = {}
+    if "validation" in asked.splits:
+        found |= {f"validation_{name}": s for name, s in dataset.validation.items()}
+    if "test" in asked.splits:
+        found |= dict(dataset.test)
+    return {name: samples[: asked.limit] for name, samples in found.items() if samples}
+
+
+def result_of(
+    config: Config, stage: str, split: str, shots: int, answered: Sequence[Prediction]
+) -> dict[str, Any]:
+    """One row of `results`, percentages 0-100."""
+    found = summarise(answered, config.seed)
+    return {
+        "stage": stage,
+        "dataset": answered[0].dataset,
+        "split": split,
+        "shots": shots,
+        **{name: found[name] for name in ("n", *HEADLINE, "ci95")},
+        **found,
+        "places": place_scores(answered, as_grid(config.grid)),
+        "boxes": box_scores(answered),
+    }
+
+
+def more(asked: Evaluate, answers: Answers, seed: int) -> dict[str, Any]:
+    """What `summary.json` holds of all answers beside `results`: `thresholds`, and the tables of
+    `mmad` where it was asked."""
+    limits: dict[Rule, float | None] = {"miss": asked.at_miss, "overkill": asked.at_overkill}
+    found = {"thresholds": operating_points(answers, limits, seed)}
+    tables = mmad.of_answers(answers, seed)
+    return {**found, "mmad": tables} if tables else found
