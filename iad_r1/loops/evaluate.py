@@ -15,6 +15,7 @@ import torch
 from iad_r1 import data, prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
+from iad_r1.boxes import Frame
 from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.data.marked import marked
@@ -123,10 +124,21 @@ def graded(
     split: str,
     shots: int,
     p_yes: float | None,
+    frame: Frame | None = None,
 ) -> Prediction:
-    """A completion against what is true, the mask of a defect included."""
+    """A completion against what is true, the mask of a defect included. `frame`: the coordinates
+    in which it writes the place; None: in words."""
     mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
-    return grade(grader, sample, drawn, split=split, shots=shots, p_yes=p_yes, mask=mask)
+    return grade(
+        grader,
+        sample,
+        drawn,
+        split=split,
+        shots=shots,
+        p_yes=p_yes,
+        mask=mask,
+        marked=None if frame is None else marked(drawn.text, frame, mask),
+    )
 
 
 def open_asking(config: Config, backbone: Backbone) -> Asking:
@@ -162,7 +174,7 @@ class Asking:
         """
         mine, size = distributed.share(samples), self.settings.batch_size
         asked: dict[int, Prompt] = {}  # in flight
-        encode = partial(self.prompter.encode, shots=shots)
+        encode, judge = partial(self.prompter.encode, shots=shots), partial(graded, self.grader)
 
         def ask(prompts: Ahead[Sample, Prompt]) -> Iterator[tuple[Prompt, Seed]]:
             for start in range(0, len(mine), size):
@@ -181,27 +193,10 @@ class Asking:
                 batch = [(mine[n], asked.pop(n), group[0]) for n, group in islice(finished, size)]
                 shares = self._p_yes(batch)
                 answers = [
-                    self.graded(sample, drawn, split, shots, shares.get(n))
+                    judge(sample, drawn, split, shots, shares.get(n), self.prompter.frame(sample))
                     for n, (sample, _, drawn) in enumerate(batch)
                 ]
                 yield [answer for part in distributed.everyone(answers) for answer in part]
-
-    def graded(
-        self, sample: Sample, drawn: Completion, split: str, shots: int, p_yes: float | None
-    ) -> Prediction:
-        """A completion against what is true, the mask of a defect included."""
-        mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
-        frame = self.prompter.frame(sample)
-        return grade(
-            self.grader,
-            sample,
-            drawn,
-            split=split,
-            shots=shots,
-            p_yes=p_yes,
-            mask=mask,
-            marked=None if frame is None else marked(drawn.text, frame, mask),
-        )
 
     def close(self) -> None:
         """Give back what the sampler holds."""

@@ -191,7 +191,8 @@ class _Phase:
         target = TARGETS[self.sft.target](sample, config.seed, as_grid(config.grid), place)
         encode = self.context.backbone.encode_target
         encoded = encode(target.text, target.untrained)
-        outside = encode(target.text, location_spans(target)).trained
+        cell = None if place is None else sample.solution.location
+        outside = encode(target.text, location_spans(target, cell)).trained
         weights = [
             float(trained) * (1.0 if plain else self.phase.location_weight)
             for trained, plain in zip(encoded.trained, outside, strict=True)
@@ -227,15 +228,15 @@ class _Phase:
         return [found[key] for key in keys]
 
 
-def location_spans(target: Target) -> list[tuple[int, int]]:
+def location_spans(target: Target, cell: str | None = None) -> list[tuple[int, int]]:
     """Characters of the place a target names, wherever it names it: the place is decided at its
-    first mention, in the reasoning, and only repeated in the tag. Empty for a normal image."""
+    first mention, in the reasoning, and only repeated in the tag; where that holds numbers, the
+    reasoning names the `cell`. Empty for a normal image."""
     found = re.search(r"<location>(.*?)</location>", target.text)
     if found is None:
         return []
-    return [
-        match.span() for match in re.finditer(rf"(?<!\w){re.escape(found[1])}(?!\w)", target.text)
-    ]
+    names = "|".join(map(re.escape, filter(None, (found[1], cell))))
+    return [match.span() for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", target.text)]
 
 
 def photometric(stream: random.Random, strength: float = 0.2) -> Augment:
