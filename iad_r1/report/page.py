@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from iad_r1.judge import averages, mmad
+from iad_r1.judge import averages, mmad, paper
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, story, tables, templating, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
@@ -81,6 +81,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "missing": [*run.missing, *tables.disagreements([*rows, *means], run.summary)],
         "groups": _groups([*rows, *means], changes),
         "averaged": means[0]["of"] if means else [],
+        "published": paper.beside([*rows, *means], run.config),
         "headline_figures": list(_headline_figures(run, [*rows, *means], keep)),
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),

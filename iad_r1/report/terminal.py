@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iad_r1.judge import paper
 from iad_r1.report import wording
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
@@ -37,6 +38,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             style="dim",
             highlight=False,
         )
+        if beside := paper.beside(results, RunFolder(folder).read_json("config.json")):
+            console.print(_published(beside))
+            for line in _notes(beside):
+                console.print(line, style="dim", markup=False, highlight=False)
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
@@ -115,6 +120,37 @@ def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
             table.add_row(*lead, wording.METRIC_NAMES[metric], *cells)
         table.add_section()
     return table
+
+
+def _published(beside: Sequence[Mapping[str, Any]]) -> Table:
+    """The paper's numbers and ours."""
+    title = f"Beside the paper's {beside[0]['model']}: balanced accuracy"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("images", "method", "paper", "here", "difference"):
+        table.add_column(column, justify="left" if column in ("images", "method") else "right")
+    for row in beside:
+        change = f"{wording.points(row['difference'])} {wording.interval(row['ci95'])}".rstrip()
+        change = change if wording.clear(row) or not row["ci95"] else f"~ {change}"
+        ours = f"{wording.percent(row['ours'])} {wording.interval(row['ours_ci95'])}".rstrip()
+        table.add_row(
+            f"{row['dataset']} {row['shots']}-shot",
+            escape(row["method"]),
+            wording.percent(row["published"]),
+            escape(ours),
+            "not comparable" if row["incomparable"] else escape(change),
+        )
+    return table
+
+
+def _notes(beside: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why numbers are not comparable, once each, and what to know of single ones."""
+    for why in dict.fromkeys(row["incomparable"] for row in beside):
+        if why:
+            yield f"Not comparable with the paper: {why}."
+    for row in beside:
+        if row["notes"]:
+            place = f"{row['dataset']} {row['shots']}-shot, {row['method']}"
+            yield f"{place}: {'; '.join(row['notes'])}."
 
 
 def _mmad(row: Mapping[str, Any]) -> Table:

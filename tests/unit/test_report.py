@@ -257,6 +257,21 @@ def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_pa
     assert shown in complete_page.text
 
 
+def test_the_papers_numbers_stand_beside_ours_where_its_benchmark_was_tested(
+    tmp_path, complete_page
+):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=8, pictures=0)
+    for shots in (0, 1):
+        path = folder / "predictions" / f"sft.seen.{shots}shot.jsonl"
+        path.rename(path.with_name(f"sft.sdd.{shots}shot.jsonl"))
+    chosen = {"backbone": {"name": "llava_ov_05b"}, "benchmark": {"sdd": {}}}
+    (folder / "config.json").write_text(json.dumps(CONFIG | chosen))
+    page = built(folder)
+    assert "published" in page.ids and "T10 prints 96.0" in page.text
+    assert "8 pictures here, 340 in the paper's list" in page.text
+    assert "published" not in complete_page.ids
+
+
 def test_the_report_is_the_same_every_time(complete):
     first = report.build(complete).read_bytes()
     assert report.build(complete).read_bytes() == first

@@ -1,0 +1,150 @@
+"""The paper's numbers beside ours, by hand, and what the paper says of itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from iad_r1.judge import averages, paper
+from iad_r1.report import terminal
+
+CONFIG = {
+    "backbone": {"name": "llava_ov_05b"}, "weights": {"name": "published"},
+    "benchmark": {"mvtec": {}, "visa": {}, "mpdd": {}, "dagm": {}, "dtd": {}, "sdd": {}},
+    "evaluate": {"limit": None}, "rewards": {"name": "sc_grpo"}, "grpo": {"from_base": False},
+}  # fmt: skip
+
+
+def result(split: str, value: float, stage: str = "base", shots: int = 0, **more: Any) -> dict:
+    name = paper.NAMES.get(split, "")
+    ci95 = {"balanced_accuracy": [value - 2, value + 1]}
+    row = {"stage": stage, "split": split, "shots": shots, "n": paper.IMAGES.get(name, 100)}
+    row |= {"balanced_accuracy": value, "ci95": ci95}
+    return {**row, **more}
+
+
+def one(row: dict, **changed: Any) -> dict[str, Any]:
+    (found,) = paper.beside([row], {**CONFIG, **changed})
+    return found
+
+
+# ----------------------------------------------------------------------------- the table
+
+
+def test_the_printed_averages_are_those_of_the_cells_except_where_the_paper_is_known_to_err():
+    cells: dict[tuple, dict[str, float]] = {}
+    for row in paper.rows():
+        if row["table"] in ("T1", "T6", "T7") and row["setting"] == "0-shot":
+            key = tuple(row[name] for name in ("table", "model", "params", "method"))
+            cells.setdefault(key, {})[row["dataset"]] = row["value"]
+    wrong = []
+    for key, of_row in cells.items():
+        assert {*of_row} == {*paper.SETS, paper.AVERAGE}, key
+        mean = sum(of_row[name] for name in paper.SETS) / 6
+        if abs(mean - of_row[paper.AVERAGE]) > paper.ROUNDING:
+            wrong.append(key)
+    assert len(cells) == 22 + 5 + 8
+    assert wrong == [("T1", "LLaVA-OneVision-SI", "7B", "Anomaly-OV")]
+
+
+def test_a_cell_that_the_paper_prints_twice_says_where_they_differ():
+    sdd = paper.printed("LLaVA-OneVision-SI", "0.5B", paper.SFT, 0, "SDD")
+    assert sdd == paper.Printed(90.7, "T4", ("the paper contradicts itself: T10 prints 96.0",))
+    visa = paper.printed("LLaVA-OneVision-SI", "0.5B", paper.GRPO, 1, "VisA")
+    assert visa == paper.Printed(66.9, "T4"), "66.8 elsewhere is a matter of rounding"
+    assert paper.printed("Qwen2.5-VL-Instruct", "3B", "PA-SFT+SC-GRPO(never)", 0, "SDD") is None
+
+
+def test_every_backbone_that_has_a_name_in_the_paper_has_numbers_in_it():
+    for name, model in paper.MODELS.items():
+        assert all(paper.printed(*model, paper.BASE, 0, of) for of in paper.SETS), name
+
+
+# ------------------------------------------------------------------------- beside ours
+
+
+def test_the_difference_is_ours_less_the_papers_and_so_is_its_interval():
+    printed = paper.printed("LLaVA-OneVision-SI", "0.5B", paper.BASE, 0, "SDD")
+    assert printed is not None
+    row = one(result("sdd", printed.value + 1.5))
+    assert row["difference"] == pytest.approx(1.5) and row["ci95"] == pytest.approx([-0.5, 2.5])
+    assert row["table"] == "T4" and row["incomparable"] is None and row["notes"] == []
+
+
+def test_a_set_of_another_size_is_said_and_still_compared():
+    row = one(result("mvtec", 80.0, n=1725))
+    assert row["notes"] == ["1,725 pictures here, 1,691 in the paper's list"]
+    assert row["difference"] is not None
+
+
+@pytest.mark.parametrize("kind", ["tiny", "random"])
+def test_weights_that_know_nothing_have_no_difference(kind):
+    row = one(result("sdd", 50.0), weights={"name": kind})
+    assert row["difference"] is None and row["ci95"] is None
+    assert row["incomparable"] == f"the weights are {kind}, not the published ones"
+
+
+def test_a_part_of_a_set_has_no_difference_and_neither_has_an_average_with_it():
+    # The smallest set is tested whole, the others in part.
+    rows = [result(name, 70.0, n=min(350, paper.IMAGES[paper.NAMES[name]]))
+            for name in CONFIG["benchmark"]]  # fmt: skip
+    rows += averages_of(rows)
+    found = paper.beside(rows, {**CONFIG, "evaluate": {"limit": 350}})
+    whole = {row["dataset"] for row in found if row["difference"] is not None}
+    assert whole == {"SDD"} and {row["dataset"] for row in found} == {*paper.SETS, "Average"}
+
+
+def averages_of(rows: list[dict]) -> list[dict]:
+    full = [{name: None for name in averages.AVERAGED} | row for row in rows]
+    return averages.of_results(full, [row["split"] for row in rows])
+
+
+def test_the_average_is_compared_over_the_papers_sets_alone():
+    rows = [result(name, 70.0) for name in CONFIG["benchmark"]]
+    average = paper.beside([*rows, *averages_of(rows)], CONFIG)[-1]
+    cells = [row["published"] for row in paper.beside(rows, CONFIG)]
+    assert average["dataset"] == "Average" and average["published"] == pytest.approx(sum(cells) / 6)
+    some = rows[:3]
+    assert all(r["dataset"] != "Average" for r in paper.beside([*some, *averages_of(some)], CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("stages", "changed", "method"),
+    [
+        (("sft",), {}, "PA-SFT"),
+        (("grpo",), {}, "PA-SFT+SC-GRPO"),
+        (("grpo",), {"grpo": {"from_base": True}}, "SC-GRPO(no PA-SFT)"),
+        (("sft", "grpo"), {"grpo": {"from_base": True}}, "PA-SFT+SC-GRPO"),
+        (("grpo",), {"rewards": {"name": "answer"}}, None),
+        (("scored",), {}, None),
+    ],
+)
+def test_a_stage_is_compared_with_the_method_that_trained_it(stages, changed, method):
+    rows = [result("sdd", 80.0, stage) for stage in stages]
+    found = paper.beside(rows, {**CONFIG, **changed})
+    assert (found[-1]["method"] if found else None) == method
+
+
+def test_the_papers_own_lists_count_as_its_benchmarks_and_other_sets_do_not():
+    assert one(result("industrial_test_DTD", 80.0), benchmark={"industrial_test": {}})[
+        "dataset"
+    ] == "DTD-Synthetic"  # fmt: skip
+    photos = {**CONFIG, "benchmark": {"photos": {}}}
+    assert paper.beside([result("sdd", 80.0), result("photos", 80.0)], photos) == []
+    tiny = {**CONFIG, "backbone": {"name": "tiny"}}
+    assert paper.beside([result("sdd", 80.0)], tiny) == []
+
+
+def test_the_terminal_shows_them_and_why_not(tmp_path, capsys):
+    row = {**result("sdd", 91.0, "sft"), "location_accuracy": None, "type_accuracy": None,
+           "well_formed": None}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    terminal.print_summary({"results": [row]}, tmp_path)
+    text = capsys.readouterr().out
+    assert "90.7" in text and "~ +0.3 [−1.7, 1.3]" in text and "T10 prints 96.0" in text
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "weights": {"name": "tiny"}}))
+    terminal.print_summary({"results": [row]}, tmp_path)
+    text = capsys.readouterr().out
+    assert "not comparable" in text and "the weights are tiny" in text and "+0.3" not in text
