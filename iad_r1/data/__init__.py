@@ -29,7 +29,9 @@ def parts(config: Config) -> frozenset[Part]:
     """What of `data` a run reads; where benchmarks test, that is no test part."""
     tasks = config.tasks()
     found: set[Part] = set(config.evaluate.splits) if "evaluate" in tasks else set()
-    grows_words = config.backbone.source == "built" and config.init is None  # of SFT targets
+    answers = config.method.name == "model"
+    # a tokenizer that is built here learns its words from SFT targets
+    grows_words = answers and config.backbone.source == "built" and config.init is None
     if grows_words or {"sft", "grpo", "parity"} & set(tasks):
         found.add("train")
     return frozenset(found - {"test"} if benchmarks(config) else found)

@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,6 +55,7 @@ TRAINED = ("train", "sft", "rl")
 DROPPED = "dropped"
 
 Stratum = tuple[str, bool]  # product, defective
+GoodOnes = Mapping[str, tuple[Sample, ...]]  # good pictures by product
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def load(
     watched = "train" in required and any(isinstance(part, Trains) for part in parts.values())
     tests: list[Photo] = []
     prints: dict[str, str] = {}
+    good: dict[str, GoodOnes] = {}
     for name, found in benchmarks.items():
-        chosen = tested(name, found, seed, limit, lambda s: look(s, grid, rule, True))
+        chosen, own_good = tested(name, found, seed, limit, lambda s: look(s, grid, rule, True))
+        good |= own_good
         photos = [look(s, grid, rule, watched) for s in chosen]
         check_polarity(found, photos)
         prints[f"benchmark.{name}"] = _fingerprint(found, seed, photos)
@@ -119,6 +123,7 @@ def load(
         fingerprints=fingerprints,
         test=_by_name(shown, "test"),
         counts={**whole.counts, **_sizes(shown)},
+        good=good,
     )
 
 
@@ -141,9 +146,9 @@ def tested(
     seed: int,
     limit: int | None,
     look: Callable[[Sample], Photo],
-) -> Iterator[Sample]:
-    """The test part of a benchmark, with references of its own good training pictures. `look`
-    opens a picture, which a split that is drawn needs."""
+) -> tuple[list[Sample], dict[str, GoodOnes]]:
+    """The test part of a benchmark, with references of its own good training pictures, and the good
+    ones of every split. `look` opens a picture, which a split that is drawn needs."""
     samples = _samples(settings, seed)
     if unsplit(samples, settings):
         samples = [photo.sample for photo in drawn(list(map(look, samples)), settings, seed)]
@@ -151,10 +156,12 @@ def tested(
     check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples, {})
     taken: Counter[str] = Counter()
+    chosen: list[Sample] = []
     for sample in tests:
         taken[sample.split] += 1
         if limit is None or taken[sample.split] <= limit:
-            yield _under(name, _referred(sample, pools, {}, seed))
+            chosen.append(_under(name, _referred(sample, pools, {}, seed)))
+    return chosen, _good(chosen, pools)
 
 
 def _own(
@@ -202,14 +209,16 @@ def _own(
     used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
     ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
     kept = [_under(name, sample) if name else sample for sample in ready]
+    validation, test = _by_name(kept, "validation"), _by_name(kept, "test")
     return Dataset(
         name=samples[0].dataset,
         fingerprint=_fingerprint(settings, seed, photos),
         sft=_of(ready, "train", "sft"),
         rl=_of(ready, "train", "rl"),
-        validation=_by_name(kept, "validation"),
-        test=_by_name(kept, "test"),
+        validation=validation,
+        test=test,
         counts=counts,
+        good=_good([*chain(*validation.values(), *test.values())], pools),
     )
 
 
@@ -230,6 +239,7 @@ def _joined(own: Mapping[str, Dataset], weights: Mapping[str, float], seed: int)
         validation={name: s for found in parts.values() for name, s in found.validation.items()},
         test={name: s for found in parts.values() for name, s in found.test.items()},
         counts={f"{n}.{key}": k for n, found in parts.items() for key, k in found.counts.items()},
+        good={split: ones for found in parts.values() for split, ones in found.good.items()},
     )
 
 
@@ -664,6 +674,27 @@ def _pools(samples: Iterable[Sample], groups: Mapping[str, int]) -> dict[str, _P
         if sample.split in TRAINED and sample.solution.answer == "No":
             pools.setdefault(sample.product, _Pool()).add(sample, groups.get(sample.id))
     return pools
+
+
+def _good(judged: Sequence[Sample], pools: Mapping[str, _Pool]) -> dict[str, GoodOnes]:
+    """By split and product, the good training pictures that there are to compare with or, if none,
+    the references that the data set gives; none that is judged in that split."""
+    shown: dict[str, set[object]] = {}
+    given: dict[tuple[str, str], dict[str, Sample]] = {}
+    for sample in judged:
+        shown.setdefault(sample.split, set()).update(_known_by(sample))
+        own = given.setdefault((sample.split, sample.product), {})
+        own.update({reference.id: reference for reference in sample.references})
+    found: dict[str, dict[str, tuple[Sample, ...]]] = {split: {} for split in shown}
+    for (split, product), own in given.items():
+        ones = pools[product].samples if product in pools else own.values()
+        found[split][product] = tuple(s for s in ones if shown[split].isdisjoint(_known_by(s)))
+    return dict(found)
+
+
+def _known_by(sample: Sample) -> set[object]:
+    """Its id and, unless it was drawn in memory, what it shows."""
+    return {sample.id} if isinstance(sample.image, Image) else {sample.id, sample.image}
 
 
 def _referred(

@@ -38,7 +38,7 @@ from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Choice, Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
-from iad_r1.types import Completion, Prediction, Sample
+from iad_r1.types import Completion, Dataset, Prediction, Sample
 
 PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
 YES_OR_NO = Choice("<answer>", ("Yes", "No"))
@@ -76,7 +76,7 @@ def run(context: Run) -> list[dict[str, Any]]:
             answered = [done[sample.id] for sample in samples]
             rows.append(result(context, split, shots, answered))
     asking.close()
-    return [*rows, *averages.of_results(rows, tested(context))]
+    return [*rows, *averages.of_results(rows, tested(context.config, context.dataset))]
 
 
 def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
@@ -86,11 +86,11 @@ def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
     return [0] if alone else asked.shots
 
 
-def tested(context: Run) -> Sequence[str]:
+def tested(config: Config, dataset: Dataset) -> Sequence[str]:
     """The splits of benchmarks that are averaged: a multiple choice only with others."""
-    if not data.benchmarks(context.config):
+    if not data.benchmarks(config):
         return []
-    found = context.dataset.test
+    found = dataset.test
     verdicts = [name for name, samples in found.items() if samples[0].question.options is None]
     return verdicts or list(found)
 
@@ -266,7 +266,7 @@ def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
         for split, samples in splits(context.config, context.dataset).items():
             for shots in shots_of(samples, context.config.evaluate):
                 rows += _compared(context, before, after, split, shots)
-    return [*rows, *averages.of_comparisons(rows, tested(context))]
+    return [*rows, *averages.of_comparisons(rows, tested(context.config, context.dataset))]
 
 
 def answers_of(context: Run, stages: Sequence[str]) -> Answers:

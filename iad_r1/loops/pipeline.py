@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -12,7 +13,7 @@ from iad_r1 import report
 from iad_r1.errors import MismatchError
 from iad_r1.learn import guards, lora, optim
 from iad_r1.learn.context import Context, Run
-from iad_r1.loops import evaluate, grpo, pretrain, results, sft
+from iad_r1.loops import evaluate, grpo, patchcore, pretrain, results, sft
 from iad_r1.loops.opening import open_data, open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
@@ -21,6 +22,7 @@ from iad_r1.store import cards
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
+from iad_r1.types import Dataset
 
 TRAIN: dict[str, Callable[[Context], None]] = {
     "pretrain": pretrain.train,
@@ -36,20 +38,37 @@ def run(config: Config, folder: RunFolder) -> None:
     torch.manual_seed(config.seed)
     with distributed.joined(config.engine), tracking(config, folder) as tracker:
         distributed.check_same_folder(folder.path)
-        if config.backbone.source == "api":
-            context = Run(config, folder, tracker, open_data(config, folder), None, "base")
+        if config.method.name == "patchcore":
+            judge(config, folder, open_data(config, folder), alone=True)
         else:
-            context = open_run(config, folder, tracker, begin(config, folder))
-        if distributed.is_main():
-            shown = chain.from_iterable(evaluate.splits(config, context.dataset).values())
-            gallery.save(folder.path, list(shown), GALLERY)
-        take_tasks(context)
+            if config.backbone.source == "api":
+                context = Run(config, folder, tracker, open_data(config, folder), None, "base")
+            else:
+                context = open_run(config, folder, tracker, begin(config, folder))
+            judge(config, folder, context.dataset, alone=False)
+            take_tasks(context)
         if tracker is not None:
             tracker.finish(folder.summary())
     if ranks.is_main():
         if "report" in config.tasks():
             report.build(folder.path)
         terminal.print_summary(folder.summary(), folder.path)
+
+
+def judge(config: Config, folder: RunFolder, dataset: Dataset, *, alone: bool) -> None:
+    """Keep the pictures of the report, and have nearest good patches judge what is evaluated:
+    `alone`, so that theirs are the results, or beside a model."""
+    if distributed.is_main():
+        shown = chain.from_iterable(results.splits(config, dataset).values())
+        gallery.save(folder.path, list(shown), GALLERY)
+    chosen = patchcore.required(config, dataset) if alone else patchcore.beside(config, dataset)
+    if not chosen:
+        return
+    began = time.perf_counter()
+    rows = patchcore.run(config, folder, dataset, chosen)
+    if distributed.is_main():
+        folder.add_seconds("patchcore", time.perf_counter() - began)
+        folder.update_summary(**{"results" if alone else "baselines": rows})
 
 
 def begin(config: Config, folder: RunFolder) -> Start | None:

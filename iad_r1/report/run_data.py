@@ -45,6 +45,7 @@ class RunData:
     summary: Mapping[str, Any]
     steps: tuple[Mapping[str, Any], ...]  # metrics.jsonl; the last line of a repeated step counts
     evaluations: tuple[Evaluation, ...]  # by split and shots, then in the order of training
+    baselines: Mapping[str, Evaluation]  # by split, of nearest good patches beside a model
     pictures: tuple[Mapping[str, Any], ...]  # gallery.jsonl, those whose file exists
     missing: tuple[str, ...] = field(default=())
 
@@ -83,7 +84,9 @@ def load(folder: Path) -> RunData:
             f"{folder} is not a run folder: it holds no config.json. "
             "Give one as init=outputs/<name>/<timestamp>."
         )
-    evaluations = sorted(_evaluations(folder), key=_order)
+    found = sorted(_evaluations(folder), key=_order)
+    models = [item for item in found if item.stage != wording.PATCHCORE]
+    evaluations = models or found
     steps = _steps(folder / "metrics.jsonl")
     if not evaluations and not steps:
         raise DataError(
@@ -101,6 +104,7 @@ def load(folder: Path) -> RunData:
         summary=_json(folder / "summary.json"),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
+        baselines={i.split: i for i in found if models and i.stage == wording.PATCHCORE},
         pictures=tuple(pictures),
         missing=tuple(missing),
     )

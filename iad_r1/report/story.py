@@ -19,7 +19,9 @@ LEADING = ("balanced_accuracy", "location_accuracy")
 _PERCENT = "\N{NO-BREAK SPACE}%"
 
 
-def findings(run: RunData, rows: Sequence[Row], changes: Sequence[Row]) -> Iterator[Row]:
+def findings(
+    run: RunData, rows: Sequence[Row], changes: Sequence[Row], against: Sequence[Row] = ()
+) -> Iterator[Row]:
     """What an inspection engineer wants to know first, per split: {title, tiles, sentences}."""
     for item in tables.main_evaluations(run):
         row = next(r for r in rows if _place(r) == (item.stage, item.split, item.shots))
@@ -34,6 +36,7 @@ def findings(run: RunData, rows: Sequence[Row], changes: Sequence[Row]) -> Itera
                 *_location(run, item, row),
                 *_collapse(row),
                 *(change_sentence(c) for c in last if c["metric"] in LEADING),
+                *(change_sentence(a["change"]) for a in against if a["split"] == item.split),
             ],
         }
 

@@ -118,6 +118,24 @@ def verdict(metric: str, result: Mapping[str, Any]) -> str:
     return "better" if rises == METRICS[metric].higher_is_better else "worse"
 
 
+def against_patches(run: RunData) -> list[Row]:
+    """The last stage beside nearest good patches on the same images: {split, shots, n, patches,
+    model, change}; the first two are what `summarise` gives, `change` is the model's paired
+    difference in balanced accuracy (overkill where all images are good)."""
+    found = []
+    for item in main_evaluations(run):
+        patches = run.baselines.get(item.split)
+        if patches is None or len(patches.predictions) != len(item.predictions):
+            continue  # one of them is not finished
+        rows = [summarise(side.predictions, run.seed) for side in (patches, item)]
+        place = {"from": patches.stage, "to": item.stage, "split": item.split, "shots": item.shots}
+        metric = "overkill_rate" if rows[0]["gold_yes_rate"] == 0 else "balanced_accuracy"
+        paired = paired_difference(patches.predictions, item.predictions, metric, run.seed)
+        change = {**place, "metric": metric, **paired, "verdict": verdict(metric, paired)}
+        found.append({**place, "patches": rows[0], "model": rows[1], "change": change})
+    return found
+
+
 def last_stage(run: RunData) -> str | None:
     """The most trained weights that were evaluated."""
     stages = {item.stage for item in run.evaluations}

@@ -45,7 +45,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
-        for line in (*_guessing(results), *_boxes(results)):
+        for line in (*_patches(summary), *_guessing(results), *_boxes(results)):
             console.print(line, style="dim", highlight=False)
     for name, text in _where_next(results, folder):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
@@ -69,6 +69,20 @@ def _averaged(results: Sequence[Mapping[str, Any]]) -> str:
         " The average is the unweighted mean of the benchmarks, each pooled over its images: the "
         "papers average balanced accuracy so."
     )
+
+
+def _patches(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What nearest good patches reach, alone or on the pictures of a model."""
+    alone = [row for row in summary["results"] if row["stage"] == wording.PATCHCORE]
+    for row in [*alone, *(summary.get("baselines") or [])]:
+        metrics = [*wording.headline(row)[:1], "auroc"]
+        said = [
+            f"{wording.METRIC_NAMES[name]} {_value(row, name)}"
+            for name in metrics
+            if row.get(name) is not None
+        ]
+        name = wording.stage_name(row["stage"])
+        yield f"{escape(str(row['split']))}: {name}, untrained, reach {', '.join(said)}."
 
 
 def _guessing(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:

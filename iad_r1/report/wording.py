@@ -8,11 +8,13 @@ from typing import Any
 from iad_r1.judge.thresholds import VALIDATION
 
 STAGES = ("base", "pretrain", "sft", "grpo")  # in the order of training
+PATCHCORE = "patchcore"  # no stage: what every model is compared with
 STAGE_NAMES = {
     "base": "as loaded",
     "pretrain": "before training",
     "sft": "after PA-SFT",
     "grpo": "after SC-GRPO",
+    PATCHCORE: "nearest good patches",
     "scored": "as in the file",
 }
 MODEL_NAMES = {  # the weights themselves, where "after" would not read well
@@ -20,6 +22,7 @@ MODEL_NAMES = {  # the weights themselves, where "after" would not read well
     "pretrain": "the untrained model",
     "sft": "PA-SFT",
     "grpo": "SC-GRPO",
+    PATCHCORE: "nearest good patches",
     "scored": "the file's answers",
 }
 METRIC_NAMES = {
@@ -124,7 +127,11 @@ def clear(comparison: Mapping[str, Any]) -> bool:
 
 def chosen(config: Mapping[str, Any], section: str) -> str:
     """The option of a section that a run was given, such as "3x3" of `grid`; benchmarks may be
-    several."""
+    several. Where no model answered, nearest good patches stand for the backbone, and what is set
+    of a model is nothing."""
+    method = config.get("method") or {}
+    if method.get("name") == PATCHCORE and section in ("backbone", "rewards", "tuning"):
+        return PATCHCORE if section == "backbone" else ""
     values = config.get(section)
     if not isinstance(values, Mapping):
         return ""

@@ -21,6 +21,7 @@ from iad_r1.settings.data import Reader
 from iad_r1.settings.engine import Checkpoint, Engine, Memory
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
+from iad_r1.settings.patchcore import Method, Patchcore
 from iad_r1.settings.predict import PredictSettings
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine, VllmRollout
@@ -39,6 +40,8 @@ class Config(Section):
     resume: str | None
     dry_run: bool
     stage: Stage
+    method: Method
+    patchcore: Patchcore
     backbone: Backbone
     weights: WeightsKind
     data: Reader

@@ -29,6 +29,22 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _weights_rules(config)
     yield from _outside(config)
     yield from _vllm_rules(config)
+    yield from _method(config)
+
+
+def _method(config: Config) -> Iterator[str]:
+    if config.method.name != "patchcore":
+        return
+    if set(config.tasks()) & {"pretrain", "sft", "grpo"} or "evaluate" not in config.tasks():
+        yield (
+            f"method=patchcore with stage={config.stage.name}: nearest good patches judge and do "
+            "not learn. Use stage=evaluate."
+        )
+    if config.init is not None:
+        yield (
+            f"method=patchcore with init={config.init}: nearest good patches need no weights of a "
+            "run. Leave init out; a model is compared with them anyway (patchcore.beside)."
+        )
 
 
 def _training_length(config: Config) -> Iterator[str]:

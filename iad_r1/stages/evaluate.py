@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iad_r1 import nearest
 from iad_r1.chat import client
 from iad_r1.errors import ConfigError
 from iad_r1.settings.config import Config
@@ -13,9 +14,12 @@ Settings = pipeline.Settings
 
 
 class Stage(pipeline.Stage):
-    """Asks for weights that were trained."""
+    """Asks for weights that were trained, unless nearest good patches answer."""
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
+        if config.method.name == "patchcore":
+            nearest.weights_file()
+            return True
         if config.backbone.source == "api":
             client.require(config.backbone)
             return True

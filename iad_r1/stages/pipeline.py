@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from iad_r1 import data, stages
+from iad_r1 import data, nearest, stages
 from iad_r1.backbones import families, hub
 from iad_r1.backbones.shapes import architecture
 from iad_r1.errors import ConfigError, DataError
@@ -45,6 +45,8 @@ class Stage(stages.Stage):
         start = begin(config)
         here = find_weights(config, start)
         tasks = config.tasks()
+        if "evaluate" in tasks and config.patchcore.beside == "always":
+            nearest.weights_file()
         fine_tunes = "grpo" in tasks and "sft" not in tasks and not config.grpo.from_base
         if fine_tunes and (start is None or start.stage == "pretrain"):
             found = "no init was given" if start is None else f"{start.path} was only pre-trained"
@@ -61,10 +63,13 @@ class Stage(stages.Stage):
         about = [f"benchmark {name}" for name in tested]
         if len(sources) > len(tested):
             about.insert(0, f"data {config.data.name}")
-        yield f"{config.stage.name} on {config.backbone.name}, {', '.join(about)}"
+        patches = config.method.name == "patchcore"
+        judge = "nearest good patches" if patches else config.backbone.name
+        yield f"{config.stage.name} on {judge}, {', '.join(about)}"
         if tasks:
             yield row("tasks", " -> ".join(tasks))
-        yield row("weights", _weights(config))
+        if not patches:
+            yield row("weights", _weights(config))
         if len(sources) > len(tested):
             yield row("data", config.data.announce())
         for found in tested.values():
@@ -76,7 +81,9 @@ class Stage(stages.Stage):
             yield row(
                 "rewards", f"{config.rewards.name}, grid {config.grid.rows}x{config.grid.cols}"
             )
-        if "evaluate" in tasks:
+        if patches:
+            yield row("evaluate", _patches(config))
+        elif "evaluate" in tasks:
             yield row("evaluate", _evaluate(config))
         yield row("output", output)
 
@@ -210,3 +217,12 @@ def _evaluate(config: Config) -> str:
     shots = ", ".join(f"{count}-shot" for count in evaluate.shots)
     limit = f", first {evaluate.limit:,} images" if evaluate.limit else ""
     return f"{', '.join(evaluate.splits)}, {shots}, graded by {evaluate.evaluator}{limit}"
+
+
+def _patches(config: Config) -> str:
+    evaluate, asked = config.evaluate, config.patchcore
+    limit = f", first {evaluate.limit:,} images" if evaluate.limit else ""
+    return (
+        f"{', '.join(evaluate.splits)}, against at most {asked.pictures:,} good pictures of each "
+        f"product{limit}"
+    )

@@ -50,6 +50,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("stage", "score"): [f"predictions={tmp_path}/answers.csv"],
         ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],
+        ("method", "patchcore"): ["stage=evaluate"],
         ("rewards", "sc_grpo_box"): ["location_format=box"],
         ("backbone", "api"): ["stage=evaluate", "backbone.model=m"],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],

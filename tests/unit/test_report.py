@@ -209,7 +209,14 @@ def built(folder: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "test-data" / "complete")
+    folder = make_run(tmp_path_factory.mktemp("runs") / "test-data" / "complete")
+    rng = np.random.default_rng(9)  # nearest good patches beside the model, on one split
+    shown = [drawn(rng, i, "new", True) for i in range(48)]
+    rows = [answered(rng, sample, "sft", 0, True) for sample in shown]
+    judged = [replace(row, p_yes=None, score=3 * (row.p_yes or 0)) for row in rows]
+    path = folder / "predictions" / "patchcore.new.0shot.jsonl"
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in judged))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +253,22 @@ def test_a_threshold_that_the_test_pictures_chose_is_called_an_oracle(complete, 
     assert all(row["oracle"] for row in tables.thresholds(run_data.load(complete)))
     assert "largest F1 oracle" in complete_page.text
     assert "evaluate.splits=[validation,test]" in complete_page.text
+
+
+def test_nearest_good_patches_stand_beside_the_last_stage_and_are_none_themselves(
+    complete, complete_page
+):
+    run = run_data.load(complete)
+    assert tables.last_stage(run) == "grpo" and list(run.baselines) == ["new"]
+    assert not any("patchcore" in (row["from"], row["to"]) for row in tables.comparisons(run))
+    [row] = tables.against_patches(run)
+    assert (row["from"], row["to"], row["split"], row["shots"]) == ("patchcore", "grpo", "new", 0)
+    patches, model = row["patches"], row["model"]
+    assert patches["auroc"] is not None and patches["ece"] is None
+    gained = model["balanced_accuracy"] - patches["balanced_accuracy"]
+    assert row["change"]["delta"] == pytest.approx(gained)
+    said = f"changes balanced accuracy by {wording.points(gained)} points over nearest good patches"
+    assert said in complete_page.text and "Beside nearest good patches" in complete_page.text
 
 
 def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_page):

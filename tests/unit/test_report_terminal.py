@@ -105,6 +105,21 @@ def result(stage: str, split: str, balanced: float | None) -> dict[str, object]:
     }  # fmt: skip
 
 
+def test_what_nearest_good_patches_reach_is_said_below_the_table(tmp_path, capsys):
+    patches = {**result("patchcore", "new", 92.7), "auroc": 97.9}
+    patches["ci95"] = {"balanced_accuracy": [88.6, 96.7], "auroc": [96.0, 99.3]}
+    said = (
+        "new: nearest good patches, untrained, reach balanced accuracy 92.7 [88.6, 96.7], AUROC "
+        "97.9 [96.0, 99.3]."
+    )
+    for summary in (
+        {"results": [result("grpo", "new", 70.0)], "baselines": [patches]},
+        {"results": [patches]},
+    ):
+        terminal.print_summary(summary, tmp_path)
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
 def change(split: str, delta: float, low: float, high: float) -> dict[str, object]:
     return {"from": "sft", "to": "grpo", "split": split, "shots": 0,
             "metric": "balanced_accuracy", "delta": delta, "ci95": [low, high]}  # fmt: skip
