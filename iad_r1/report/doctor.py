@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from iad_r1.report.templating import environment
 from iad_r1.store.run_folder import write_text
 
 MOST_CLASSES = 40  # rows of the table that is printed
-MOST_CARDS = 24  # problems of a kind that the page shows
-THUMBNAIL = (200, 120)  # pixels
+MOST_CARDS = 12  # problems of a kind that the page shows
+THUMBNAIL = (240, 160)  # pixels
+COSTS = (("tokens", "fewest"), ("", "median"), ("", "most"), ("defect", "pixels"), ("", "tokens"),
+         ("under", "token"), ("too", "small"), ("cut", "off"))  # fmt: skip
+JOINED = "\u00a0"  # the space before a number, at which no line ends
 
 
 def show(
@@ -36,9 +40,13 @@ def show(
     """Counts, then what is worth a look, then what stops a run, then whether one may start."""
     console.print()
     for line in _counts(found):
-        console.print(line, markup=False, highlight=False)
-    console.print(_classes(found["classes"]))
+        for row in textwrap.wrap(line, console.width, subsequent_indent="  "):
+            console.print(row.replace(JOINED, " "), markup=False, highlight=False, soft_wrap=True)
+    if found["classes"]:
+        console.print()
+        console.print(_classes(found["classes"]))
     if found["costs"]:
+        console.print()
         console.print(_costs(found["costs"]))
     for headings, style in ((NOTED, "yellow"), (STOPPING, "red")):
         for kind, heading in headings.items():
@@ -76,6 +84,7 @@ def page(found: Mapping[str, Any], sources: Sequence[Source], title: str, folder
         verdict=verdict(found),
         counts=list(_counts(found)),
         groups=groups,
+        costs=alike(found["costs"]),
     )
     return write_text(folder / "doctor.html", html)
 
@@ -125,17 +134,22 @@ def _counts(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if kinds:
         untyped = found["defective"] - sum(kinds.values())
-        rest = f", without a type {untyped:,}" if untyped else ""
-        yield "types: " + ", ".join(f"{name} {n:,}" for name, n in kinds.items()) + rest
+        rest = {"without a type": untyped} if untyped else {}
+        yield "types: " + ", ".join(_numbered(kinds | rest))
     if found["places"]:
-        yield "places: " + ", ".join(f"{name} {n:,}" for name, n in found["places"].items())
+        yield "places: " + ", ".join(_numbered(found["places"]))
     if found["near_duplicates"]:
         yield (
             f"{found['near_duplicates']:,} pictures have near-duplicates; training and validation "
             "keep those together."
         )
     if skipped:
-        yield "left alone: " + ", ".join(f"{n:,} {reason}" for reason, n in skipped.items())
+        yield "left alone: " + ", ".join(f"{n:,}{JOINED}{reason}" for reason, n in skipped.items())
+
+
+def _numbered(names: Mapping[str, int]) -> Iterator[str]:
+    for name, n in names.items():
+        yield f"{name} {n:,}".replace(" ", JOINED)
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -156,25 +170,33 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for all backbones alike: what a picture costs, and what is left of a defect."""
-    title = "Tokens of a picture; area of the median defect where the model sees it"
+    title = (
+        "Tokens of a picture; what is left of the median defect where the model sees it; how many "
+        "defects are under a token, and too small to be seen; how much of a picture is cut off"
+    )
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD,
                   show_edge=False, pad_edge=False)  # fmt: skip
     table.add_column("backbone", overflow="fold")
-    for name in ("least", "median", "most", "pixels", "tokens", "< 1", "unseen"):
-        table.add_column(name, justify="right")
+    for name in COSTS:
+        table.add_column("\n".join(name), justify="right", vertical="top")
     for cells, names in alike(rows).items():
         table.add_row(*map(Text, (", ".join(names), *cells)))
     return table
 
 
 def alike(rows: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, ...], list[str]]:
-    """The backbones for which all numbers of a row are the same; a limit of picture size is named
-    where it changes something."""
+    """The backbones for which all numbers of a row are the same, by what stands under `COSTS`; a
+    limit of picture size is named where it changes something."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows.items():
-        defects = ["median_pixels", "median_tokens", "under_a_token", "too_small"]
-        cells = ["" if row["median_pixels"] is None else f"{row[key]:,.4g}" for key in defects]
-        names = found.setdefault((*(f"{n:,}" for n in row["tokens"]), *cells), [])
+        cells = [f"{n:,}" for n in row["tokens"]]
+        if row["median_pixels"] is None:
+            cells += [""] * 4
+        else:
+            cells += [f"{row['median_pixels']:,}", f"{row['median_tokens']:,.2f}"]
+            cells += [f"{row[key]:,}" for key in ("under_a_token", "too_small")]
+        cells.append(f"{row['cut_off']:.0%}")
+        names = found.setdefault(tuple(cells), [])
         if name.partition(" (")[0] not in {other.partition(" (")[0] for other in names}:
             names.append(name)
     return found

@@ -24,6 +24,7 @@ from iad_r1 import stages
 from iad_r1.backbones import published as backbones
 from iad_r1.command import compose
 from iad_r1.data import checkup, faults, images, published
+from iad_r1.data.mix import TRAINED, Photo
 from iad_r1.data.readers import mvtec
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
@@ -392,7 +393,7 @@ def test_defects_that_a_model_cannot_see_are_named_with_what_is_left_of_them(tmp
     assert found["costs"]["qwen25vl_3b"]["too_small"] == 0  # 16 pixels are just enough
     assert found["costs"]["qwen25vl_3b"]["tokens"] == [6, 6, 26 * 17]
     assert found["costs"]["llava15_7b"]["cut_off"] == pytest.approx(1 / 3, abs=0.01)
-    assert "qwen2vl_2b" in text and "unseen" in text
+    assert "qwen2vl_2b" in text and "too small to be seen" in " ".join(text.split())
 
 
 def test_a_split_that_will_be_drawn_is_no_problem(tmp_path):
@@ -444,6 +445,38 @@ def test_the_page_shows_the_pictures_and_no_name_of_a_file_is_taken_for_markup(t
     assert "http" not in html and len(html) < 100_000
 
 
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser_and_runs_no_script_that_a_name_holds(tmp_path, browser_page):
+    script = "<script>document.title='taken'</script>"
+    root = tmp_path / "parts"
+    rows = sound(root)
+    called = script.replace("/", "")  # a file cannot hold that
+    shutil.copy(root / "images" / "train_0_0.png", root / "images" / f"{called}.png")
+    mask(root / "masks" / "off.png", (30, 24))
+    picture(root / "images" / "off.png", 80)
+    long = "a" * 200
+    rows += [
+        row(f"images/{called}.png", "0", "train"),
+        row("images/off.png", "1", "train", "masks/off.png", "wobble") | {"product": script},
+        row("images/gone.png", "0", "train") | {"product": long},
+    ]
+    write(root, rows)
+    photos(root, tmp_path)
+    (file,) = tmp_path.rglob("doctor.html")
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            browser_page.emulate_media(color_scheme=scheme)
+            browser_page.set_viewport_size({"width": width, "height": 800})
+            browser_page.goto(file.as_uri())
+            assert browser_page.title().startswith("doctor-")
+            assert not browser_page.query_selector("script")
+            assert browser_page.evaluate("document.documentElement.scrollWidth") == width
+            broken = "[...document.images].filter(i => !i.naturalWidth).length"
+            assert not browser_page.evaluate(broken) and browser_page.query_selector("img")
+    assert browser_page.get_by_role("cell", name=script, exact=True).count() == 1
+    assert browser_page.locator(".card", has_text=f"{called}.png").count()
+
+
 def test_training_pictures_that_a_benchmark_tests_are_leaks(clean, tmp_path):
     root = tmp_path / "mvtec" / "bolt"
     for i, kind in enumerate(("test/good", "test/cut")):
@@ -453,6 +486,34 @@ def test_training_pictures_that_a_benchmark_tests_are_leaks(clean, tmp_path):
     (say,) = told(found, "leak")
     assert found["leaks"] == 1 and "train_0_3.png" in say and "test/good/001.png" in say
     assert {row["source"] for row in found["classes"]} == {"data", "benchmark.mvtec"}
+
+
+def test_what_nearly_equals_what_is_that_of_comparing_all_with_all(tmp_path):
+    rng = np.random.default_rng(5)
+    scenes = rng.random((12, 256)) < 0.5
+    bits = scenes[rng.integers(0, 12, 60)] ^ (rng.random((60, 256)) < 0.012)  # 3 of 256 differ
+    parts = [("train", "test", "validation")[i] for i in rng.integers(0, 3, 60)]
+    seen = [
+        Photo(Sample(str(i), "d", part, "bolt", tmp_path / f"{i:02}.png", Solution("No")), hashed,
+              None, None)
+        for i, (part, hashed) in enumerate(zip(parts, bits, strict=True))
+    ]  # fmt: skip
+    differ = (bits[:, None] ^ bits[None]).sum(axis=2)
+    alike = differ <= checkup.NEAR_BITS
+    assert 60 < alike.sum() < 60 * 60 and ((differ > 0) & alike).any()
+    settings = mvtec.Settings(name="mvtec", root=str(tmp_path), variant="fixed")
+    source, own, elsewhere = checkup.Source("data", settings), seen[:40], seen[40:]
+    source.looks = [checkup.Look(photo.sample, photo, SIZE) for photo in own]
+    checkup.compared(source, elsewhere)
+    tests = [i for i, part in enumerate(parts) if part == "test"]
+    expected = {
+        str(seen[i].sample.image): str(seen[min(j for j in tests if alike[i, j])].sample.image)
+        for i in range(40)
+        if parts[i] in TRAINED and any(alike[i, j] for j in tests)
+    }
+    assert {p.file: p.beside for p in source.problems if p.kind == "leak"} == expected
+    assert source.leaks == len(expected) > 5
+    assert source.near_duplicates == sum(alike[i, :40].sum() > 1 for i in range(40)) > 5
 
 
 def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(tmp_path):
