@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from iad_r1.errors import DataError
+
 if TYPE_CHECKING:
+    from iad_r1.nearest.alike import Alike
     from iad_r1.settings.config import Config
     from iad_r1.settings.data import ReaderSettings
     from iad_r1.types import Dataset
@@ -49,8 +52,9 @@ def for_run(config: Config) -> Dataset:
     from iad_r1.data import cache, mix
     from iad_r1.grid import as_grid
 
+    alike = _alike(config)
     with cache.Kept() as kept:
-        return mix.load(
+        found = mix.load(
             config.data,
             as_grid(config.grid),
             config.grid.mask_rule,
@@ -59,4 +63,21 @@ def for_run(config: Config) -> Dataset:
             benchmarks(config),
             config.evaluate.limit,
             partial(mix.inspect, kept=kept),
+            alike and alike.nearest,
         )
+    if alike is not None and not alike.ranked:
+        raise DataError(
+            "reference_choice=nearest has nothing to choose: these data bring references of their "
+            "own. Use reference_choice=drawn, which leaves those as they are."
+        )
+    return found
+
+
+def _alike(config: Config) -> Alike | None:
+    """Who ranks references; None: the seed draws them."""
+    if config.reference_choice == "drawn":
+        return None
+    from iad_r1.data import images
+    from iad_r1.nearest.alike import Alike
+
+    return Alike(images.open_image)

@@ -55,6 +55,8 @@ TRAINED = ("train", "sft", "rl")
 DROPPED = "dropped"
 
 Stratum = tuple[str, bool]  # product, defective
+# a sample, good pictures of its product, and how many of them to choose
+Choose = Callable[[Sample, Sequence[Sample], int], tuple[Sample, ...]]
 GoodOnes = Mapping[str, tuple[Sample, ...]]  # good pictures by product
 
 
@@ -79,10 +81,12 @@ def load(
     benchmarks: Mapping[str, ReaderSettings] = MappingProxyType({}),
     limit: int | None = None,
     look: Callable[[Sample, Grid, Rule, bool], Photo] | None = None,
+    choose: Choose | None = None,
 ) -> Dataset:
     """The `required` parts of `settings`, and the test part of every benchmark, of each of its
     splits the first `limit` pictures. Where benchmarks are all that is read, `settings` is left
-    alone. `look` is for who has opened the files already; by default `inspect` does.
+    alone. `look` is for who has opened the files already; by default `inspect` does. `choose`
+    ranks good pictures for references; without it the seed draws them.
 
     Raises DataError naming the row or file that is wrong, or the part that would lack good or
     defective pictures.
@@ -94,7 +98,9 @@ def load(
     prints: dict[str, str] = {}
     good: dict[str, GoodOnes] = {}
     for name, found in benchmarks.items():
-        chosen, own_good = tested(name, found, seed, limit, lambda s: look(s, grid, rule, True))
+        chosen, own_good = tested(
+            name, found, seed, limit, lambda s: look(s, grid, rule, True), choose
+        )
         good |= own_good
         photos = [look(s, grid, rule, watched) for s in chosen]
         check_polarity(found, photos)
@@ -105,7 +111,9 @@ def load(
         photos = [look(s, grid, rule, isinstance(part, Trains)) for s in _samples(part, seed)]
         read[key] = drawn(photos, part, seed)
     own = {
-        key: _own(part, _name(key), seed, required, read[key], [*tests, *_others(read, key)])
+        key: _own(
+            part, _name(key), seed, required, read[key], [*tests, *_others(read, key)], choose
+        )
         for key, part in parts.items()
     }
     whole = _joined(own, getattr(settings, "weights", {}), seed)
@@ -146,6 +154,7 @@ def tested(
     seed: int,
     limit: int | None,
     look: Callable[[Sample], Photo],
+    choose: Choose | None = None,
 ) -> tuple[list[Sample], dict[str, GoodOnes]]:
     """The test part of a benchmark, with references of its own good training pictures, and the good
     ones of every split. `look` opens a picture, which a split that is drawn needs."""
@@ -160,7 +169,7 @@ def tested(
     for sample in tests:
         taken[sample.split] += 1
         if limit is None or taken[sample.split] <= limit:
-            chosen.append(_under(name, _referred(sample, pools, {}, seed)))
+            chosen.append(_under(name, _referred(sample, pools, {}, seed, choose)))
     return chosen, _good(chosen, pools)
 
 
@@ -171,6 +180,7 @@ def _own(
     required: frozenset[Part],
     photos: Sequence[Photo],
     tests: Sequence[Photo],
+    choose: Choose | None,
 ) -> Dataset:
     """What `data` holds, or its part of that name. `tests` are pictures from elsewhere that are not
     to be trained on."""
@@ -207,7 +217,7 @@ def _own(
         check_part(samples, "validation")
     pools = _pools(samples, groups)
     used = sorted((sample for sample in samples if sample.split != DROPPED), key=_order)
-    ready = [_referred(sample, pools, groups, seed, "train" in required) for sample in used]
+    ready = [_referred(sample, pools, groups, seed, choose, "train" in required) for sample in used]
     kept = [_under(name, sample) if name else sample for sample in ready]
     validation, test = _by_name(kept, "validation"), _by_name(kept, "test")
     return Dataset(
@@ -702,10 +712,11 @@ def _referred(
     pools: Mapping[str, _Pool],
     groups: Mapping[str, int],
     seed: int,
+    choose: Choose | None,
     needed: bool = False,
 ) -> Sample:
     """With references, unless its reader gave it some: never the picture itself, and none of its
-    near-duplicates as long as there are others."""
+    near-duplicates as long as there are others. The first is the one that a single shot shows."""
     if sample.references:
         return sample
     pool = pools.get(sample.product, _Pool())
@@ -718,6 +729,10 @@ def _referred(
             "training part, so there is nothing to compare this one with. Add good pictures "
             "of it with split=train, or lower data.validation_share."
         )
+    if choose is not None:
+        others = set(range(len(pool.samples))).difference(apart)
+        ranked = choose(sample, [pool.samples[i] for i in sorted(others)], REFERENCES_PER_SAMPLE)
+        return replace(sample, references=ranked)
     stream = random.Random(f"references/{seed}/{sample.id}")
     return replace(sample, references=pool.drawn(REFERENCES_PER_SAMPLE, apart, stream))
 

@@ -41,6 +41,7 @@ class Config(Section):
     dry_run: bool
     stage: Stage
     method: Method
+    reference_choice: Literal["drawn", "nearest"]
     patchcore: Patchcore
     backbone: Backbone
     weights: WeightsKind

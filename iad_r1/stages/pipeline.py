@@ -45,7 +45,8 @@ class Stage(stages.Stage):
         start = begin(config)
         here = find_weights(config, start)
         tasks = config.tasks()
-        if "evaluate" in tasks and config.patchcore.beside == "always":
+        beside = "evaluate" in tasks and config.patchcore.beside == "always"
+        if beside or config.reference_choice == "nearest":
             nearest.weights_file()
         fine_tunes = "grpo" in tasks and "sft" not in tasks and not config.grpo.from_base
         if fine_tunes and (start is None or start.stage == "pretrain"):
