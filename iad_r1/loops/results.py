@@ -9,8 +9,10 @@ from iad_r1.grid import as_grid
 from iad_r1.judge import mmad
 from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.rates import summarise
+from iad_r1.judge.reasoning import reasoning_scores
 from iad_r1.judge.thresholds import Rule, operating_points
 from iad_r1.report.wording import HEADLINE
+from iad_r1.rewards import vocabulary
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.types import Dataset, Prediction, Sample
@@ -34,6 +36,7 @@ def result_of(
 ) -> dict[str, Any]:
     """One row of `results`, percentages 0-100."""
     found = summarise(answered, config.seed)
+    grid, types = as_grid(config.grid), vocabulary(config.rewards.vocabulary or "default")
     return {
         "stage": stage,
         "dataset": answered[0].dataset,
@@ -41,8 +44,9 @@ def result_of(
         "shots": shots,
         **{name: found[name] for name in ("n", *HEADLINE, "ci95")},
         **found,
-        "places": place_scores(answered, as_grid(config.grid)),
+        "places": place_scores(answered, grid),
         "boxes": box_scores(answered),
+        "reasoning": reasoning_scores(answered, grid, types),
     }
 
 

@@ -45,7 +45,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
-        for line in (*_patches(summary), *_guessing(results), *_boxes(results)):
+        lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
+        for line in lines:
             console.print(line, style="dim", highlight=False)
     for name, text in _where_next(results, folder):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
@@ -109,6 +110,24 @@ def _boxes(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 f"{wording.percent(found['pointed'])} %, F1 of pixels "
                 f"{wording.percent(found['pixel_f1'])} % of {found['n']:,} defects (a missed one "
                 f"is 0); IoU of the whole picture {wording.percent(found['chance']['whole'])} %."
+            )
+
+
+def _reasoning(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether answers follow from their reasoning, a line for each stage and set of pictures."""
+    for row in results:
+        if found := row.get("reasoning"):
+            unlike = [f"{found[name]:,} name another {name}" for name in ("place", "type")]
+            defects = (
+                f"; of {found['defects']:,} reasoned defects {' and '.join(unlike)} than the tags"
+            )
+            yield escape(
+                f"{row['split']}, {row['shots']}-shot, {wording.stage_name(row['stage'])}: of "
+                f"{found['n']:,} reasonings {found['consistent_right']:,} bear out a right answer, "
+                f"{found['consistent_wrong']:,} a wrong one, {found['contradictory']:,} contradict "
+                f"their answer ({found['defect_but_no']:,} find a defect before No, "
+                f"{found['sound_but_yes']:,} find none before Yes), {found['untold']:,} cannot be "
+                f"told by rule{defects if found['defects'] else ''}."
             )
 
 

@@ -168,6 +168,17 @@ def test_what_guessing_the_place_would_give_is_said_once_for_each_set(tmp_path, 
     )
 
 
+def test_answers_that_their_own_reasoning_contradicts_are_said(tmp_path, capsys):
+    found = dict(n=50, consistent_right=30, consistent_wrong=8, contradictory=7, defect_but_no=5,
+                 sound_but_yes=2, untold=5, defects=20, place=3, type=1)  # fmt: skip
+    text = printed(
+        capsys, {"results": [result("sft", "seen", 80) | {"reasoning": found}]}, tmp_path
+    )
+    said = " ".join(text.split())
+    assert "7 contradict their answer (5 find a defect before No, 2 find none before Yes)" in said
+    assert "of 20 reasoned defects 3 name another place and 1 name another type" in said
+
+
 def test_it_says_what_was_run_where_it_is_and_what_to_type_next(tmp_path, capsys):
     config = {"name": "pipeline", "seed": 4, "backbone": {"name": "tiny"}, "data": {"name": "x"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
