@@ -16,7 +16,7 @@ from pathlib import Path
 from iad_r1.data import folders
 from iad_r1.errors import DataError
 from iad_r1.settings.config import Config
-from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.predict import JudgingSettings
 
 SUFFIXES = folders.PICTURES | folders.UNOPENED  # the latter are named as unreadable
 Key = tuple[str, int, int]
@@ -61,10 +61,10 @@ def listed(named: str | Sequence[str]) -> list[Path]:
 
 
 def references(config: Config) -> list[Path]:
-    """The good pictures that `stage=predict` shows: the first of those that are named, as many as
+    """The good pictures that are shown: the first of those that are named, as many as
     `evaluate.shots` has at most. Raises DataError as `listed` does."""
     stage = config.stage
-    assert isinstance(stage, PredictSettings)
+    assert isinstance(stage, JudgingSettings)
     found = [] if stage.references is None else listed(stage.references)
     return found[: max(config.evaluate.shots)]
 

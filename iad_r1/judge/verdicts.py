@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from iad_r1 import schema
 from iad_r1.errors import DataError
@@ -90,7 +90,7 @@ class Record:
         repair(self.lines)
         self.rows: list[Row] = list(_read(self.lines))
         with self.table.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *map(_cells, self.rows)])
+            write_table(file, self.rows)
 
     def add(self, row: Row) -> None:
         """Record one picture; its line is whole, or it is not there."""
@@ -114,6 +114,11 @@ def judged(found: Verdict, annotated: str | None, **file: Any) -> Row:
 def unreadable(picture: Path, error: str, **file: Any) -> Row:
     """The line of a picture that cannot be opened."""
     return {"picture": str(picture), "verdict": UNREADABLE, "error": error, **file}
+
+
+def write_table(file: TextIO, rows: Iterable[Row]) -> None:
+    """The table of the rows, as CSV."""
+    csv.writer(file).writerows([COLUMNS, *map(_cells, rows)])
 
 
 def _cells(row: Row) -> list[Any]:

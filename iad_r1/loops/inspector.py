@@ -25,7 +25,7 @@ from iad_r1.loops import evaluate, lengths
 from iad_r1.loops.opening import corpus, open_backbone
 from iad_r1.loops.operating_point import threshold
 from iad_r1.settings.config import Config
-from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rollout import AnyVllmRollout
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import start_of
@@ -54,7 +54,7 @@ class Inspector:
     Several threads may ask; they are answered one after the other.
 
     Args:
-        config: of `stage=predict`; its `images` may be left out.
+        config: of `stage=predict`, whose `images` may be left out, or of `stage=app`.
 
     Attributes:
         judge: what answers for pictures.
@@ -65,7 +65,7 @@ class Inspector:
 
     def __init__(self, config: Config) -> None:
         began = time.perf_counter()
-        assert isinstance(config.stage, PredictSettings)
+        assert isinstance(config.stage, JudgingSettings)
         self.config, self.grid = config, as_grid(config.grid)
         self.batch_size = config.stage.batch_size
         self._thresholds: dict[int, float | None] = {}

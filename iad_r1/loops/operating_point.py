@@ -11,7 +11,7 @@ from iad_r1.judge import thresholds
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.report import wording
 from iad_r1.settings.config import Config
-from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.predict import JudgingSettings
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, start_of
 from iad_r1.types import Prediction
@@ -26,7 +26,7 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
     ConfigError or DataError where `miss_rate` cannot be answered.
     """
     stage = config.stage
-    assert isinstance(stage, PredictSettings)
+    assert isinstance(stage, JudgingSettings)
     if stage.miss_rate is None:
         said = "none: as the model answers" if stage.threshold is None else "as set"
         return stage.threshold, said

@@ -22,7 +22,7 @@ from iad_r1.settings.engine import Checkpoint, Engine, Memory
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.settings.grid import GridConfig
 from iad_r1.settings.patchcore import Method, Patchcore
-from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine, VllmRollout
 from iad_r1.settings.stage import Stage, Task
@@ -72,7 +72,7 @@ class Config(Section):
         """Whether vLLM answers by itself, with weights that it reads from disk: nothing trains, so
         no model of transformers is loaded beside it. Random weights are on no disk."""
         only_asks = set(self.tasks()) in ({"evaluate"}, {"evaluate", "report"})
-        only_asks = only_asks or isinstance(self.stage, PredictSettings)
+        only_asks = only_asks or isinstance(self.stage, JudgingSettings)
         on_disk = self.weights.name != "random" or self.init is not None
         return only_asks and on_disk and isinstance(self.rollout, VllmRollout)
 

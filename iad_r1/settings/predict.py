@@ -1,4 +1,4 @@
-"""Settings of `stage=predict` (`conf/stage/predict.yaml`)."""
+"""Settings of the stages that judge pictures: `stage=predict` and `stage=app`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from iad_r1.settings.stage import StageSettings
 Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
-class PredictSettings(StageSettings):
-    """Which pictures are judged, from which P(yes) on one is defective, and what is left behind."""
+class JudgingSettings(StageSettings):
+    """What pictures are shown with, and from which P(yes) on one is defective."""
 
-    images: str | list[str] | None  # files, folders or globs
-    references: str | list[str] | None
+    references: str | list[str] | None  # files, folders or globs
     threshold: Share | None
     miss_rate: Percent | None
     validation: str | None  # the run whose validation predictions choose the threshold
     batch_size: Count
+
+
+class PredictSettings(JudgingSettings):
+    """Which pictures are judged, and what is left behind (`conf/stage/predict.yaml`)."""
+
+    images: str | list[str] | None  # files, folders or globs
     annotate: Literal["all", "defective", "none"]
     fail_on_defect: bool
     watch: bool
     poll: Above0  # seconds between two looks at the folder
     patience: AtLeast0  # seconds
+
+
+class AppSettings(JudgingSettings):
+    """Where the page is served, to whom, and how much it takes (`conf/stage/app.yaml`)."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    key: str  # the environment variable that holds the token
+    most_pictures: Count  # judged at once
+    most_megabytes: Count  # of one picture

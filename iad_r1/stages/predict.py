@@ -16,13 +16,16 @@ from iad_r1.data.arrivals import listed, references
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.loops.operating_point import threshold
 from iad_r1.settings.config import Config
-from iad_r1.settings.predict import PredictSettings
+from iad_r1.settings.predict import JudgingSettings, PredictSettings
 from iad_r1.settings.rollout import AnyVllmRollout
 from iad_r1.stages import pipeline, row
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, start_of
 
 Settings = PredictSettings
+INHERITED = (
+    "backbone", "weights", "grid", "location_format", "rewards", "evaluate", "engine.precision",
+)  # fmt: skip
 
 
 class Stage(stages.Stage):
@@ -32,45 +35,24 @@ class Stage(stages.Stage):
     paths = ("stage.images", "stage.references", "stage.validation")
     shortcuts = ("images", "references", "threshold", "miss_rate", "validation", "watch",
                  "fail_on_defect")  # fmt: skip
-    inherits = (
-        "backbone", "weights", "grid", "location_format", "rewards", "evaluate", "engine.precision",
-    )  # fmt: skip
+    inherits = INHERITED
     imports = ("iad_r1.loops.predict",)
 
     def problems(self, config: Config) -> Iterator[str]:
         stage = _settings(config)
-        if config.init is None:
-            yield (
-                "stage=predict needs weights to judge with: those of a run, "
-                "init=outputs/<name>/<timestamp>, or of a hub id, init=Qwen/Qwen2.5-VL-3B-Instruct."
-            )
-        if stage.threshold is not None and stage.miss_rate is not None:
-            yield (
-                f"threshold={stage.threshold:g} and miss_rate={stage.miss_rate:g}: both say from "
-                "which P(yes) on a picture is defective. Give one of them."
-            )
+        yield from judging_problems(config)
         if stage.watch and not isinstance(stage.images, str):
             yield f"watch=true watches one folder, and images={stage.images}. Give one folder."
-        rollout, shots = config.rollout, max(config.evaluate.shots)
-        shown = shots if stage.references is not None else 0
-        if isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
-            yield (
-                f"{shown} references and a picture are more than rollout.max_images="
-                f"{rollout.max_images}. Use rollout.max_images={shown + 1}."
-            )
 
     def check_inputs(self, config: Config) -> None:
-        stage, start = _settings(config), _begin(config)
+        stage, start = _settings(config), begin(config)
         if stage.images is None:
             raise ConfigError("stage=predict needs pictures: images=<file, folder or glob>.")
         if not stage.watch:
             listed(stage.images)
         elif not Path(str(stage.images)).is_dir():
             raise DataError(f"watch=true: {stage.images} is no folder.")
-        shots = len(references(config))
-        prompts.conversation(config.evaluate.prompt, shots=shots)
-        threshold(config, shots)
-        pipeline.find_weights(config, start)
+        check_judging(config, start)
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
         images = _settings(config).images or []
@@ -81,7 +63,7 @@ class Stage(stages.Stage):
                     f"images={text} holds {outputs}, where marked copies of the pictures are kept: "
                     "they would be judged in turn. Start in another folder."
                 )
-        return pipeline.find_weights(config, _begin(config))
+        return pipeline.find_weights(config, begin(config))
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage, shots = _settings(config), len(references(config))
@@ -94,10 +76,7 @@ class Stage(stages.Stage):
         if stage.references is not None:
             there = len(listed(stage.references))
             yield row("reference", f"{shots} of {there:,} good pictures shown with each")
-        value, said = threshold(config, shots)
-        first, *more = said.split("\n")
-        yield row("threshold", first if value is None else f"P(yes) {value:.3g}, {first}")
-        yield from (row("", line) for line in more)
+        yield from threshold_rows(config, shots)
         yield row("output", output)
 
     def run(self, config: Config, folder: RunFolder) -> int:
@@ -111,6 +90,46 @@ def _settings(config: Config) -> PredictSettings:
     return config.stage
 
 
-def _begin(config: Config) -> Start | None:
+def begin(config: Config) -> Start | None:
     """The run that judges; None: a model that is none of ours."""
     return pipeline.begin(config) if start_of(str(config.init)) is not None else None
+
+
+def judging_problems(config: Config) -> Iterator[str]:
+    """A sentence for each setting with which no picture can be judged."""
+    stage = config.stage
+    assert isinstance(stage, JudgingSettings)
+    if config.init is None:
+        yield (
+            f"stage={stage.name} needs weights to judge with: those of a run, "
+            "init=outputs/<name>/<timestamp>, or of a hub id, init=Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    if stage.threshold is not None and stage.miss_rate is not None:
+        yield (
+            f"threshold={stage.threshold:g} and miss_rate={stage.miss_rate:g}: both say from "
+            "which P(yes) on a picture is defective. Give one of them."
+        )
+    rollout, shots = config.rollout, max(config.evaluate.shots)
+    shown = shots if stage.references is not None else 0
+    if isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
+        yield (
+            f"{shown} references and a picture are more than rollout.max_images="
+            f"{rollout.max_images}. Use rollout.max_images={shown + 1}."
+        )
+
+
+def check_judging(config: Config, start: Start | None) -> None:
+    """Make sure that pictures can be judged with what the settings name. Raises ConfigError,
+    DataError or WeightsError."""
+    shots = len(references(config))
+    prompts.conversation(config.evaluate.prompt, shots=shots)
+    threshold(config, shots)
+    pipeline.find_weights(config, start)
+
+
+def threshold_rows(config: Config, shots: int) -> Iterator[str]:
+    """What is announced of the threshold."""
+    value, said = threshold(config, shots)
+    first, *more = said.split("\n")
+    yield row("threshold", first if value is None else f"P(yes) {value:.3g}, {first}")
+    yield from (row("", line) for line in more)

@@ -1,0 +1,193 @@
+"""The page of `stage=app`: photographs are dropped, verdicts are shown, in a session of each user.
+
+It asks nobody outside: no telemetry, no fonts or scripts from elsewhere. What is dropped is kept in
+a folder of its own, for an hour or until the page ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio
+
+from iad_r1.data import images
+from iad_r1.data.arrivals import references
+from iad_r1.errors import DataError, IadError
+from iad_r1.judge import verdicts
+from iad_r1.judge.verdicts import Row
+from iad_r1.loops.inspector import Inspector
+from iad_r1.report import verdict_page
+from iad_r1.settings.config import Config
+from iad_r1.settings.predict import AppSettings
+from iad_r1.types import Sample
+
+USER = "inspector"  # the name beside the token
+SWEEP, KEPT = 600, 3600  # seconds between two looks at what was dropped, and that it is kept
+SESSIONS = 200  # whose history is kept
+
+
+def run(config: Config, token: str | None) -> None:
+    """Serve the page until Ctrl-C."""
+    with Inspector(config) as inspector, serving(Desk(config, inspector), token) as address:
+        asks = f" It asks for the user {USER} and the token." if token else ""
+        print(f"The page is at {address} until Ctrl-C.{asks}", flush=True)
+        threading.Event().wait()
+
+
+class Desk:
+    """What judges for the page."""
+
+    def __init__(self, config: Config, inspector: Inspector) -> None:
+        assert isinstance(config.stage, AppSettings)
+        self.config, self.stage, self.inspector = config, config.stage, inspector
+        self.most = max(config.evaluate.shots)  # references shown
+        self.given = inspector.shown([images.upright(path) for path in references(config)])
+
+    def judge(
+        self, pictures: Sequence[str] | None, goods: Sequence[str] | None, rows: list[Row]
+    ) -> Iterator[tuple[str, str, list[Row], None]]:
+        """As verdicts come: their cards, the table of the session, its rows, and None for the
+        pictures, which are taken off the page."""
+        pictures, goods = pictures or (), goods or ()
+        said = verdict_page.complaint(self.stage, len(pictures), len(goods), self.most)
+        judged: list[tuple[Row, str | None]] = []
+        try:
+            shown = () if said else self._references(goods)
+            size = self.stage.batch_size
+            for start in range(0, 0 if said else len(pictures), size):
+                judged += self._judged(pictures[start : start + size], shown)
+                done = [*rows, *(row for row, _ in judged)]
+                yield verdict_page.cards(judged), verdict_page.session(done), done, None
+        except IadError as error:
+            said = str(error)
+        if said:
+            done = [*rows, *(row for row, _ in judged)]
+            yield verdict_page.cards(judged, [said]), verdict_page.session(done), done, None
+
+    def _references(self, goods: Sequence[str]) -> tuple[Sample, ...]:
+        return self.inspector.shown([_opened(path) for path in goods]) if goods else self.given
+
+    def _judged(
+        self, batch: Sequence[str], shown: tuple[Sample, ...]
+    ) -> Iterator[tuple[Row, str | None]]:
+        """A row and the marked picture of each file, in their order."""
+        opened: list[Any] = []
+        for path in batch:
+            try:
+                opened.append(_opened(path))
+            except DataError as error:
+                opened.append(error)
+        samples = [
+            self.inspector.sample(picture, shown, name=str(number))
+            for number, picture in enumerate(opened)
+            if not isinstance(picture, DataError)
+        ]
+        found = iter(self.inspector.judged(samples) if samples else ())
+        for path, picture in zip(batch, opened, strict=True):
+            name = Path(path).name
+            if isinstance(picture, DataError):
+                yield verdicts.unreadable(Path(name), str(picture)), None
+            else:
+                answer = replace(next(found), picture=name)
+                marked = verdict_page.jpeg(picture, answer, self.inspector.grid)
+                yield verdicts.judged(answer, None), marked
+
+
+def _opened(path: str) -> Any:
+    """The picture in a file that was dropped. Raises DataError, without the folder it lies in."""
+    try:
+        return images.upright(Path(path))
+    except DataError as error:
+        raise DataError(str(error).replace(path, Path(path).name)) from None
+
+
+@contextmanager
+def serving(desk: Desk, token: str | None) -> Iterator[str]:
+    """Inside, the page is served, at the address that is given."""
+    stage = desk.stage
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["GRADIO_TEMP_DIR"] = place
+        page = build(desk)
+        try:
+            _, address, _ = page.launch(
+                server_name=stage.host,
+                server_port=stage.port,
+                auth=None if token is None else (USER, token),
+                auth_message=f"The user is {USER}, the password is the token.",
+                max_file_size=f"{stage.most_megabytes}mb",
+                css=verdict_page.style(),
+                state_session_capacity=SESSIONS,
+                prevent_thread_lock=True,
+                quiet=True,
+                inline=False,
+                share=False,
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                footer_links=[],
+            )
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def build(desk: Desk) -> gradio.Blocks:
+    """The page itself."""
+    stage, most = desk.stage, desk.most
+    with gradio.Blocks(
+        title="Inspection", analytics_enabled=False, delete_cache=(SWEEP, KEPT)
+    ) as page:
+        gradio.Markdown(
+            f"# Inspection\n{desk.config.backbone.name}. A picture is {_decides(stage)}."
+        )
+        rows = gradio.State([])
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=300):
+                pictures = gradio.File(
+                    label=f"Photographs, {stage.most_pictures} at most",
+                    file_count="multiple",
+                    file_types=["image"],
+                    height=170,
+                    elem_id="pictures",
+                )
+                goods = gradio.File(
+                    label=f"Good pictures of the same product, {most} at most",
+                    file_count="multiple",
+                    file_types=["image"],
+                    height=170,
+                    elem_id="references",
+                    visible=most > 0,
+                )
+                button = gradio.Button("Judge", variant="primary")
+            with gradio.Column(scale=2, min_width=320):
+                found = gradio.HTML(EMPTY, js_on_load=None, elem_id="verdicts")
+        history = gradio.HTML(js_on_load=None, elem_id="session")
+        button.click(
+            desk.judge,
+            [pictures, goods, rows],
+            [found, history, rows, pictures],
+            api_visibility="private",
+            show_progress_on=[found],
+        )
+    return page
+
+
+EMPTY = '<p class="iad-soft">Drop photographs, and press Judge.</p>'
+
+
+def _decides(stage: AppSettings) -> str:
+    """What makes a picture defective, in words."""
+    if stage.miss_rate is not None:
+        return f"defective from the P(yes) on that misses {stage.miss_rate:g} % in validation"
+    if stage.threshold is not None:
+        return f"defective from P(yes) {stage.threshold:g} on"
+    return "defective where the model says so"
