@@ -71,14 +71,21 @@ def printed(model: str, params: str, method: str, shots: int, dataset: str) -> P
     asked = (model, params, method, f"{shots}-shot")
     if dataset != AVERAGE:
         return _cell(*asked, dataset)
-    cells = [_cell(*asked, name) for name in averaged(shots)]
-    found = [cell for cell in cells if cell is not None]
-    if len(found) < len(cells):
+    cells = {name: cell for name in averaged(shots) if (cell := _cell(*asked, name)) is not None}
+    if len(cells) < len(averaged(shots)):
         return None
-    mean = sum(cell.value for cell in found) / len(found)
-    tables = "+".join(dict.fromkeys(cell.table for cell in found))
+    mean = sum(cell.value for cell in cells.values()) / len(cells)
+    tables = "+".join(dict.fromkeys(cell.table for cell in cells.values()))
     flags = _disagreeing(mean, _printings(*asked, AVERAGE))
-    return Printed(mean, tables, (*flags, *(flag for cell in found for flag in cell.flags)))
+    of_cells = (f"{flag} of {name}" for name, cell in cells.items() for flag in cell.flags)
+    return Printed(mean, tables, (*flags, *of_cells))
+
+
+def contradictions(
+    value: float, model: str, params: str, method: str, shots: int, dataset: str
+) -> list[str]:
+    """Where the paper prints something else than `value` for this, by more than rounding."""
+    return list(_disagreeing(value, _printings(model, params, method, f"{shots}-shot", dataset)))
 
 
 def averaged(shots: int) -> tuple[str, ...]:
@@ -117,7 +124,8 @@ def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, 
             limit = config["evaluate"]["limit"]
             why = f"only the first {limit:,} pictures were tested (evaluate.limit)"
         bounds = (row.get("ci95") or {}).get(METRIC)
-        notes = [*paper.flags, *_sizes(row, name)]
+        flags = [f"the paper contradicts itself: {flag}" for flag in paper.flags]
+        notes = [*flags, *_sizes(row, name)]
         found.append(
             {
                 "stage": row["stage"], "split": row["split"], "shots": row["shots"],
@@ -153,7 +161,7 @@ def _disagreeing(value: float, printings: Mapping[str, float]) -> Iterator[str]:
     """Where the paper contradicts `value`, by more than rounding."""
     for table, other in printings.items():
         if abs(other - value) > ROUNDING + 1e-9:
-            yield f"the paper contradicts itself: {table} prints {other:.1f}"
+            yield f"{table} prints {other:.1f}"
 
 
 def _set(split: str, config: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from iad_r1.judge import averages, mmad, paper
 from iad_r1.judge.rates import factory_view
-from iad_r1.report import cards, figures, story, tables, templating, training, wording
+from iad_r1.report import cards, figures, paper_tables, story, tables, templating, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
@@ -28,7 +28,7 @@ Keep = Callable[[str, str], Markup]  # takes a figure's name and SVG, for the fi
 
 
 def build(folder: Path) -> Path:
-    """Write `report.html` and `figures/*.svg`; returns the path of the report."""
+    """Write `report.html`, `figures/*.svg` and `tables/*`; returns the path of the report."""
     run = load(folder)
     drawn: dict[str, str] = {}
 
@@ -36,7 +36,10 @@ def build(folder: Path) -> Path:
         drawn[name] = svg
         return Markup(svg)
 
-    html = environment().get_template("report.html.j2").render(_context(run, keep))
+    context = _context(run, keep)
+    html = environment().get_template("report.html.j2").render(context)
+    for name, text in paper_tables.files(context["published"]).items():
+        write_text(folder / "tables" / name, text)
     for name, svg in drawn.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
     return write_text(folder / "report.html", html)
@@ -71,6 +74,7 @@ def _context(run: RunData, keep: Keep) -> Row:
     found = cards.views(run)
     seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
+    published = paper.beside([*rows, *means], run.config)
     return {
         "title": str(run.config.get("name") or run.folder.parent.name),
         "facts": _facts(run),
@@ -82,7 +86,8 @@ def _context(run: RunData, keep: Keep) -> Row:
         "missing": [*run.missing, *tables.disagreements([*rows, *means], run.summary)],
         "groups": _groups([*rows, *means], changes),
         "averaged": means[0]["of"] if means else [],
-        "published": paper.beside([*rows, *means], run.config),
+        "published": published,
+        "paper_tables": paper_tables.of_page(published),
         "headline_figures": list(_headline_figures(run, [*rows, *means], keep)),
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from typing import Any
 
+import pandas
 import pytest
 
 from iad_r1.judge import averages, paper
-from iad_r1.report import terminal
+from iad_r1.report import paper_tables, terminal
 
 CONFIG = {
     "backbone": {"name": "llava_ov_05b"}, "weights": {"name": "published"},
@@ -51,7 +54,7 @@ def test_the_printed_averages_are_those_of_the_cells_except_where_the_paper_is_k
 
 def test_a_cell_that_the_paper_prints_twice_says_where_they_differ():
     sdd = paper.printed("LLaVA-OneVision-SI", "0.5B", paper.SFT, 0, "SDD")
-    assert sdd == paper.Printed(90.7, "T4", ("the paper contradicts itself: T10 prints 96.0",))
+    assert sdd == paper.Printed(90.7, "T4", ("T10 prints 96.0",))
     visa = paper.printed("LLaVA-OneVision-SI", "0.5B", paper.GRPO, 1, "VisA")
     assert visa == paper.Printed(66.9, "T4"), "66.8 elsewhere is a matter of rounding"
     assert paper.printed("Qwen2.5-VL-Instruct", "3B", "PA-SFT+SC-GRPO(never)", 0, "SDD") is None
@@ -148,3 +151,50 @@ def test_the_terminal_shows_them_and_why_not(tmp_path, capsys):
     terminal.print_summary({"results": [row]}, tmp_path)
     text = capsys.readouterr().out
     assert "not comparable" in text and "the weights are tiny" in text and "+0.3" not in text
+
+
+# ------------------------------------------------------------------- tables 1 and 4
+
+
+def lines_of(name: str, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()}
+            for row in paper_tables.table(name, beside).to_dict("records")]  # fmt: skip
+
+
+def test_table_4_has_the_papers_rows_in_its_order_and_ours_below_their_own():
+    rows = [result("sdd", 92.34, "sft"), result("visa", 60.0, "sft", shots=1)]
+    lines = lines_of("T4", paper.beside(rows, CONFIG))
+    assert len(lines) == 7 * 3 + 1 and {line["source"] for line in lines} == {"paper", "here"}
+    (at,) = (index for index, line in enumerate(lines) if line["source"] == "here")
+    above, ours = lines[at - 1], lines[at]
+    assert (above["model"], above["method"]) == ("LLaVA-OneVision-SI 0.5B", "PA-SFT")
+    assert (above["SDD"], ours["SDD"], ours["VisA, 1-shot"]) == (90.7, 92.34, 60.0)
+    assert above["Average"] == pytest.approx(82.68, abs=0.01) and math.isnan(ours["Average"])
+    assert above[paper_tables.NOTES] == "SDD: T10 prints 96.0"
+
+
+def test_table_1_says_which_of_its_cells_another_table_contradicts():
+    lines = lines_of("T1", [])
+    noted = {(r["model"], r["method"]): r for r in lines if r[paper_tables.NOTES]}
+    assert len(lines) == 22 and {*noted} == {("LLaVA-OneVision-SI 7B", "Anomaly-OV")}
+    (row,) = noted.values()
+    assert row["VisA"] == 74.3 and row[paper_tables.NOTES] == "VisA: T7 prints 71.8"
+
+
+def test_the_tables_are_written_in_three_formats_with_the_same_rows():
+    beside = paper.beside([result("sdd", 92.34, "sft")], CONFIG)
+    found = paper_tables.files(beside)
+    assert {*found} == {f"table{n}.{kind}" for n in (1, 4) for kind in ("csv", "md", "tex")}
+    read = pandas.read_csv(io.StringIO(found["table4.csv"]), keep_default_na=False)
+    assert "92.34" in set(read["SDD"].astype(str))
+    lines = found["table4.md"].splitlines()
+    assert len(lines) == len(read) + 2 and len({line.count("|") for line in lines}) == 1
+    latex = found["table4.tex"]
+    assert latex.count("\\\\") == len(read) + 1 and " 92.3 " in latex
+    assert paper_tables.files([]) == {}
+
+
+def test_a_row_that_cannot_be_compared_says_so_in_the_table():
+    beside = paper.beside([result("sdd", 50.0)], {**CONFIG, "weights": {"name": "tiny"}})
+    sources = [line["source"] for line in lines_of("T4", beside)]
+    assert sources.count("here, not comparable") == 1 and "here" not in sources

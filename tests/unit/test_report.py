@@ -291,6 +291,8 @@ def test_the_papers_numbers_stand_beside_ours_where_its_benchmark_was_tested(
     (folder / "config.json").write_text(json.dumps(CONFIG | chosen))
     page = built(folder)
     assert "published" in page.ids and "T10 prints 96.0" in page.text
+    assert "Table 4: every backbone" in page.text
+    assert (folder / "tables" / "table4.tex").is_file()
     assert "8 pictures here, 340 in the paper's list" in page.text
     assert "published" not in complete_page.ids
 
