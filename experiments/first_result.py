@@ -71,7 +71,7 @@ def folders(
     )
     sft = f"init={full.path / 'checkpoints' / 'sft'}"
     more = "{steps: 300, epochs: null, batch_size: 32, lr_scale: 0.3, vision_lr_scale: 0.1, "
-    more += "freeze_vision: false, location_weight: 3.0, augment: true}"
+    more += "freeze_vision: false, location_weight: 3.0, verdict_weight: 1.0, augment: true}"
     controls = {
         "answer_only": ["stage=grpo", "stage.tasks=[grpo,evaluate]", "rewards=answer_only"],
         "sft_on_rl": [

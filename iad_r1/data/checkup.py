@@ -24,7 +24,7 @@ from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
-from iad_r1.settings.data import Folder, OwnMasks, ReaderSettings, Trains, reader
+from iad_r1.settings.data import DrawnSplit, Folder, OwnMasks, ReaderSettings, Trains, reader
 from iad_r1.types import Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
@@ -526,8 +526,11 @@ def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool) -> No
         found = photos[sample.id]
         return replace(found, sample=replace(found.sample, split=sample.split))
 
+    settings = source.settings
+    if isinstance(settings, DrawnSplit):
+        settings = settings.model_copy(update={"views": None})  # takes time and finds nothing
     try:
-        mix.load(source.settings, grid, rule, seed, frozenset(parts), look=remembered)
+        mix.load(settings, grid, rule, seed, frozenset(parts), look=remembered)
     except DataError as error:
         source.problems.append(Problem("parts", str(source.root), str(error)))
 

@@ -284,6 +284,12 @@ def _meant(
     return fitting[drawn_on]
 
 
+def shrunk(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask at this size (width, height), no larger than its own, so that no mark is lost."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(grey.resize(size, Image.Resampling.BOX)) > 0
+
+
 def _scaled(values: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """A mask [H, W] in this size (width, height): whole multiples are reduced so that no mark is
     lost. None where neither size is a whole multiple of the other."""

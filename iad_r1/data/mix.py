@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from scipy import sparse
 
-from iad_r1.data import EVERY, Part, duplicates, images
+from iad_r1.data import EVERY, Part, duplicates, images, views
 from iad_r1.data.cache import Answer, Kept
 from iad_r1.data.folders import UNSPLIT
 from iad_r1.errors import DataError
@@ -112,7 +112,15 @@ def load(
         read[key] = drawn(photos, part, seed)
     own = {
         key: _own(
-            part, _name(key), seed, required, read[key], [*tests, *_others(read, key)], choose
+            part,
+            _name(key),
+            seed,
+            required,
+            read[key],
+            [*tests, *_others(read, key)],
+            choose,
+            grid,
+            rule,
         )
         for key, part in parts.items()
     }
@@ -181,6 +189,8 @@ def _own(
     photos: Sequence[Photo],
     tests: Sequence[Photo],
     choose: Choose | None,
+    grid: Grid,
+    rule: Rule,
 ) -> Dataset:
     """What `data` holds, or its part of that name. `tests` are pictures from elsewhere that are not
     to be trained on."""
@@ -220,11 +230,19 @@ def _own(
     ready = [_referred(sample, pools, groups, seed, choose, "train" in required) for sample in used]
     kept = [_under(name, sample) if name else sample for sample in ready]
     validation, test = _by_name(kept, "validation"), _by_name(kept, "test")
+    trained = {"sft": _of(ready, "train", "sft"), "rl": _of(ready, "train", "rl")}
+    if "train" in required and isinstance(settings, DrawnSplit) and settings.views is not None:
+        viewer = views.Viewer(settings.views, grid, rule, seed)
+        counts = counts | {f"views_{part}": getattr(settings.views, part) for part in trained}
+        trained = {
+            part: tuple(viewer.draw(found, part, counts[f"views_{part}"]))
+            for part, found in trained.items()
+        }
     return Dataset(
         name=samples[0].dataset,
         fingerprint=_fingerprint(settings, seed, photos),
-        sft=_of(ready, "train", "sft"),
-        rl=_of(ready, "train", "rl"),
+        sft=trained["sft"],
+        rl=trained["rl"],
         validation=validation,
         test=test,
         counts=counts,

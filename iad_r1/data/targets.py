@@ -12,7 +12,7 @@ says only what the annotations say, in about 18 words: on a CPU every token of a
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iad_r1.boxes import Place
 from iad_r1.errors import DataError
@@ -50,11 +50,13 @@ class Target:
     """What a sample's completion should be.
 
     `untrained` holds the character spans (start, end) of `text` that no annotation supports: they
-    keep the pattern complete, and the loss leaves them out. They are never labels.
+    keep the pattern complete, and the loss leaves them out. They are never labels. `verdict` is the
+    span of the first word that a good and a defective picture do not share, where it is known.
     """
 
     text: str
     untrained: tuple[tuple[int, int], ...] = ()
+    verdict: tuple[int, int] | None = None
 
 
 def chain_of_thought(
@@ -84,9 +86,13 @@ def chain_of_thought(
         raise DataError(
             f"{sample.id} is a multiple choice: there is no rule for its chain of thought."
         )
-    if solution.answer == "No":
-        return Target(f"<think>{expected} {sound} It is fine.</think><answer>No</answer>")
-    finding = _finding(defective, solution.location, solution.type)
+    defect = solution.answer == "Yes"
+    finding = _finding(defective, solution.location, solution.type) if defect else sound
+    begin = len(f"<think>{expected} ")
+    verdict = (begin, begin + len(finding.split()[0]))
+    if not defect:
+        text = f"<think>{expected} {finding} It is fine.</think><answer>No</answer>"
+        return Target(text, verdict=verdict)
     true, cell = solution.location, stream.randrange(grid.cells)
     filler = words(cell, grid)
     if place is not None:
@@ -98,14 +104,15 @@ def chain_of_thought(
         (solution.type or UNNAMED, bool(solution.type)),
         ("</type><answer>Yes</answer>", True),
     ]
-    return _joined(pieces)
+    return replace(_joined(pieces), verdict=verdict)
 
 
 def direct_answer(
     sample: Sample, seed: int, grid: Grid | None = None, place: Place | None = None
 ) -> Target:
     """The verdict alone: the control without reasoning. Only the sample is looked at."""
-    return Target(f"<answer>{sample.solution.answer}</answer>")
+    begin, said = len("<answer>"), sample.solution.answer
+    return Target(f"<answer>{said}</answer>", verdict=(begin, begin + len(said)))
 
 
 def _finding(template: str, location: str | None, kind: str | None) -> str:

@@ -106,7 +106,8 @@ class _Phase:
         do not see each other.
 
         A part has at most `sft.token_budget` tokens, or a single sample. Words that name the place
-        count `location_weight` times, untrained spans not at all; with `loss_normalisation=sample`
+        count `location_weight` times, the word that decides the verdict `verdict_weight` times,
+        untrained spans not at all; with `loss_normalisation=sample`
         the weights of each target sum to 1, so the loss is the mean over samples. On several ranks
         these are the parts of the rank.
         """
@@ -192,10 +193,13 @@ class _Phase:
         encode = self.context.backbone.encode_target
         encoded = encode(target.text, target.untrained)
         cell = None if place is None else sample.solution.location
-        outside = encode(target.text, location_spans(target, cell)).trained
+        places = encode(target.text, location_spans(target, cell)).trained
+        verdict = encode(target.text, [target.verdict] if target.verdict else []).trained
         weights = [
-            float(trained) * (1.0 if plain else self.phase.location_weight)
-            for trained, plain in zip(encoded.trained, outside, strict=True)
+            float(trained)
+            * (1.0 if no_place else self.phase.location_weight)
+            * (1.0 if no_verdict else self.phase.verdict_weight)
+            for trained, no_place, no_verdict in zip(encoded.trained, places, verdict, strict=True)
         ]
         if self.sft.loss_normalisation == "sample" and any(weights):
             weights = [weight / math.fsum(weights) for weight in weights]

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from pydantic_core import PydanticCustomError
 
 from iad_r1.settings import modules
-from iad_r1.settings.base import Section
+from iad_r1.settings.base import Count, Section, Share
 from iad_r1.types import Sample
 
 READERS = "iad_r1.data.readers"
@@ -62,6 +62,15 @@ class TrainingSplit(Trains):
     validation_share: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Views(Section):
+    """How many views of its photographs train (`data/views.py`)."""
+
+    sft: Count  # for PA-SFT
+    rl: Count  # for SC-GRPO
+    drawn_defects: Share  # of the defective views: good photographs with a drawn defect
+    pixels: Count  # of a view at most
+
+
 class DrawnSplit(TrainingSplit):
     """For readers of data that may not say what tests (`folders.UNSPLIT`)."""
 
@@ -69,6 +78,8 @@ class DrawnSplit(TrainingSplit):
     split: Literal["drawn"] | None
     # of every product and label, where the seed says it
     test_share: Annotated[float, Field(gt=0, lt=1)]
+    # of the training photographs, in their place; null: they themselves
+    views: Views | None
 
 
 class OwnMasks(Section):

@@ -37,6 +37,8 @@ class Pretrain(Optimiser):
     """Supervised pre-training of the tiny vision tower on drawn defects and their masks."""
 
     images: Count
+    photographs: bool
+    centre: bool
     normal_weight: Above0
     steps: Count
     batch_size: Count
@@ -50,6 +52,7 @@ class SftPhase(Length):
     vision_lr_scale: AtLeast0
     freeze_vision: bool
     location_weight: Above0
+    verdict_weight: Above0
     augment: bool
 
 

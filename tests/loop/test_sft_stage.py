@@ -75,6 +75,16 @@ def test_an_untrained_span_gets_no_loss_and_a_place_counts_as_often_as_asked(mak
     assert f"<location>{decode(silent)}</location>" in decode(encoded.tokens)
 
 
+def test_the_word_that_decides_the_verdict_counts_as_often_as_asked(make_context):
+    context = make_context("sft.phases.0.verdict_weight=7.0")
+    for sample in context.dataset.sft[:6]:
+        encoded, weights = phase_of(context).target(sample, 0)
+        heavy = [t for t, weight in zip(encoded.tokens, weights, strict=True) if weight == 7.0]
+        said = context.backbone.decode(heavy).strip()
+        good = sample.solution.answer == "No"
+        assert said in (("It", "Nothing", "All") if good else ("At", "Something", "Somewhere"))
+
+
 def test_a_normal_image_names_no_place(context):
     assert (
         sft.location_spans(Target("<think>At the top left too.</think><answer>No</answer>")) == []

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
+from transformers import BatchFeature
 
 from iad_r1 import schema
+from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.errors import TrainingError
 from iad_r1.learn import optim
 from iad_r1.learn.learner import Learner
@@ -139,6 +144,33 @@ def test_a_block_has_the_class_of_the_defect_in_it_and_cells_are_row_major():
     assert labels[0, 5, 4] == 5 and (labels != 0).sum() == 1
 
 
+def test_masks_of_photographs_teach_the_tower_at_the_size_it_sees_them():
+    """A drawn type has a class of its own, all others share one; an unmarked defect has none."""
+
+    def photograph(kind, box=None):
+        mask = Image.new("L", (128, 64))
+        if box:
+            mask.paste(255, box)
+        solution = Solution("Yes", None, kind) if kind else Solution("No")
+        picture = Image.new("RGB", (128, 64))
+        return Sample(
+            "id", "d", "sft", "p", picture, solution, mask=mask if box else None
+        )  # fmt: skip
+
+    samples = [
+        photograph(None),
+        photograph("spot"),
+        photograph("spot", (80, 40, 81, 41)),
+        photograph("hole", (0, 0, 128, 64)),
+    ]
+    found = list(pretrain.marked(samples, lambda picture: picture.resize((64, 32)), 8))
+    assert [picture.size for picture, _ in found] == [(64, 32)] * 3
+    good, spot, hole = (labels for _, labels in found)
+    assert good.shape == (2, 16) and not good.any()
+    assert spot[1, 9] == 8 and (spot != 0).sum() == 1  # row 2 of 4, column 1 of 4
+    assert (hole == 1 + DEFECT_TYPES.index("hole")).all()
+
+
 def test_a_whitened_embedding_gives_every_direction_the_same_weight():
     torch.manual_seed(0)
     spread = torch.tensor([30.0, 5.0, 1.0, 0.5])
@@ -147,6 +179,39 @@ def test_a_whitened_embedding_gives_every_direction_the_same_weight():
     pretrain.whiten(embed, patches, floor=0.0)
     out = embed(patches)
     torch.testing.assert_close(out.T @ out / len(out), torch.eye(3), atol=1e-3, rtol=0)
+
+
+class Tower(nn.Module):
+    """What `centre` knows of a tower: a last layer behind others, and what comes of a picture."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merger: Any = nn.Module()
+        self.merger.mlp = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 4))
+
+    def forward(self, pixels, grid_thw):
+        return SimpleNamespace(pooler_output=self.merger.mlp(pixels))
+
+
+def test_centred_features_differ_as_before_and_share_nothing():
+    def processor(images, return_tensors):
+        values = torch.tensor(np.asarray(images[0]) / 255, dtype=torch.float32).reshape(-1, 3)
+        return BatchFeature({"pixel_values": values, "image_grid_thw": None})
+
+    torch.manual_seed(0)
+    tower, rng = Tower(), np.random.default_rng(0)
+    tower.merger.mlp[-1].bias.data += 20.0
+    pictures = [Image.fromarray(rng.integers(0, 255, (2, 2, 3), np.uint8)) for _ in range(9)]
+    values = torch.cat([processor([picture], "pt")["pixel_values"] for picture in pictures])
+    before = tower(values, None).pooler_output
+    pretrain.centre(tower, processor, pictures, length=4.0)
+    after = tower(values, None).pooler_output
+    torch.testing.assert_close(after.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    assert after.norm(dim=1).mean().item() == pytest.approx(4.0, rel=1e-3)
+    ratio = (after[1:] - after[0]) / (before[1:] - before[0])
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-2, atol=0)
 
 
 def said(*texts: str, stop: StopReason = StopReason.STOP) -> list[Completion]:

@@ -384,3 +384,18 @@ def test_yaml_files_hold_no_tabs_and_no_machine_paths():
         text = file.read_text(encoding="utf-8")
         assert "\t" not in text and "/home/" not in text
         assert yaml.safe_load(text) is not None
+
+
+def test_views_of_photographs_are_a_recipe_that_is_asked_for():
+    def made(*arguments: str) -> typing.Any:
+        return compose.compose([*arguments])
+
+    photographs = ["data=photos", "data.root=."]
+    viewed = made(*photographs, "recipe=tiny_views", "sft.phases.0.steps=7")
+    assert viewed.data.views is not None and viewed.pretrain.photographs and viewed.pretrain.centre
+    assert viewed.backbone.max_pixels == 16384 and viewed.sft.phases[0].steps == 7
+    for plain in (made(), made(*photographs)):
+        assert not plain.pretrain.photographs and not plain.pretrain.centre
+        assert plain.backbone.max_pixels == 9216
+        assert [phase.verdict_weight for phase in plain.sft.phases] == [1.0, 1.0]
+    assert made(*photographs).data.views is None

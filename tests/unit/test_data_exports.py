@@ -30,7 +30,7 @@ SIZE = (60, 40)  # width, height
 VALUES = {"split": None, "test_share": 0.3, "validation_share": 0.25,
           "near_duplicate_bits": 10, "drop_leaks": False,
           "masks_inverted": None, "masks_drawn_on": None, "masks_threshold": None,
-          "format": None}  # fmt: skip
+          "views": None, "format": None}  # fmt: skip
 Json = Any
 
 

@@ -38,7 +38,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(root: Path, **changes: Any) -> photos.Settings:
     values = {"split": None, "test_share": 0.3, "validation_share": 0.3, "format": None,
               "near_duplicate_bits": 10, "drop_leaks": False, "masks_inverted": None,
-              "masks_drawn_on": None, "masks_threshold": None, **changes}  # fmt: skip
+              "masks_drawn_on": None, "masks_threshold": None, "views": None,
+              **changes}  # fmt: skip
     return photos.Settings(name="photos", root=str(root), **values)
 
 

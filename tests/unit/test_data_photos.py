@@ -41,7 +41,7 @@ Rows = list[dict[str, str]]
 def load(root: Path, seed: int = 0, **changes: Any) -> Dataset:
     values = {"split": None, "test_share": 0.3, "validation_share": 0.25,
               "near_duplicate_bits": 10, "drop_leaks": False,
-              "masks_inverted": None, "masks_drawn_on": None,
+              "masks_inverted": None, "masks_drawn_on": None, "views": None,
               "masks_threshold": None, "format": None}  # fmt: skip
     config = photos.Settings(name="photos", root=str(root), **{**values, **changes})
     return mix.load(config, GRID, "centroid_largest", seed)
@@ -716,7 +716,7 @@ def test_references_are_those_that_going_through_all_pictures_gives(rows, seed, 
         fresh = others if group is None else [o for o in others if groups[o.id] != group] or others
         stream = random.Random(f"references/{seed}/{sample.id}")
         plain = stream.sample(fresh, min(mix.REFERENCES_PER_SAMPLE, len(fresh)))
-        assert mix._referred(sample, pools, groups, seed).references == tuple(plain)
+        assert mix._referred(sample, pools, groups, seed, None).references == tuple(plain)
 
 
 def plates(n: int, seed: int, shade: float = 0.0) -> list[Image.Image]:

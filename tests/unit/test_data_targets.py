@@ -54,6 +54,18 @@ def test_every_target_has_one_of_the_two_patterns_with_touching_tags(name, seed,
     assert parsed.verdict == solution.answer.lower()
 
 
+@given(ids, seeds, defects)
+def test_the_verdict_is_the_first_word_in_which_good_and_defective_differ(name, seed, defect):
+    said = []
+    for solution in (Solution("No"), defect):
+        target = chain_of_thought(sample(solution, name), seed)
+        assert target.verdict is not None
+        begin, end = target.verdict
+        said.append((target.text[:begin], target.text[begin:end]))
+    assert said[0][0] == said[1][0] and said[0][1] != said[1][1]
+    assert all(word.isalpha() for _, word in said)
+
+
 @given(ids, seeds, solutions)
 def test_a_target_is_the_same_for_a_sample_and_seed(name, seed, solution):
     made = sample(solution, name)
@@ -163,7 +175,7 @@ def test_a_multiple_choice_has_no_chain_of_thought_by_rule():
 @pytest.mark.parametrize("answer", ["Yes", "No"])
 def test_a_direct_answer_is_the_verdict_alone(answer):
     target = direct_answer(sample(Solution(answer)), 0)
-    assert target == Target(f"<answer>{answer}</answer>", ())
+    assert target == Target(f"<answer>{answer}</answer>", (), (8, 8 + len(answer)))
 
 
 def test_targets_of_drawn_pictures_agree_with_their_masks_and_types():

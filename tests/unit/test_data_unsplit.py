@@ -25,7 +25,7 @@ GRID = Grid(3, 3)
 def told(root: Path, **changes: Any) -> photos.Settings:
     values = {"split": None, "test_share": 0.25, "validation_share": 0.25,
               "near_duplicate_bits": 10, "drop_leaks": False, "format": None,
-              "masks_inverted": None, "masks_drawn_on": None,
+              "masks_inverted": None, "masks_drawn_on": None, "views": None,
               "masks_threshold": None, **changes}  # fmt: skip
     return photos.Settings(name="photos", root=str(root), **values)
 

@@ -36,6 +36,8 @@ MARGIN = 9.0  # nearest that a defect's centre comes to the border
 SMALLEST_CHANGE = (
     6  # grey levels of 255; weaker traces of a defect are left out of picture and mask
 )
+CHANGE_ON_PHOTOGRAPHS = 16  # the same for photographs, whose surfaces are less even
+SQUARE = (0.3, 1.0)  # side of the square of a photograph that a defect is drawn into, of its own
 SMALLEST_MASK = 24.0  # square units; a fainter defect is drawn again
 
 
@@ -77,6 +79,33 @@ def draw(rng: np.random.Generator, product: str, defect: str | None, size: int) 
     image[window][changed] = exposed[changed]
     mask[window] = changed
     return Picture(image, mask)
+
+
+def damaged(rng: np.random.Generator, photograph: NDArray[np.uint8]) -> tuple[Picture, str]:
+    """A photograph [H, W, 3] of a good part with a drawn defect somewhere, and the defect's type.
+
+    It is drawn into a square of random size, so that defects are small and large.
+    """
+    height, width = photograph.shape[:2]
+    while True:  # a defect that matches the surface cannot be seen: draw another one
+        kind = DEFECT_TYPES[rng.integers(len(DEFECT_TYPES))]
+        side = max(2, round(rng.uniform(*SQUARE) * min(height, width)))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        square = (slice(top, top + side), slice(left, left + side))
+        before = photograph[square]
+        colour = before.transpose(2, 0, 1).astype(np.float32)
+        dark = np.percentile(colour, rng.uniform(0, 100), axis=(1, 2))
+        surface = Surface(colour, None, dark.astype(np.float32)[:, None, None])
+        window, painted = _damage(rng, surface, kind, *pixel_centres(side))
+        after = np.clip(painted, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        difference = np.abs(after.astype(np.int16) - before[window]).max(axis=2)
+        changed = difference >= CHANGE_ON_PHOTOGRAPHS
+        if changed.sum() >= SMALLEST_MASK * (side / UNIT) ** 2:
+            break
+    image, mask = photograph.copy(), np.zeros((height, width), np.bool_)
+    image[square][window][changed] = after[changed]
+    mask[square][window] = changed
+    return Picture(image, mask), kind
 
 
 def _lighting(rng: np.random.Generator, x: Field, y: Field) -> Field:
