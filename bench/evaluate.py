@@ -12,6 +12,12 @@ bench/rollout.py, where one CPU thread computes all the time, most of it picture
 saves; `ratio` is its. `twin`: the tiny Qwen2.5-VL with small pictures, whose steps cost about the
 same whatever their batch.
 
+`whole` is the rest of an evaluation as well: pictures of 1024 x 1024 pixels are read from files and
+P(yes) is told. `released` reads four, asks for four, and tells no P(yes). `alone` is what
+stage=evaluate rollout=vllm does: two threads read ahead, and vLLM tells P(yes) as it answers.
+`beside` is what it did before: transformers prepares the pictures too, and its model says P(yes).
+P(yes) is taken where the answer begins, because a random model opens none.
+
 Ratios compare processor time, `wall_ratio` is beside. `prompts_alone` reads all pictures and
 prompts for one token each, which both patterns do alike; `decoding_ratio` compares what is left.
 Starting the sampler is not counted, but told.
@@ -21,7 +27,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +38,15 @@ from rollout import Ragged, arguments, lengths, measure, open_sampler, ratios, r
 
 from iad_r1.backbones import twins
 from iad_r1.backbones.backbone import Backbone, Prompt
+from iad_r1.data.ahead import Ahead
+from iad_r1.loops.evaluate import p_yes
+from iad_r1.rollouts.sampling import Choice, Sampling, Seed
 from iad_r1.types import Conversation
 
 AT_ONCE = 4  # requests of the released evaluation
 ROOM = 64  # completions that the sampler decodes at once when it is given all
+WORKERS = 2  # threads that read pictures ahead
+AT_START = Choice("", ("Yes", "No"))
 SIDE = 56  # pixels of the twin's pictures
 
 
@@ -104,11 +115,84 @@ def compare(backbone: Backbone, prompts: Sequence[Prompt]) -> dict[str, Any]:
     }
 
 
+def whole(backbone: Backbone, folder: Path, pictures: int) -> dict[str, Any]:
+    """All of an evaluation, from files to P(yes), in three ways on the same engine."""
+    rng = np.random.default_rng(0)
+    files = [folder / f"{number}.png" for number in range(pictures)]
+    for file in files:
+        soft = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(soft).resize((1024, 1024)).save(file)
+    asked = Conversation("{image}" + QUESTION)
+
+    def read(file: Path) -> Prompt:
+        with Image.open(file) as opened:
+            return backbone.encode(asked, [backbone.fit(opened.convert("RGB"))], file.name)
+
+    def counted(file: Path) -> Prompt:
+        """As a backbone without weights makes it: vLLM prepares the picture."""
+        with Image.open(file) as opened:
+            picture = backbone.fit(opened.convert("RGB"))
+        return Prompt(text, (picture,), {"input_ids": backbone.expanded(text, [picture.size])})
+
+    text = read(files[0]).text
+    wanted = lengths(pictures, 1)
+    sampler = open_sampler(backbone, wanted, read(files[0]), min(pictures, ROOM))
+    sampler.draw([counted(files[0])], [(0, 0)])  # kernels are chosen
+
+    def released() -> int:
+        tokens = 0
+        for start in range(0, pictures, AT_ONCE):
+            part = range(start, min(start + AT_ONCE, pictures))
+            prompts = [counted(files[number]) for number in part]
+            tokens += sampler.draw(prompts, [(number, 0) for number in part])
+        return tokens
+
+    def ours(make: Callable[[Path], Prompt], choice: Choice | None) -> int:
+        sampling, given = Sampling(1, int(wanted.max()), 1.0, choice=choice), list[Prompt]()
+        with Ahead(make, WORKERS) as ahead:
+
+            def asking() -> Iterator[tuple[Prompt, Seed]]:
+                for start in range(0, pictures, AT_ONCE):
+                    now, then = start + AT_ONCE, start + 2 * AT_ONCE
+                    for prompt in ahead.take(files[start:now], files[now:then]):
+                        given.append(prompt)
+                        yield prompt, (len(given) - 1, 0)
+
+            found = [(number, group[0]) for number, group in sampler.stream(asking(), sampling)]
+        if choice is None:
+            for start in range(0, pictures, AT_ONCE):
+                part = found[start : start + AT_ONCE]
+                asked_for = [given[number] for number, _ in part]
+                p_yes(backbone, asked_for, [drawn for _, drawn in part], AT_START)
+        else:
+            assert all(drawn.choice is not None for _, drawn in found)
+        return sum(len(drawn.tokens) for _, drawn in found)
+
+    done = {}
+    ways: dict[str, Callable[[], int]] = {
+        "alone": lambda: ours(counted, AT_START),
+        "released": released,
+        "beside": lambda: ours(read, None),
+    }
+    for name, way in ways.items():
+        sampler.forget()
+        done[name] = measure(way)
+    sampler.stop()
+    return {
+        "released": ratios(done["released"], done["alone"]),
+        "before": ratios(done["beside"], done["alone"]),
+        "pictures": pictures,
+        "ways": done,
+    }
+
+
 def main() -> None:
     options = arguments(__doc__)
     about = environment(options.threads)
     pictures = 8 if options.quick else 96
     found = {"model_of_8m": compare(*model_of_8m(pictures))}
+    with tempfile.TemporaryDirectory() as folder:
+        found["whole"] = whole(model_of_8m(1)[0], Path(folder), 8 if options.quick else 40)
     if not options.quick:
         found["twin"] = compare(*twin(pictures))
     report({"ratio": found["model_of_8m"]["ratio"], **found}, options, about)

@@ -246,6 +246,7 @@ class Prediction:
     score: float | None = None  # of any scale, where there is no `p_yes`; higher: more defective
     gold_cells: str | None = None  # all cells that the mask of the defect touches
     marked: Marked | None = None  # then `location` is the cell it points at
+    votes: tuple[str, ...] = ()  # all answers, where several were drawn; `answer` is the majority
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,11 @@ def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Conf
     tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))
     paths = [*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths]
     paths += [f"data.parts.{name}.root" for name in plain["data"].get("parts", {})]
-    names = {*NAME_OR_PATH, *(["init"] if stage.inherits else [])}  # or that of weights on the hub
+    names = {
+        *NAME_OR_PATH,
+        *stage.paths_or_names,
+        *(["init"] if stage.inherits else []),
+    }  # or that of weights on the hub
     for key in {*paths, *names}:
         _make_absolute(plain, key, directory, always=key not in names)
     if stage.inherits and plain["init"] is not None:

@@ -30,7 +30,7 @@ from iad_r1.command import compose, inherit
 from iad_r1.errors import IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
-from iad_r1.settings.config import Config
+from iad_r1.settings.config import Config, read
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
 from iad_r1.store.starts import find_resumable
 
@@ -99,6 +99,10 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
         print(f"Start it with this command on each of the {config.engine.hosts} hosts:\n")
         print(f"  {shlex.join(command(config, folder))}\n", flush=True)
         return folder, 0
+    with folder.locked():
+        for part in stage.parts(config, folder):
+            print(f"\n--- {part.path.name}", flush=True)
+            carry_out(command(read(part.config_file), part), offline, stage.saves)
     return folder, carry_out(command(config, folder), offline, stage.saves)
 
 

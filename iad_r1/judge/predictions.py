@@ -65,7 +65,8 @@ def _read(line: str) -> Prediction:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise TypeError(f"a {type(values).__name__}, not an object")
-    found = {**values, "references": tuple(values.get("references", ()))}
+    lists = {name: tuple(values.get(name, ())) for name in ("references", "votes")}
+    found = {**values, **lists}
     if values.get("marked") is not None:
         found["marked"] = Marked(**{key: _frozen(value) for key, value in values["marked"].items()})
     return Prediction(**found)

@@ -1,4 +1,4 @@
-"""Evaluation: greedy answers on held-out images, graded and kept one line per image."""
+"""Evaluation: answers to held-out images, graded and kept one line per image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -25,6 +26,7 @@ from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import append, read_predictions, repair
+from iad_r1.judge.votes import majority
 from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
 from iad_r1.loops.results import Answers, result_of, splits
@@ -148,7 +150,7 @@ def open_asking(config: Config, backbone: Backbone) -> Asking:
     sampler = open_sampler(config, backbone, asked.batch_size)
     sampler.sync()
     grader, threads = open_grader(config), config.engine.picture_threads
-    return Asking(backbone, prompter, sampler, grader, asked, threads)
+    return Asking(backbone, prompter, sampler, grader, asked, threads, config.seed)
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,21 @@ class Asking:
     grader: Grader
     settings: Evaluate
     picture_threads: int
+    seed: int
     # splits and shots of which vLLM was seen to prepare the same
     checked: set[tuple[str, int]] = field(default_factory=set)
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
     ) -> Iterator[list[Prediction]]:
-        """Greedy predictions as they are finished, about a batch of every rank at a time.
+        """Predictions as they are finished, about a batch of every rank at a time: greedy ones, or
+        the majority of several samples.
 
         The sampler is given all of a rank's prompts, as it has room for them, and goes on with the
         others while a batch is graded. The pictures of the next batch are prepared meanwhile.
         """
-        mine, size = distributed.share(samples), self.settings.batch_size
+        mine, count = distributed.share(samples), self.settings.samples
+        size = max(1, self.settings.batch_size // count)
         asked: dict[int, Prompt] = {}  # in flight
         encode, judge = partial(self.prompter.encode, shots=shots), partial(graded, self.grader)
 
@@ -181,21 +186,30 @@ class Asking:
                 batch, then = mine[start : start + size], mine[start + size : start + 2 * size]
                 for number, prompt in enumerate(prompts.take(batch, then), start):
                     asked[number] = prompt
-                    yield prompt, ()
+                    yield prompt, (self.seed, crc32(mine[number].id.encode()), shots)
 
-        greedy = Sampling(1, self.settings.max_tokens, temperature=0.0, choice=self._choice(mine))
+        temperature = self.settings.temperature if count > 1 else 0.0
+        sampling = Sampling(count, self.settings.max_tokens, temperature, choice=self._choice(mine))
         if self.alone and (split, shots) not in self.checked:
             self._check_inputs(mine[:PROBES], shots)
             self.checked.add((split, shots))
         with Ahead(encode, self.picture_threads) as prompts:
-            finished = self.sampler.stream(ask(prompts), greedy)
+            finished = self.sampler.stream(ask(prompts), sampling)
             for _ in range(math.ceil(len(samples) / (size * distributed.world()))):
-                batch = [(mine[n], asked.pop(n), group[0]) for n, group in islice(finished, size)]
+                batch = [
+                    (mine[n], prompt, drawn)
+                    for n, group in islice(finished, size)
+                    for prompt in [asked.pop(n)]
+                    for drawn in group
+                ]
                 shares = self._p_yes(batch)
                 answers = [
                     judge(sample, drawn, split, shots, shares.get(n), self.prompter.frame(sample))
                     for n, (sample, _, drawn) in enumerate(batch)
                 ]
+                if count > 1:
+                    starts = range(0, len(answers), count)
+                    answers = [majority(answers[start : start + count]) for start in starts]
                 yield [answer for part in distributed.everyone(answers) for answer in part]
 
     def close(self) -> None:

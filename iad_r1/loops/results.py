@@ -7,10 +7,13 @@ from typing import Any
 
 from iad_r1.grid import as_grid
 from iad_r1.judge import mmad
+from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.rates import summarise
 from iad_r1.judge.reasoning import reasoning_scores
+from iad_r1.judge.scores import RANKED
 from iad_r1.judge.thresholds import Rule, operating_points
+from iad_r1.judge.votes import by_votes
 from iad_r1.report.wording import HEADLINE
 from iad_r1.rewards import vocabulary
 from iad_r1.settings.config import Config
@@ -47,7 +50,17 @@ def result_of(
         "places": place_scores(answered, grid),
         "boxes": box_scores(answered),
         "reasoning": reasoning_scores(answered, grid, types),
+        "votes": vote_scores(answered, config.seed),
     }
+
+
+def vote_scores(answered: Sequence[Prediction], seed: int) -> dict[str, Any] | None:
+    """How well the share of votes for "yes" ranks images; None where a picture has one answer, or
+    a question has options."""
+    if not all(one.votes and is_yes_no(one) for one in answered):
+        return None
+    ranked = summarise(by_votes(answered), seed)
+    return {"samples": len(answered[0].votes), **{name: ranked[name] for name in RANKED}}
 
 
 def more(asked: Evaluate, answers: Answers, seed: int) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _n_products(item: Evaluation) -> int:
 
 def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
     """The headline table: per (split, shots), a line per metric with a cell per stage."""
-    stages = sorted({row["stage"] for row in rows}, key=wording.stage_order)
+    stages = sorted(dict.fromkeys(row["stage"] for row in rows), key=wording.stage_order)
     groups = []
     for split, shots in dict.fromkeys((row["split"], row["shots"]) for row in rows):
         here = {r["stage"]: r for r in rows if (r["split"], r["shots"]) == (split, shots)}

@@ -132,7 +132,7 @@ def _reasoning(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    stages = sorted({row["stage"] for row in results}, key=wording.stage_order)
+    stages = sorted(dict.fromkeys(r["stage"] for r in results), key=wording.stage_order)
     groups = list(dict.fromkeys((row["split"], row["shots"]) for row in results))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("images", "shots", "n", ""):

@@ -12,8 +12,9 @@ Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
 class Evaluate(Pictures):
-    """Greedy answers on held-out images, and what is computed from them.
+    """Answers on held-out images, and what is computed from them.
 
+    With `samples` above 1 that many are drawn at `temperature`; else the one answer is greedy.
     `at_miss` and `at_overkill` are the rates, in percent, that thresholds of the score are to
     keep; null: no such threshold is looked for.
     """
@@ -26,5 +27,7 @@ class Evaluate(Pictures):
     max_length: Count | None
     batch_size: Count
     limit: Count | None
+    samples: Count
+    temperature: Annotated[float, Field(gt=0, le=2)]
     at_miss: Percent | None
     at_overkill: Percent | None

@@ -29,6 +29,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _weights_rules(config)
     yield from _outside(config)
     yield from _vllm_rules(config)
+    yield from _samples(config)
     yield from _method(config)
 
 
@@ -168,6 +169,15 @@ def _augmentation(config: Config) -> Iterator[str]:
             )
 
 
+def _samples(config: Config) -> Iterator[str]:
+    asked = config.evaluate.samples
+    if "evaluate" in config.tasks() and config.backbone.source == "api" and asked > 1:
+        yield (
+            f"evaluate.samples={asked} with backbone={config.backbone.name}: an outside model "
+            "gives one answer to a picture. Use evaluate.samples=1."
+        )
+
+
 def _vllm_rules(config: Config) -> Iterator[str]:
     rollout = config.rollout
     if isinstance(rollout, HfRollout):
@@ -177,6 +187,12 @@ def _vllm_rules(config: Config) -> Iterator[str]:
             f"grpo.group_size={config.grpo.group_size} with rollout.max_num_seqs="
             f"{rollout.max_num_seqs}: a group is sampled as one request. Use "
             f"rollout.max_num_seqs={config.grpo.group_size} or more."
+        )
+    if "evaluate" in config.tasks() and config.evaluate.samples > rollout.max_num_seqs:
+        yield (
+            f"evaluate.samples={config.evaluate.samples} with rollout.max_num_seqs="
+            f"{rollout.max_num_seqs}: the answers to a picture are sampled as one request. Use "
+            f"rollout.max_num_seqs={config.evaluate.samples} or more."
         )
     pictures = 1 + max(config.evaluate.shots) if "evaluate" in config.tasks() else 1
     if pictures > rollout.max_images:

@@ -23,6 +23,7 @@ class Stage(ABC):
         ranked: it runs on every rank that `engine` asks for; else in one process.
         saves: it may take minutes to save when it is asked to end.
         paths: its settings that hold a path, such as `stage.completions`, or a list of them.
+        paths_or_names: those that hold a path if they are spelled as one, or if it is there.
         shortcuts: settings outside `stage` that its YAML file hands on to it.
         inherits: sections and settings that it takes from the weights which `init` names, unless
             they are typed (`command/inherit.py`).
@@ -33,6 +34,7 @@ class Stage(ABC):
     ranked = False
     saves = True
     paths: tuple[str, ...] = ()
+    paths_or_names: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     inherits: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
@@ -60,6 +62,11 @@ class Stage(ABC):
         """What the run is about to do, one line each; `output` is where it will write."""
         yield config.stage.name
         yield row("output", output)
+
+    def parts(self, config: Config, folder: RunFolder) -> Iterator[RunFolder]:
+        """Runs that are carried out before this one, below its folder, one after the other. Each
+        has a process of its own, so one that fails leaves the others and this one as they are."""
+        return iter(())
 
     @abstractmethod
     def run(self, config: Config, folder: RunFolder) -> int | None:

@@ -70,7 +70,7 @@ class Stage(stages.Stage):
         if tasks:
             yield row("tasks", " -> ".join(tasks))
         if not patches:
-            yield row("weights", _weights(config))
+            yield row("weights", weights(config))
         if len(sources) > len(tested):
             yield row("data", config.data.announce())
         for found in tested.values():
@@ -85,7 +85,7 @@ class Stage(stages.Stage):
         if patches:
             yield row("evaluate", _patches(config))
         elif "evaluate" in tasks:
-            yield row("evaluate", _evaluate(config))
+            yield row("evaluate", evaluation(config))
         yield row("output", output)
 
     def run(self, config: Config, folder: RunFolder) -> None:
@@ -174,7 +174,7 @@ def type_init(outputs: Path, stage: str) -> str:
 # --- what it says --------------------------------------------------------------------------------
 
 
-def _weights(config: Config) -> str:
+def weights(config: Config) -> str:
     backbone = config.backbone
     if backbone.source == "api":
         return f"those of {backbone.model} at {backbone.base_url}, asked over the network"
@@ -213,7 +213,7 @@ def _grpo(config: Config) -> str:
     )
 
 
-def _evaluate(config: Config) -> str:
+def evaluation(config: Config) -> str:
     evaluate = config.evaluate
     shots = ", ".join(f"{count}-shot" for count in evaluate.shots)
     limit = f", first {evaluate.limit:,} images" if evaluate.limit else ""

@@ -89,6 +89,18 @@ def test_it_says_what_transformers_says(both):
     assert [one.tokens for one in theirs] == [one.tokens for one in ours]
 
 
+def test_an_answer_does_not_depend_on_what_else_is_asked(both):
+    """Its tokens; log-probs are the same up to rounding, not bit for bit."""
+    _, engine = both
+    asked = prompts(engine.backbone) * 3
+    sampling = Sampling(1, TOKENS, temperature=0.0, choice=Choice("", ("a", "o")))
+    together = engine.generate(asked, sampling, [()] * len(asked))
+    for number, [one] in enumerate(together):
+        [[alone]] = engine.generate(asked[number : number + 1], sampling, [()])
+        assert alone.tokens == one.tokens
+        assert alone.choice == pytest.approx(one.choice, abs=LIMIT)
+
+
 def spelled(backbone: Backbone, drawn: Completion) -> str:
     """The longest beginning of a completion that the tokenizer reads as it was drawn."""
     for count in range(len(drawn.tokens) - 1, 0, -1):

@@ -13,6 +13,7 @@ from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.judge.rates import summarise
 from iad_r1.loops import evaluate
+from iad_r1.loops.results import vote_scores
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts.prompting import Prompter
 from iad_r1.types import Completion, Question, Solution, StopReason
@@ -91,6 +92,31 @@ def test_an_evaluation_that_was_stopped_asks_only_what_is_missing(context, monke
     monkeypatch.setattr(evaluate.Asking, "answers", counting)
     assert evaluate.run(context) == whole
     assert len(asked) == 5
+
+
+def test_several_answers_are_drawn_alike_whatever_else_is_asked(make_context, monkeypatch):
+    typed = ("evaluate.samples=3", "evaluate.temperature=1.5", "evaluate.batch_size=7")
+    context = make_context(*typed)
+    samples = context.dataset.test["seen"][:3]
+    drawn: list[str] = []
+    graded = evaluate.graded
+
+    def written(grader, sample, completion, *rest):
+        drawn.append(completion.text)
+        word = ["Yes", "No", "Yes"][(len(drawn) - 1) % 3]
+        return graded(grader, sample, said(f"<think>a</think><answer>{word}</answer>"), *rest)
+
+    monkeypatch.setattr(evaluate, "graded", written)
+    asking = evaluate.open_asking(context.config, context.backbone)
+    together = [one for batch in asking.answers(samples, "mine", 0) for one in batch]
+    assert [one.id for one in together] == [sample.id for sample in samples]
+    assert len(drawn) == 9 and len(set(drawn)) == 9
+    assert {(one.answer, one.votes) for one in together} == {("yes", ("yes", "no", "yes"))}
+    scores = vote_scores(together, 0)
+    assert scores is not None and scores["samples"] == 3
+    before = drawn.copy()
+    list(asking.answers(samples[1:2], "mine", 0))
+    assert drawn[9:] == before[3:6]
 
 
 def test_validation_pictures_are_judged_only_when_asked(make_context):
