@@ -24,7 +24,15 @@ from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
 from iad_r1.rewards.vocabulary import Vocabulary
-from iad_r1.settings.data import DrawnSplit, Folder, OwnMasks, ReaderSettings, Trains, reader
+from iad_r1.settings.data import (
+    DrawnSplit,
+    Folder,
+    OwnMasks,
+    ReaderSettings,
+    Trains,
+    nothing,
+    reader,
+)
 from iad_r1.types import Mask, Sample, Shapes
 
 # Kinds of problems with which no run starts, and those that are worth a look.
@@ -139,7 +147,7 @@ def listed(section: str, settings: ReaderSettings, seed: int) -> Source:
     repeated = {str(file): say for file, say in mix.repeated(samples)}
     source.problems += [Problem("listed_twice", file, say) for file, say in repeated.items()]
     if not samples and not found:
-        say = f"{said(settings)}: there are no pictures."
+        say = nothing(settings, said(settings))
         source.problems.append(Problem("layout", str(source.root or ""), say))
     return source
 

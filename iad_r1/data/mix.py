@@ -43,6 +43,7 @@ from iad_r1.settings.data import (
     ReaderSettings,
     TrainingSplit,
     Trains,
+    nothing,
     reader,
 )
 from iad_r1.types import Cut, Dataset, Mask, Sample, Shapes
@@ -287,7 +288,7 @@ def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
     a reader names itself, and with and without a reference."""
     found = list(reader(settings.name).read(settings, seed))
     if not found:
-        raise DataError(f"{settings.announce()}: there are no pictures.")
+        raise DataError(nothing(settings, settings.announce()))
     for _, say in repeated(found):
         raise DataError(say)
     return found

@@ -111,7 +111,8 @@ def _explain(error: ValidationError, values: Any) -> Iterator[str]:
             yield f"{key}.{name}={tag.get('tag')}: must be one of {tag.get('expected_tags')}."
         elif item["input"] is None:
             what = item["msg"] if item["type"] == "no_value" else "value"
-            yield f"{key} has no value. Set it: {key}=<{what}>."
+            source = item.get("ctx", {}).get("source", "")
+            yield f"{key} has no value. Set it: {key}=<{what}>. {source}".rstrip()
         else:
             shown = json.dumps(item["input"]) if not isinstance(item["input"], dict) else "{...}"
             yield f"{key}={shown}: {_lower(item['msg'])}."

@@ -112,12 +112,18 @@ def reader(name: str) -> ReaderModule:
     return modules.find(READERS, name)
 
 
-def needed(what: str) -> BeforeValidator:
-    """Of a setting that is null until the user says `what` it is."""
+def nothing(settings: ReaderSettings, announced: str) -> str:
+    """The sentence for a root without a single picture, with where to get what belongs there."""
+    source = getattr(reader(settings.name), "SOURCE", "")
+    return f"{announced}: there are no pictures. {source}".rstrip()
+
+
+def needed(what: str, source: str = "") -> BeforeValidator:
+    """Of a setting that is null until the user says `what` it is; `source` says where to get it."""
 
     def given(value: Any) -> Any:
         if value is None:
-            raise PydanticCustomError("no_value", "{what}", {"what": what})
+            raise PydanticCustomError("no_value", "{what}", {"what": what, "source": source})
         return value
 
     return BeforeValidator(given)

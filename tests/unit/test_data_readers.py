@@ -44,7 +44,7 @@ from PIL import Image
 from iad_r1 import data
 from iad_r1.command import compose
 from iad_r1.data import images
-from iad_r1.errors import DataError
+from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import ReaderSettings, reader
 from iad_r1.types import Mask, Sample, Solution
@@ -196,7 +196,18 @@ def test_any_order_of_files_on_disk_gives_the_same_samples_in_the_same_order(lay
 def test_where_a_benchmark_is_obtained_is_said_if_it_is_not_there(name, tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder") as caught:
         asked(made(name, tmp_path / "nowhere"))
-    assert vars(reader(name))["SOURCE"] in str(caught.value)
+    source = vars(reader(name))["SOURCE"]
+    assert source in str(caught.value)
+    assert "Unpack it so that the folder holds" in source and (
+        "CC BY" in source or "licen" in source
+    )
+    (tmp_path / "another").mkdir()  # a folder that holds nothing of it
+    with pytest.raises(DataError) as caught:
+        asked(made(name, tmp_path / "another"))
+    assert source in str(caught.value)
+    with pytest.raises(ConfigError) as refused:
+        compose.compose([f"benchmark={name}"])
+    assert source in str(refused.value)
 
 
 def test_the_metal_nuts_among_the_pills_are_left_out_on_demand(tmp_path):

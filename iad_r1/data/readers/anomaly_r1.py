@@ -22,8 +22,9 @@ from iad_r1.settings.data import Folder, Trains, needed
 from iad_r1.types import Question, Sample, Solution
 
 SOURCE = (
-    "The lists of AnomalyR1 are its authors'; the pictures are those of MMAD (jiang-cc/MMAD on the "
-    "Hugging Face hub). The folder holds fewshot-ad-train.jsonl and few-shot-dataset/."
+    "The lists of AnomalyR1 are its authors' (licence not stated); the pictures are those of MMAD "
+    "(jiang-cc/MMAD on the Hugging Face hub, CC BY-NC-SA 4.0). Unpack them so that the folder "
+    "holds fewshot-ad-train.jsonl and few-shot-dataset/."
 )
 FOLDERS = ("AnomalyR1",)
 LETTERS = {letter: letter for letter in "ABCDE"}
@@ -33,7 +34,9 @@ class Settings(Trains, Folder):
     """Where the lists lie. The other paths start from the root."""
 
     name: Literal["anomaly_r1"]
-    root: Annotated[str, needed("folder that holds fewshot-ad-train.jsonl and few-shot-dataset/")]
+    root: Annotated[
+        str, needed("folder that holds fewshot-ad-train.jsonl and few-shot-dataset/", SOURCE)
+    ]
     images: str  # what the paths of pictures start from
     train: str
     validation: str | None

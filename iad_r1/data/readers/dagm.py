@@ -32,7 +32,7 @@ class Settings(Folder):
     """Where DAGM lies."""
 
     name: Literal["dagm"]
-    root: Annotated[str, needed("folder of DAGM, which holds Class1/Test/ or Class1/good/")]
+    root: Annotated[str, needed("folder of DAGM, which holds Class1/Test/ or Class1/good/", SOURCE)]
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

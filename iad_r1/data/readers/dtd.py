@@ -29,7 +29,7 @@ class Settings(Folder):
 
     name: Literal["dtd"]
     root: Annotated[
-        str, needed("folder of DTD-Synthetic, which holds Woven_001/test/good/ and so on")
+        str, needed("folder of DTD-Synthetic, which holds Woven_001/test/good/ and so on", SOURCE)
     ]
 
 

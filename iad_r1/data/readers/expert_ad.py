@@ -32,8 +32,9 @@ from iad_r1.settings.data import Folder, Trains, needed
 from iad_r1.types import Question, Sample, Solution
 
 SOURCE = (
-    "Expert-AD: yanhui01/Expert-AD on the Hugging Face hub, where it is open to you, and the "
-    "pictures of Real-IAD. Unpack it so that the folder holds PA-SFT/ and SC-GRPO/."
+    "Expert-AD: yanhui01/Expert-AD on the Hugging Face hub, where it is open to you (licence not "
+    "stated), and the pictures of Real-IAD (CC BY-NC-SA 4.0). Unpack it so that the folder holds "
+    "PA-SFT/ and SC-GRPO/."
 )
 FOLDERS = ("Expert-AD",)
 PICTURE = "<image>"  # stands for a picture in what the user says
@@ -47,7 +48,7 @@ class Settings(Trains, Folder):
     """Where Expert-AD lies. The other paths start from its root."""
 
     name: Literal["expert_ad"]
-    root: Annotated[str, needed("folder of Expert-AD, which holds PA-SFT/ and SC-GRPO/")]
+    root: Annotated[str, needed("folder of Expert-AD, which holds PA-SFT/ and SC-GRPO/", SOURCE)]
     images: str  # what the paths of pictures start from
     sft: str
     rl: str

@@ -16,8 +16,9 @@ from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Sample
 
 SOURCE = (
-    "GoodsAD: github.com/jianzhang96/GoodsAD links to it. Unpack it so that the folder holds "
-    "cigarette_box/, drink_bottle/, drink_can/, food_bottle/, food_box/ and food_package/."
+    "GoodsAD: github.com/jianzhang96/GoodsAD links to it (licence not stated). Unpack it so that "
+    "the folder holds cigarette_box/, drink_bottle/, drink_can/, food_bottle/, food_box/ and "
+    "food_package/."
 )
 FOLDERS = ("GoodsAD", "MMAD/GoodsAD")
 
@@ -27,7 +28,7 @@ class Settings(Folder):
 
     name: Literal["goodsad"]
     root: Annotated[
-        str, needed("folder of GoodsAD, which holds cigarette_box/test/good/ and so on")
+        str, needed("folder of GoodsAD, which holds cigarette_box/test/good/ and so on", SOURCE)
     ]
 
 

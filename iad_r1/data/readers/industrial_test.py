@@ -20,8 +20,10 @@ from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Sample, Solution
 
 SOURCE = (
-    "It is yanhui01/Industrial_test on the Hugging Face hub; the lists are in data/Test/ of the "
-    "code released with IAD-R1."
+    "It is yanhui01/Industrial_test on the Hugging Face hub (licences are those of its sets, most "
+    "CC BY-NC-SA 4.0). Unpack it so that the folder holds DAGM/, DS-MVTec/, DTD/, MPDD/, SDD/ and "
+    "VisA/. The lists, test_DAGM_format.json and so on, are in data/Test/ of the code released "
+    "with IAD-R1."
 )
 FOLDERS = ("Industrial_test", ".")  # or the six folders as they are
 ANSWERS = {"A": "Yes", "B": "No"}
@@ -32,8 +34,10 @@ class Settings(Folder):
     """Where the pictures and their lists lie, and which references are shown."""
 
     name: Literal["industrial_test"]
-    root: Annotated[str, needed("folder that holds DAGM/, DS-MVTec/, DTD/, MPDD/, SDD/, VisA/")]
-    lists: Annotated[str, needed("folder of test_DAGM_format.json and so on")]
+    root: Annotated[
+        str, needed("folder that holds DAGM/, DS-MVTec/, DTD/, MPDD/, SDD/, VisA/", SOURCE)
+    ]
+    lists: Annotated[str, needed("folder of test_DAGM_format.json and so on", SOURCE)]
     templates: Literal["random", "similar"]
 
 

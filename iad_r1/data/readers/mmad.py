@@ -41,7 +41,7 @@ class Settings(Folder):
     """Where MMAD lies, and how its questions are asked."""
 
     name: Literal["mmad"]
-    root: Annotated[str, needed("folder of MMAD, which holds mmad.json and DS-MVTec/")]
+    root: Annotated[str, needed("folder of MMAD, which holds mmad.json and DS-MVTec/", SOURCE)]
     subsets: Annotated[list[Subset], Field(min_length=1)]
     templates: Literal["random", "similar"]
     knowledge: bool

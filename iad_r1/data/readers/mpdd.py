@@ -26,7 +26,9 @@ class Settings(Folder):
     """Where MPDD lies."""
 
     name: Literal["mpdd"]
-    root: Annotated[str, needed("folder of MPDD, which holds bracket_black/test/good/ and so on")]
+    root: Annotated[
+        str, needed("folder of MPDD, which holds bracket_black/test/good/ and so on", SOURCE)
+    ]
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

@@ -37,7 +37,9 @@ class Settings(Folder):
     """Where MVTec AD lies."""
 
     name: Literal["mvtec"]
-    root: Annotated[str, needed("folder of MVTec AD, which holds bottle/test/good/ and so on")]
+    root: Annotated[
+        str, needed("folder of MVTec AD, which holds bottle/test/good/ and so on", SOURCE)
+    ]
     variant: Literal["published", "fixed"]  # of DS-MVTec; MVTec AD itself has one
 
     def announce(self) -> str:

@@ -27,7 +27,9 @@ class Settings(Folder):
     """Where MVTec AD 2 lies."""
 
     name: Literal["mvtec_ad2"]
-    root: Annotated[str, needed("folder of MVTec AD 2, which holds can/test_public/ and so on")]
+    root: Annotated[
+        str, needed("folder of MVTec AD 2, which holds can/test_public/ and so on", SOURCE)
+    ]
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

@@ -28,7 +28,8 @@ class Settings(Folder):
 
     name: Literal["mvtec_loco"]
     root: Annotated[
-        str, needed("folder of MVTec LOCO AD, which holds breakfast_box/test/good/ and so on")
+        str,
+        needed("folder of MVTec LOCO AD, which holds breakfast_box/test/good/ and so on", SOURCE),
     ]
 
 

@@ -34,7 +34,9 @@ class Settings(Folder):
     """Where Real-IAD lies, in which size, and which of its views."""
 
     name: Literal["real_iad"]
-    root: Annotated[str, needed("folder of Real-IAD, which holds realiad_jsons/ and realiad_1024/")]
+    root: Annotated[
+        str, needed("folder of Real-IAD, which holds realiad_jsons/ and realiad_1024/", SOURCE)
+    ]
     size: Literal["256", "512", "1024", "raw"]
     views: Literal["realiad_jsons", "realiad_jsons_sv"]
 

@@ -27,9 +27,9 @@ from iad_r1.settings.data import Folder, needed
 from iad_r1.types import Cut, Mask, Sample, Solution
 
 SOURCE = (
-    "KolektorSDD: go.vicos.si/kolektorsdd (CC BY-NC-SA 4.0), which holds kos01/ to kos50/; "
-    "compiled, it is SDD/ in yanhui01/Industrial_test on the hub, which holds test/good/ and "
-    "test/defect/."
+    "KolektorSDD: go.vicos.si/kolektorsdd (CC BY-NC-SA 4.0). Unpack it so that the folder holds "
+    "kos01/ to kos50/; compiled, it is SDD/ in yanhui01/Industrial_test on the hub, which holds "
+    "test/good/ and test/defect/."
 )
 FOLDERS = ("SDD", "KolektorSDD")
 PRODUCT = "electrical commutators"
@@ -41,7 +41,7 @@ class Settings(Folder):
     """Where KolektorSDD lies."""
 
     name: Literal["sdd"]
-    root: Annotated[str, needed("folder of KolektorSDD, which holds test/good/ or kos01/")]
+    root: Annotated[str, needed("folder of KolektorSDD, which holds test/good/ or kos01/", SOURCE)]
 
 
 def read(settings: Settings, seed: int) -> Iterator[Sample]:

@@ -40,7 +40,9 @@ class Settings(Folder):
     """Where VisA lies."""
 
     name: Literal["visa"]
-    root: Annotated[str, needed("folder of VisA, which holds split_csv/1cls.csv or candle/test/")]
+    root: Annotated[
+        str, needed("folder of VisA, which holds split_csv/1cls.csv or candle/test/", SOURCE)
+    ]
     types: Literal["single", "largest"]  # of a picture with several kinds of defect: none, or one
 
 
