@@ -125,7 +125,7 @@ def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, 
             why = f"only the first {limit:,} pictures were tested (evaluate.limit)"
         bounds = (row.get("ci95") or {}).get(METRIC)
         flags = [f"the paper contradicts itself: {flag}" for flag in paper.flags]
-        notes = [*flags, *_sizes(row, name)]
+        notes = [*flags, *_sizes(row, name), *_adapters(row, config)]
         found.append(
             {
                 "stage": row["stage"], "split": row["split"], "shots": row["shots"],
@@ -138,6 +138,12 @@ def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, 
             }
         )  # fmt: skip
     return found
+
+
+def _adapters(row: Row, config: Mapping[str, Any]) -> list[str]:
+    """That other weights were trained than in the paper's tables, where they were."""
+    adapted = (config.get("tuning") or {}).get("name") == "lora" and row["stage"] != "base"
+    return ["LoRA here, all weights trained in the paper's table"] * adapted
 
 
 def _printings(

@@ -82,6 +82,14 @@ def test_a_set_of_another_size_is_said_and_still_compared():
     assert row["difference"] is not None
 
 
+def test_a_lora_is_said_and_still_compared():
+    trained, base = result("sdd", 80.0, stage="sft"), result("sdd", 80.0)
+    lora = {"tuning": {"name": "lora"}}
+    assert one(trained, **lora)["notes"][-1].startswith("LoRA here")
+    assert one(trained, **lora)["difference"] is not None
+    assert not any("LoRA" in note for note in one(base, **lora)["notes"])
+
+
 @pytest.mark.parametrize("kind", ["tiny", "random"])
 def test_weights_that_know_nothing_have_no_difference(kind):
     row = one(result("sdd", 50.0), weights={"name": kind})
