@@ -19,7 +19,7 @@ CSV = Path(__file__).parents[1] / "golden" / "recipes.csv"
 with CSV.open(encoding="utf-8") as file:
     ROWS = list(csv.DictReader(file))
 COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]  # evaluation only
-TRAINED = [name for name in groups()["backbone"] if name not in ("tiny", *COMPARED)]
+TRAINED = [name for name in groups()["backbone"] if name not in ("tiny", "api", *COMPARED)]
 HUB = {row["backbone"]: row["hub_id"] for row in ROWS if row["stage"] == "sft"}
 SPLIT = "the batch over devices and time is the machine's; their product is compared"
 DIFFERENT = {
