@@ -75,6 +75,7 @@ def arguments(tmp_path: Path, mode: str, ranks: int) -> list[str]:
     return ["--standalone", f"--nproc-per-node={ranks}", str(file), mode, str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_three_ranks_share_and_sum(tmp_path):
     root = str(Path(distributed.__file__).resolve().parents[2])
     done = subprocess.run(

@@ -53,6 +53,7 @@ def gradient_norm(context: Context) -> float:
     return policy.learn(batch, 0)["grad_norm"]
 
 
+@pytest.mark.slow
 def test_the_correction_weighs_the_policy_gradient(make_context, rewarded):
     plain = gradient_norm(make_context("grpo.kl_coef=0"))
     on = ["grpo.kl_coef=0", "grpo.importance.level=token"]
@@ -179,6 +180,7 @@ def test_completions_drawn_anew_are_new(make_context, monkeypatch):
 # ------------------------------------------------------------------------------- the reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_every_n_steps_the_policy_becomes_its_own_reference(make_context, rewarded, tuning):
     context = make_context(

@@ -390,6 +390,7 @@ def has_failed(check: Callable[[], None]) -> bool:
 # ----------------------------------------------------------------------------------------- a stop
 
 
+@pytest.mark.slow
 def test_a_stopped_run_learns_the_batch_that_was_drawn_already(make_context, monkeypatch):
     """By older weights than those of the checkpoint, and with groups that were drawn anew."""
     settings = [*OVERLAP, "grpo.degenerate_groups=resample", "grpo.resample_limit=1"]

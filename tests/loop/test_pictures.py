@@ -90,11 +90,13 @@ def test_training_has_the_same_metrics_and_weights_whatever_the_number_of_thread
     assert opened_then.total() <= opened.total()  # two may ask for the same reference at once
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_same_answers_whatever_the_number_of_threads(with_threads):
     rows = [evaluate.run(with_threads(threads)[0]) for threads in (0, 2)]
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAIN)
 def test_a_picture_that_cannot_be_read_ends_the_run_at_its_own_batch(with_threads, stage):
     context, logged, _ = with_threads(2)

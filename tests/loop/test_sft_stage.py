@@ -237,6 +237,7 @@ def test_only_the_trained_tokens_of_the_answer_have_a_loss(context):
     assert moved.tolist() == [weight > 0 for row in weights for weight in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])  # a tower that learns, and a frozen one
 def test_a_token_budget_changes_how_a_step_is_computed_and_not_what_it_is(
     context, make_context, index

@@ -423,6 +423,7 @@ def tuned(
     return context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind", "parts"), EXPORTS)
 def test_an_export_says_what_the_trained_model_said_and_has_every_weight_that_moved(
     twin_run, monkeypatch, family, kind, parts

@@ -176,6 +176,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", CASES, ids=["-".join(map(str, c)) for c in CASES])
 def test_one_batch_moves_the_weights_as_trl_does(
     setting: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -83,7 +83,9 @@ def test_every_stage_of_the_command_line_is_a_module_with_its_settings():
     assert groups()["stage"] == stages.names()
     for name in stages.names():
         assert isinstance(stages.find(name), stages.Stage)
-    with pytest.raises(ConfigError, match=r"stage\.name=nothing: must be one of 'audit', .*'sft'"):
+    with pytest.raises(
+        ConfigError, match=r"stage\.name=nothing: must be one of 'app', 'audit', .*'sft'"
+    ):
         compose.compose(["stage.name=nothing"])
 
 

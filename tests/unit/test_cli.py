@@ -343,6 +343,7 @@ def test_a_sweep_goes_on_after_a_refused_run_and_reports_it(tmp_path, completion
     assert "refused" in table and "ok" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stopped_run_ends_its_worker_and_says_where_it_left_off(number, code, tmp_path):
     process = subprocess.Popen(

@@ -297,6 +297,7 @@ def test_the_papers_numbers_stand_beside_ours_where_its_benchmark_was_tested(
     assert "published" not in complete_page.ids
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_every_time(complete):
     first = report.build(complete).read_bytes()
     assert report.build(complete).read_bytes() == first

@@ -87,6 +87,7 @@ def stopped_ranks(tmp_path: Path, *files: str, code: int = 0, status: str = "sto
     return said
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_one_that_has_stopped_is_ended(tmp_path):
     said = stopped_ranks(tmp_path, "stuck")
     assert f"stopped. What was written stays in {tmp_path}" in said

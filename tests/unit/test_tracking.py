@@ -138,6 +138,7 @@ def wandb_bytes(folder: Path, expected: bytes) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_offline_wandb_mirrors_steps_tables_and_summary_inside_the_run_folder(tmp_path, capfd):
     folder = tmp_path / "tiny" / "2026-01-01"
     with Tracker(tracking_settings(mode="auto", rollout_rows=2), folder, {"seed": 17}) as tracker:
