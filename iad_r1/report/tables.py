@@ -121,7 +121,7 @@ def verdict(metric: str, result: Mapping[str, Any]) -> str:
 def against_patches(run: RunData) -> list[Row]:
     """The last stage beside nearest good patches on the same images: {split, shots, n, patches,
     model, change}; the first two are what `summarise` gives, `change` is the model's paired
-    difference in balanced accuracy (overkill where all images are good)."""
+    difference in balanced accuracy (overkill where all images are good, miss where none is)."""
     found = []
     for item in main_evaluations(run):
         patches = run.baselines.get(item.split)
@@ -129,7 +129,8 @@ def against_patches(run: RunData) -> list[Row]:
             continue  # one of them is not finished
         rows = [summarise(side.predictions, run.seed) for side in (patches, item)]
         place = {"from": patches.stage, "to": item.stage, "split": item.split, "shots": item.shots}
-        metric = "overkill_rate" if rows[0]["gold_yes_rate"] == 0 else "balanced_accuracy"
+        of_one_kind = {0.0: "overkill_rate", 100.0: "miss_rate"}
+        metric = of_one_kind.get(rows[0]["gold_yes_rate"], "balanced_accuracy")
         paired = paired_difference(patches.predictions, item.predictions, metric, run.seed)
         change = {**place, "metric": metric, **paired, "verdict": verdict(metric, paired)}
         found.append({**place, "patches": rows[0], "model": rows[1], "change": change})

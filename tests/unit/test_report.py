@@ -271,6 +271,20 @@ def test_nearest_good_patches_stand_beside_the_last_stage_and_are_none_themselve
     assert said in complete_page.text and "Beside nearest good patches" in complete_page.text
 
 
+@pytest.mark.parametrize(("gold", "name"), [("yes", "miss rate"), ("no", "overkill rate")])
+def test_of_one_kind_of_pictures_the_rate_that_is_defined_stands_beside_patches(
+    complete, gold, name
+):
+    def only(item: run_data.Evaluation) -> run_data.Evaluation:
+        return replace(item, predictions=[p for p in item.predictions if p.gold_answer == gold])
+
+    run = run_data.load(complete)
+    evaluations = tuple(map(only, run.evaluations))
+    baselines = {split: only(item) for split, item in run.baselines.items()}
+    [row] = tables.against_patches(replace(run, evaluations=evaluations, baselines=baselines))
+    assert f"changes {name} by" in story.change_sentence(row["change"])
+
+
 def test_the_headline_numbers_are_those_of_the_predictions(complete, complete_page):
     path = complete / "predictions" / "grpo.new.0shot.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
