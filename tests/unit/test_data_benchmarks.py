@@ -156,7 +156,7 @@ def test_a_plain_training_picture_that_a_benchmark_saved_again_is_a_leak(photos,
     tested, stream = tmp_path / "tested", np.random.default_rng(0)
     shutil.copytree(photos, tested)
     for file in sorted((photos / "plate" / "train" / "good").iterdir()):
-        plate = Image.fromarray(np.uint8(150 + stream.normal(0, 2, (120, 160))))
+        plate = Image.fromarray((150 + stream.normal(0, 2, (120, 160))).astype(np.uint8))
         plate.save(file)
         again = tested / "plate" / "test" / "good" / file.name.replace("train", "test")
         if again.exists():
