@@ -19,7 +19,6 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 from iad_r1.processes import ranks
@@ -136,12 +135,7 @@ class Kept:
     def __enter__(self) -> Kept:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self.lock:
             self._write()
             if self.table is not None:
