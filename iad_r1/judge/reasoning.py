@@ -228,7 +228,8 @@ def of_another_type(reading: Reading, kind: str | None, types: Vocabulary) -> bo
 def reasoning_scores(
     predictions: Sequence[Prediction], grid: Grid, types: Vocabulary
 ) -> dict[str, Any] | None:
-    """How answers of yes or no agree with the reasoning in front of them; None without reasoning.
+    """How answers of yes or no agree with the reasoning in front of them; None without reasoning,
+    as of a detector, whose answers are written from its score.
 
     n          answers of yes or no with a reasoning; `without` is how many have none
     consistent_right, consistent_wrong  the reasoning says what is answered; that is (not) true
@@ -239,7 +240,8 @@ def reasoning_scores(
 
     Counts. They add up: n is the sum of the two consistent ones, `contradictory` and `untold`.
     """
-    asked = [row for row in predictions if is_yes_no(row) and row.answer in ("yes", "no")]
+    judged = [row for row in predictions if row.score is None and is_yes_no(row)]
+    asked = [row for row in judged if row.answer in ("yes", "no")]
     thoughts = [(row, schema.parse(row.completion).think) for row in asked]
     found = [(row, read(think)) for row, think in thoughts if think]
     if not found:

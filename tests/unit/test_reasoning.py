@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,5 @@ def test_every_reasoned_answer_is_right_wrong_contradicted_or_untold():
 
 def test_answers_without_reasoning_have_no_such_numbers():
     assert reasoning_scores(ROWS[7:8], GRID, TYPES) is None
+    detector = [replace(row, score=0.5) for row in ROWS]
+    assert reasoning_scores(detector, GRID, TYPES) is None
