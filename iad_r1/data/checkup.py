@@ -23,6 +23,7 @@ from iad_r1.data.cache import Kept
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule
+from iad_r1.judge import mmad
 from iad_r1.rewards.vocabulary import Vocabulary
 from iad_r1.settings.data import (
     DrawnSplit,
@@ -132,6 +133,12 @@ class Source:
         """What was seen of every picture, once each."""
         return {_key(look.sample): look for look in self.looks}.values()
 
+    @property
+    def answers(self) -> Mapping[object, str]:
+        """Whether a picture is defective, "Yes" or "No", where something says it."""
+        said = ((_key(look.sample), _answer(look.sample)) for look in self.looks)
+        return {key: answer for key, answer in said if answer}
+
 
 # --- one data set ------------------------------------------------------------------------------
 
@@ -166,6 +173,16 @@ def to_open(source: Source) -> dict[object, Sample]:
 
 def _key(sample: Sample) -> object:
     return sample.id if sample.question.options is None else sample.image
+
+
+def _answer(sample: Sample) -> str | None:
+    """Whether its picture is defective; None where the question is about something else."""
+    options, letter = sample.question.options, sample.solution.answer
+    if options is None:
+        return letter
+    if sample.question.subtask != mmad.DETECTION:
+        return None
+    return "Yes" if mmad.says_defective(options[letter]) else "No"
 
 
 def opened(
@@ -330,6 +347,7 @@ def compared(source: Source, tests: Sequence[Photo] = ()) -> None:
 
 def _identical(source: Source, photos: Iterable[Photo]) -> None:
     first: dict[str, Sample] = {}
+    answers = source.answers
     for photo in photos:
         if photo.image_digest is None:
             continue
@@ -338,7 +356,7 @@ def _identical(source: Source, photos: Iterable[Photo]) -> None:
             continue
         file, other = named(sample), named(twin)
         kind, say = "duplicate", f"{file}: the same picture as {other}. Take one of them out."
-        if twin.solution.answer != sample.solution.answer:
+        if {answers.get(_key(one)) for one in (sample, twin)} == {"Yes", "No"}:
             kind = "contradiction" if source.trains else "duplicate"
             say = f"{file}: the same picture as {other}, but with the other label. Correct one."
         source.problems.append(Problem(kind, file, say, other))
@@ -510,11 +528,13 @@ def _by_reading(source: Source) -> Mapping[str, list[Sample]]:
 # --- what a run would say ----------------------------------------------------------------------
 
 
-def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool) -> None:
+def judged(source: Source, grid: Grid, rule: Rule, seed: int, alone: bool, defects: bool) -> None:
     """What a run would refuse beyond single files: parts that lack pictures. `alone`: no benchmark
-    tests what `data` trains."""
+    tests what `data` trains. `defects`: some part of `data` has them, so this one need not."""
     own = source.trains
     parts: set[Part] = {"train"} if own else {"test"}
+    if own and defects and "Yes" not in source.answers.values():
+        parts = set()
     if own and alone and source.settings.tests:
         parts.add("test")
     drawn = mix.unsplit(source.samples, source.settings)
@@ -601,6 +621,7 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
     problems = [problem for source in sources for problem in source.problems]
     samples = [look.labelled for source in sources for look in source.pictures]
     truths = [sample.solution for sample in samples]
+    rows = [row for source in sources for row in classes(source)]
     used = {file for sample in samples for file in mix.files(sample.mask)}
     unfit = {p.file for p in problems if p.kind in ("mask_size", "mask_turn", "mask_empty",
                                                     "mask_on_good")}  # fmt: skip
@@ -609,8 +630,8 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
     return {
         "ok": not any(problem.stops for problem in problems),
         "pictures": len(samples),
-        "good": sum(truth.answer == "No" for truth in truths),
-        "defective": sum(truth.answer == "Yes" for truth in truths),
+        "good": sum(row["good"] for row in rows),
+        "defective": sum(row["defective"] for row in rows),
         "kinds": dict(sorted(Counter(t.type for t in truths if t.type).items())),
         "masks": {
             "used": len({str(file) for file in used} - missing)
@@ -626,7 +647,7 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
             {"kind": p.kind, "file": p.file, "say": p.say, "stops": p.stops}
             for p in sorted(problems, key=lambda p: (list(KINDS).index(p.kind), p.file))
         ],
-        "classes": [row for source in sources for row in classes(source)],
+        "classes": rows,
         "costs": costs,
     }
 
@@ -634,9 +655,10 @@ def content(sources: Sequence[Source], costs: Mapping[str, Any]) -> dict[str, An
 def classes(source: Source) -> Iterator[dict[str, Any]]:
     """Good and defective pictures of every product and part, in the order of the reader."""
     found: dict[tuple[str, str], Counter[str]] = {}
-    for sample in (look.labelled for look in source.pictures):
+    answers = source.answers
+    for sample in (look.sample for look in source.pictures):
         key = (sample.product, sample.split)
-        found.setdefault(key, Counter())[sample.solution.answer] += 1
+        found.setdefault(key, Counter())[answers.get(_key(sample), "")] += 1
     for (product, split), n in found.items():
         yield {
             "source": source.section,

@@ -96,7 +96,12 @@ def image_of(row: Prediction) -> str:
 def _column(row: Prediction) -> str:
     if row.subtask != DETECTION:
         return row.subtask
-    return ANOMALOUS if (row.gold_option or "").strip(" .").casefold() == "yes" else NORMAL
+    return ANOMALOUS if says_defective(row.gold_option) else NORMAL
+
+
+def says_defective(option: str | None) -> bool:
+    """Whether the right option of a question of anomaly detection says that there is a defect."""
+    return (option or "").strip(" .").casefold() == "yes"
 
 
 def _cells(rows: Iterable[Prediction]) -> dict[str, dict[str, int]]:

@@ -94,11 +94,12 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, 
     views = sights(config, stage)
     name, own = next(iter(views.items()))
     tests = [p for source in sources if not source.trains for p in checkup.tested(source)]
+    defects = any("Yes" in source.answers.values() for source in sources if source.trains)
     for source in sources:
         checkup.compared(source, tests if source.trains else ())
         checkup.types(source, rewards.vocabulary(words), words)
         source.problems += sizes.too_small(source.looks, name, own, stage.smallest_defect)
-        checkup.judged(source, grid, rule, config.seed, alone=not config.benchmark)
+        checkup.judged(source, grid, rule, config.seed, not config.benchmark, defects)
         checkup.passed_over(source)
     found = checkup.content(sources, sizes.costs(sources, views, stage.smallest_defect))
     folder.write_json("doctor.json", found)

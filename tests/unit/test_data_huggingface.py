@@ -292,6 +292,19 @@ def test_imagefolder_with_metadata_is_read(kind, labelled, tmp_path):
     assert "16 pictures" in said and "1 left out that it does not know" in said
 
 
+def test_lines_of_json_may_lack_what_does_not_concern_their_picture(tmp_path):
+    listed = []
+    for i in range(2):
+        picture(tmp_path / f"{i}.png")
+        listed.append({"file_name": f"{i}.png", "label": i, "split": "train"})
+    mask(tmp_path / "masks" / "1.png")
+    listed[1] |= {"mask": "masks/1.png", "defect_type": "dent"}
+    metadata("jsonl", tmp_path, listed)
+    good, bad = read(tmp_path)
+    assert (good.mask, bad.solution.type) == (None, "dent")
+    assert isinstance(bad.mask, Mask)
+
+
 def test_metadata_that_names_no_files_is_no_list_of_pictures(tmp_path):
     for part in ("train", "test"):
         for label in ("good", "dent"):

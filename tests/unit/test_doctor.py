@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import miniatures
 import numpy as np
 import pytest
 import yaml
@@ -536,6 +537,33 @@ def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(t
     assert checkup.content([source], {})["pictures"] == 1
     (problem,) = [p for p in source.problems if p.kind == "reading"]
     assert "other" not in problem.say
+
+
+def test_a_question_of_anomaly_detection_says_whether_its_picture_is_defective(tmp_path):
+    root = miniatures.mmad(tmp_path / "mmad")
+    found, _ = examined(tmp_path, "benchmark=mmad", f"benchmark.mmad.root={root}")
+    assert (found["pictures"], found["good"], found["defective"]) == (8, 4, 4)
+    assert [(row["good"], row["defective"]) for row in found["classes"]] == [(1, 1)] * 4
+
+
+def test_the_letters_of_two_questions_about_equal_pictures_contradict_nothing(tmp_path):
+    root = miniatures.anomaly_r1(tmp_path / "r1")
+    folder = root / "few-shot-dataset/VisA/candle/test/bad"
+    shutil.copy(folder / "train0.JPG", folder / "train1.JPG")
+    found, _ = examined(tmp_path, "data=anomaly_r1", f"data.root={root}")
+    assert found["ok"] and len(told(found, "duplicate")) == 1
+    assert "Take one of them out" in told(found, "duplicate")[0]
+
+
+def test_a_part_without_defects_may_train_where_another_part_has_some(tmp_path):
+    for i in range(24):
+        picture(tmp_path / "lids" / "good" / f"{i}.png", i)
+    root = f"root={tmp_path}/lids"
+    sizes = [f"data.parts.synthetic.sizes.{part}=8" for part in ("sft", "rl", "validation", "test")]
+    both = ["data=mix", "data/parts=[synthetic,photos]", f"data.parts.photos.{root}", *sizes]
+    found, _ = examined(tmp_path, *both)
+    assert found["ok"], told(found, "parts")
+    assert not examined(tmp_path, "data=photos", f"data.{root}")[0]["ok"]
 
 
 CASES = {"mask-inverted": "masks_inverted", "leak-plain-surface": "leak"}

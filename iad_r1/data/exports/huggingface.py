@@ -146,7 +146,8 @@ def _read(file: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
     "mask"), and the texts of every row by the names that columns have here."""
     if not _is_binary(file):
         rows = _lines(file)
-        columns = tables.columns_of(file, list(rows[0]) if rows else [], ("image",))
+        header = dict.fromkeys(name for row in rows for name in row if name)  # a row may lack some
+        columns = tables.columns_of(file, list(header), ("image",))
         return {}, [{name: _text(row.get(own)) for name, own in columns.items()} for row in rows]
     schema = _schema(file)
     pictures = _pictures(schema)
