@@ -12,6 +12,7 @@ into another order), `question_type`, `correct_answer` and `gpt_answer`.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -71,7 +72,8 @@ def _rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{file} cannot be read: {error}.") from None
     kind = file.suffix.lower()
     if kind == ".csv":
-        header, *lines = csv.reader(text.splitlines(keepends=True), delimiter=_delimiter(text))
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        header = next(lines, [])
         names = [name.strip().lower() for name in header]
         for number, cells in enumerate(lines, 2):
             if any(cell.strip() for cell in cells):

@@ -31,7 +31,8 @@ from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
 from iad_r1.loops.results import Answers, result_of, splits
 from iad_r1.processes import distributed
-from iad_r1.report.wording import HEADLINE, HEADLINE_OF_CHOICES
+from iad_r1.report.tables import COMPARED
+from iad_r1.report.wording import HEADLINE_OF_CHOICES
 from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.colocate.sampler import VllmSampler
@@ -305,7 +306,7 @@ def _compared(
         list(read_predictions(context.folder.predictions(stage, split, shots)).values())
         for stage in (before, after)
     )
-    for metric in HEADLINE if all(map(is_yes_no, old)) else HEADLINE_OF_CHOICES:
+    for metric in COMPARED if all(map(is_yes_no, old)) else HEADLINE_OF_CHOICES:
         found = paired_difference(old, new, metric, context.config.seed)
         yield {"from": before, "to": after, "split": split, "shots": shots, "metric": metric,
                **found}  # fmt: skip

@@ -11,6 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from iad_r1.judge import averages, mmad, paper
+from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import cards, figures, paper_tables, story, tables, templating, training, wording
 from iad_r1.report.run_data import Evaluation, RunData, load
@@ -96,9 +97,9 @@ def _context(run: RunData, keep: Keep) -> Row:
         "factory": _factory(rows),
         "prior": DEFECT_PRIOR,
         "parts": PARTS,
-        "confusions": rows,
+        "confusions": [row for row in rows if row["gold_yes_rate"] is not None],
         "last_stage": tables.last_stage(run),
-        "products": [tables.products(run, item) for item in main],
+        "products": [tables.products(run, e) for e in main if is_yes_no(e.predictions[0])],
         "places": [place for place in places if place],
         "boxes": list(filter(None, map(tables.boxes, run.evaluations))),
         "grid": run.grid,

@@ -80,10 +80,11 @@ def _location(run: RunData, item: Evaluation, row: Row) -> Iterator[str]:
 
 def _collapse(row: Row) -> Iterator[str]:
     low, high = tables.COLLAPSED
-    if row["yes_rate"] is not None and not low <= row["yes_rate"] <= high:
+    said, gold = row["yes_rate"], row["gold_yes_rate"]
+    if said is not None and (said < low <= gold or said > high >= gold):
         yield (
-            f"Warning: it answers yes to {row['yes_rate']:.1f}{_PERCENT} of these images, while "
-            f"{row['gold_yes_rate']:.1f}{_PERCENT} are defective. It hardly looks at the picture."
+            f"Warning: it answers yes to {said:.1f}{_PERCENT} of these images, while "
+            f"{gold:.1f}{_PERCENT} are defective. It hardly looks at the picture."
         )
 
 

@@ -71,14 +71,15 @@ def disagreements(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
 
 
 def comparisons(run: RunData) -> list[Row]:
-    """Each stage against the one before it on the same images, for every metric of COMPARED.
+    """Each stage of training against the one before it on the same images, for every metric of
+    COMPARED. Of several models none comes before another.
 
     Last the means over several benchmarks. Rows: {from, to, split, shots, metric, delta, ci95, n,
     n_changed, verdict}.
     """
     found = []
     for (split, shots), group in run.groups().items():
-        for before, after in pairwise(group):
+        for before, after in pairwise(item for item in group if item.stage in wording.STAGES):
             place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
             found += [{**place, **row} for row in compared(before, after, run.seed)]
     means = averages.of_comparisons(found, run.benchmarks)
@@ -94,8 +95,8 @@ def reference_gain(run: RunData) -> list[Row]:
         if item.stage == last and item.shots > 0 and item.split in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
             rows = compared(zero[item.split], item, run.seed)
-            first = (*wording.HEADLINE, *wording.HEADLINE_OF_CHOICES)
-            found += [{**place, **row} for row in rows if row["metric"] in first]
+            shown = (*wording.HEADLINE, rows[0]["metric"])  # the first is the one to read first
+            found += [{**place, **row} for row in rows if row["metric"] in shown]
     return found
 
 
@@ -129,8 +130,7 @@ def against_patches(run: RunData) -> list[Row]:
             continue  # one of them is not finished
         rows = [summarise(side.predictions, run.seed) for side in (patches, item)]
         place = {"from": patches.stage, "to": item.stage, "split": item.split, "shots": item.shots}
-        of_one_kind = {0.0: "overkill_rate", 100.0: "miss_rate"}
-        metric = of_one_kind.get(rows[0]["gold_yes_rate"], "balanced_accuracy")
+        metric = wording.headline(rows[0])[0]
         paired = paired_difference(patches.predictions, item.predictions, metric, run.seed)
         change = {**place, "metric": metric, **paired, "verdict": verdict(metric, paired)}
         found.append({**place, "patches": rows[0], "model": rows[1], "change": change})
@@ -139,7 +139,7 @@ def against_patches(run: RunData) -> list[Row]:
 
 def last_stage(run: RunData) -> str | None:
     """The most trained weights that were evaluated."""
-    stages = {item.stage for item in run.evaluations}
+    stages = [item.stage for item in run.evaluations]
     return max(stages, key=wording.stage_order, default=None)
 
 
@@ -168,7 +168,13 @@ def products(run: RunData, evaluation: Evaluation) -> Row:
         {"product": name, **row, "change": _product_change(name, earlier, evaluation, run.seed)}
         for name, row in table.items()
     ]
-    rows.sort(key=lambda row: (row["balanced_accuracy"] is None, row["balanced_accuracy"] or 0.0))
+    # of one kind of parts, accuracy is what balanced accuracy would be
+    rows.sort(
+        key=lambda row: (
+            row["balanced_accuracy"] is None,
+            row["accuracy"] if row["balanced_accuracy"] is None else row["balanced_accuracy"],
+        )
+    )
     return {
         "split": evaluation.split,
         "shots": evaluation.shots,

@@ -45,6 +45,7 @@ METRIC_NAMES = {
 HEADLINE = ("balanced_accuracy", "location_accuracy", "type_accuracy", "well_formed")
 HEADLINE_OF_CHOICES = ("accuracy", "well_formed")
 HEADLINE_OF_GOOD = ("overkill_rate", "well_formed")  # where no picture has a defect
+HEADLINE_OF_DEFECTIVE = ("miss_rate", *HEADLINE[1:])  # where all have one
 SPLIT_NAMES = {
     "seen": "products seen in training",
     "new": "products new to PA-SFT",
@@ -54,11 +55,13 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def headline(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The metrics a table begins with: those of yes and no, those of good pictures alone, or those
-    of a multiple choice."""
+    """The metrics a table begins with: those of yes and no, of good or of defective pictures alone,
+    or of a multiple choice."""
     if row.get("accuracy") is not None and row.get("gold_yes_rate") is None:
         return HEADLINE_OF_CHOICES
-    return HEADLINE_OF_GOOD if row.get("gold_yes_rate") == 0 else HEADLINE
+    if row.get("gold_yes_rate") == 0:
+        return HEADLINE_OF_GOOD
+    return HEADLINE_OF_DEFECTIVE if row.get("gold_yes_rate") == 100 else HEADLINE
 
 
 def stage_order(stage: str) -> int:

@@ -390,6 +390,7 @@ def test_a_multiple_choice_is_reported_by_its_accuracy(tmp_path):
     text = built(folder).text
     assert "accuracy 25.0" in " ".join(text.split()).replace(" %", "")
     assert "Only normal parts" not in text and "hardly looks" not in text
+    assert "Says defective to" not in text and "without both kinds" not in text
 
 
 # ------------------------------------------------------------------------------- partial
@@ -426,6 +427,32 @@ def test_a_split_of_good_parts_only_has_no_balanced_accuracy_and_no_crash(tmp_pa
         path.write_text("".join(json.dumps(row) + "\n" for row in good))
     assert "Only normal parts were tested" in built(folder).text
     assert wording.headline({"accuracy": 90.0, "gold_yes_rate": 0.0})[0] == "overkill_rate"
+    gained = tables.reference_gain(run_data.load(folder))
+    assert "overkill_rate" in {row["metric"] for row in gained if row["split"] == "new"}
+
+
+@pytest.mark.parametrize("gold", ["yes", "no"])
+def test_a_model_that_is_right_about_pictures_of_one_kind_is_not_warned_about(tmp_path, gold):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=24, pictures=0)
+    config = {**CONFIG, "evaluate": {"at_miss": 5.0, "at_overkill": 5.0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in (folder / "predictions").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{**row, "answer": gold} for row in rows if row["gold_answer"] == gold]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    found = built(folder)
+    assert "hardly looks" not in found.text
+    assert "What a threshold of the score costs" in found.text
+    assert wording.headline({"accuracy": 90.0, "gold_yes_rate": 100.0})[0] == "miss_rate"
+
+
+def test_of_several_models_none_comes_before_another(complete):
+    run = run_data.load(complete)
+    labels = {"pretrain": "a_model", "sft": "b_model", "grpo": "c_model"}
+    evaluations = tuple(replace(item, stage=labels[item.stage]) for item in run.evaluations)
+    joined = replace(run, evaluations=evaluations)
+    assert tables.comparisons(joined) == []
+    assert tables.last_stage(joined) == "a_model", "the same whatever the hashes of names are"
 
 
 def test_pictures_that_are_gone_are_counted(tmp_path):

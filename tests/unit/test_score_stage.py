@@ -159,6 +159,7 @@ def test_a_row_twice_another_label_and_half_a_file_of_scores_are_refused(scored)
     ("name", "text", "message"),
     [
         ("a.csv", "image,score\nx.png,high\n", "'high' is no score"),
+        ("a.csv", "", "holds no answers"),
         ("a.csv", "image,score\nx.png\n", "line 2 has 1 cells and the header 2"),
         ("a.csv", "picture,score\nx.png,1\n", "names no picture: it has picture, score"),
         ("a.jsonl", '{"image": "x.png"}\n', "holds neither an answer"),
@@ -174,6 +175,12 @@ def test_a_file_that_cannot_be_read_is_named_with_its_row(tmp_path, name, text, 
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=re.escape(message)):
         answers.read(tmp_path / name)
+
+
+def test_a_text_in_a_table_may_hold_a_line_separator(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("image,answer\nx.png,Yes\u2028at the left\n", encoding="utf-8")
+    assert [row.text for row in answers.read(file)] == ["Yes\u2028at the left"]
 
 
 def test_a_file_is_asked_for_before_anything_is_read(tmp_path):
