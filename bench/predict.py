@@ -31,7 +31,6 @@ from rollout import report
 
 from iad_r1 import Inspector, prompts
 from iad_r1.backbones.backbone import Backbone
-from iad_r1.loops.evaluate import Asking
 
 SIZE = (448, 336)  # pixels of a photograph
 RANDOM = ("Qwen/Qwen2.5-VL-3B-Instruct", "weights=tiny")
@@ -77,10 +76,8 @@ def compare(files: Sequence[Path], *settings: str) -> dict[str, Any]:
     began = time.perf_counter()
     inspector.inspect(files[0])
     first = time.perf_counter() - began
-    asking = inspector.judge
-    assert isinstance(asking, Asking)
     asked = inspector.config.evaluate
-    loop = (asking.backbone, asked.prompt, asked.max_tokens)
+    loop = (inspector.judge.backbone, asked.prompt, asked.max_tokens)
     list(plain(*loop, files[:1]))
     sides, words = {}, {}
     for name in ("inspector", "generate_one_at_a_time"):

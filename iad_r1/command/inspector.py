@@ -11,7 +11,9 @@ from pathlib import Path
 
 from iad_r1 import stages
 from iad_r1.command import compose
+from iad_r1.errors import ConfigError
 from iad_r1.loops import inspector
+from iad_r1.settings.predict import JudgingSettings
 
 
 class Inspector(inspector.Inspector):
@@ -28,5 +30,11 @@ class Inspector(inspector.Inspector):
 
     def __init__(self, init: str | Path, *settings: str) -> None:
         config = compose.compose(["stage=predict", f"init={init}", *settings])
+        assert isinstance(config.stage, JudgingSettings)
+        if config.stage.references is not None:
+            raise ConfigError(
+                "iad_r1.Inspector is shown references with each picture: "
+                "inspect(picture, references=[...])."
+            )
         stages.find("predict").check_weights(config, Path.cwd() / "outputs")
         super().__init__(config)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,23 +28,12 @@ from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rollout import AnyVllmRollout
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import start_of
-from iad_r1.types import Conversation, Prediction, Sample, Solution
+from iad_r1.types import Conversation, Sample, Solution
 
 Picture = str | Path | Image.Image | NDArray[np.generic]
 SPLIT = "predict"
 # of pictures whose tokens are counted, to find the most that one takes
 SHAPES = ((4096, 4096), (6000, 2000), (2000, 6000), (9000, 1000), (1000, 9000))
-
-
-class Judge(Protocol):
-    """What answers for pictures: a model that is asked (`evaluate.Asking`), or something else."""
-
-    def answers(
-        self, samples: Sequence[Sample], split: str, shots: int
-    ) -> Iterator[list[Prediction]]:
-        """A prediction for each sample, shown with its first `shots` references, in any order. What
-        is true of the samples is not known, and what a prediction says of that is not read."""
-        ...
 
 
 class Inspector:
@@ -56,7 +45,7 @@ class Inspector:
         config: of `stage=predict`, whose `images` may be left out, or of `stage=app`.
 
     Attributes:
-        judge: what answers for pictures.
+        judge: the model that answers for pictures.
         seconds: until the model was ready to be asked.
 
     Raises ConfigError, DataError or WeightsError where settings, validation or weights do not fit.
@@ -68,7 +57,7 @@ class Inspector:
         self.config, self.grid = config, as_grid(config.grid)
         self.batch_size = config.stage.batch_size
         self._thresholds: dict[int, float | None] = {}
-        self.judge, self._close = open_judge(config)
+        self.judge = open_judge(config)
         self._lock, self._asked = Lock(), 0
         self.seconds = time.perf_counter() - began
 
@@ -117,6 +106,7 @@ class Inspector:
         """The verdicts on samples with as many references each, in their order; their names
         differ."""
         shots = len(samples[0].references)
+        least = self.threshold(shots)  # refused before anything is asked
         with self._lock:
             began = time.perf_counter()
             found = {
@@ -125,7 +115,6 @@ class Inspector:
                 for answer in part
             }
             seconds = (time.perf_counter() - began) / len(samples)
-        least = self.threshold(shots)
         return [verdict(found[sample.id], self.grid, least, seconds) for sample in samples]
 
     def threshold(self, shots: int) -> float | None:
@@ -137,7 +126,7 @@ class Inspector:
 
     def close(self) -> None:
         """Give back what an engine holds; the inspector is not used again."""
-        self._close()
+        self.judge.close()
 
     def __enter__(self) -> Self:
         return self
@@ -146,13 +135,12 @@ class Inspector:
         self.close()
 
 
-def open_judge(config: Config) -> tuple[Judge, Callable[[], None]]:
-    """What the settings say that answers for pictures, and what ends it."""
+def open_judge(config: Config) -> evaluate.Asking:
+    """The model that the settings name, to be asked about pictures."""
     with tempfile.TemporaryDirectory() as place:  # for a twin, where weights=tiny
         start = start_of(str(config.init))
         backbone = open_backbone(config, RunFolder(Path(place)), start, lambda: corpus(config))
-        asking = evaluate.open_asking(_with_room(config, backbone), backbone)
-    return asking, asking.sampler.close
+        return evaluate.open_asking(_with_room(config, backbone), backbone)
 
 
 def _with_room(config: Config, backbone: Backbone) -> Config:

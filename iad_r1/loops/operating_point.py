@@ -8,6 +8,7 @@ from typing import Any
 
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.judge import thresholds
+from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.report import wording
 from iad_r1.settings.config import Config
@@ -16,7 +17,7 @@ from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, start_of
 from iad_r1.types import Prediction
 
-SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens")  # what moves P(yes)
+SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens", "samples")  # what moves P(yes)
 
 
 def threshold(config: Config, shots: int) -> tuple[float | None, str]:
@@ -63,6 +64,7 @@ def _validation(
         replace(row, id=f"{file.name}/{row.id}", p_yes=None, score=_score(row))
         for file in sorted((run.path / "predictions").glob(name))
         for row in read_predictions(file).values()
+        if is_yes_no(row)
     ]
     if not rows:
         raise ConfigError(
@@ -81,11 +83,12 @@ def _score(row: Prediction) -> float:
 def _check_alike(config: Config, run: RunFolder, start: Start) -> None:
     """ConfigError unless a run's validation predictions are of these weights, shown the same."""
     theirs = run.read_json("config.json")
+    shown = {"samples": 1, **theirs["evaluate"]}  # a run of an older version drew no more
     asked = config.evaluate.model_dump(mode="json")
     changed = [
-        f"evaluate.{name}={theirs['evaluate'].get(name)}, now {asked[name]}"
+        f"evaluate.{name}={shown.get(name)}, now {asked[name]}"
         for name in SHOWN
-        if theirs["evaluate"].get(name) != asked[name]
+        if shown.get(name) != asked[name]
     ]
     if changed:
         raise ConfigError(

@@ -19,7 +19,6 @@ from iad_r1.errors import DataError
 from iad_r1.judge import verdicts
 from iad_r1.judge.verdicts import UNREADABLE, Record, Verdict
 from iad_r1.loops.inspector import Inspector
-from iad_r1.loops.operating_point import threshold
 from iad_r1.report import inspected
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import PredictSettings
@@ -45,7 +44,7 @@ def run(config: Config, folder: RunFolder) -> int:
         finally:  # also after Ctrl-C, which is how a watch ends
             work.say_summary()
     counts = {word: record.count(word) for word in (*verdicts.WORDS.values(), UNREADABLE)}
-    folder.update_summary(pictures=counts, threshold=threshold(config, len(goods))[0])
+    folder.update_summary(pictures=counts, threshold=inspector.threshold(len(goods)))
     if stage.fail_on_defect and counts["defective"]:
         return DEFECTIVE
     return UNJUDGED if counts["no valid answer"] or counts[UNREADABLE] else 0

@@ -15,7 +15,8 @@ from pydantic import NonNegativeInt as Count0
 from pydantic import PositiveFloat as Above0
 from pydantic import PositiveInt as Count
 
-__all__ = ["CONF", "Above0", "AtLeast0", "Count", "Count0", "Pictures", "Section", "Share"]
+__all__ = ["CONF", "Above0", "AtLeast0", "Count", "Count0", "Percent", "Pictures", "Section",
+           "Share"]  # fmt: skip
 
 
 def conf_of(package: Path) -> Path:
@@ -26,6 +27,7 @@ def conf_of(package: Path) -> Path:
 CONF = conf_of(Path(__file__).resolve().parents[1])
 Side = Annotated[int, Field(ge=28)]  # pixels; one image token of the Qwen families
 Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
 class Section(BaseModel):

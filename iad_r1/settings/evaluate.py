@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Count, Count0, Pictures
-
-Percent = Annotated[float, Field(ge=0, lt=100)]
+from iad_r1.settings.base import Count, Count0, Percent, Pictures
 
 
 class Evaluate(Pictures):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Count, Section
+from iad_r1.settings.base import Count, Percent, Section
 
 
 class Method(Section):
@@ -27,4 +27,4 @@ class Patchcore(Section):
     pictures: Annotated[int, Field(ge=2)]  # good ones of a product, at most
     patches: Annotated[int, Field(ge=1000)]  # of all these, at most
     side: Annotated[int, Field(ge=64, multiple_of=32)]  # pixels of a picture made square
-    overkill: Annotated[float, Field(ge=0, lt=100)]  # percent of good pictures called defective
+    overkill: Percent  # of good pictures called defective

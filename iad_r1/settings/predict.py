@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Above0, AtLeast0, Count, Share
+from iad_r1.settings.base import Above0, AtLeast0, Count, Percent, Share
 from iad_r1.settings.stage import StageSettings
-
-Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
 class JudgingSettings(StageSettings):

@@ -251,6 +251,22 @@ def test_the_threshold_of_a_miss_rate_is_that_of_the_runs_validation_pictures(co
     assert threshold(config, 0)[0] is None
 
 
+def test_a_threshold_is_chosen_beside_questions_with_options_and_in_older_runs(run, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    choice = replace(answer("q", "A"), answer="A", gold_option="a dent", p_yes=None)
+    append(mine / "predictions" / "sft.validation_asked.0shot.jsonl", [choice])
+    earlier = json.loads((mine / "config.json").read_text())
+    del earlier["evaluate"]["samples"], earlier["evaluate"]["temperature"]
+    write_json(mine / "config.json", earlier)
+    assert threshold(predict(mine, "miss_rate=5"), 0)[0] == 0.30
+
+
+def test_a_program_that_would_not_show_the_references_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="references with each picture"):
+        iad_r1.Inspector(run, f"references={tmp_path}")
+
+
 def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(run, mine)
@@ -264,6 +280,9 @@ def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
         return str(caught.value)
 
     assert "has none. Run `python run.py stage=evaluate" in refused(asked, shots=1)
+    several = config.evaluate.model_copy(update={"samples": 8})
+    said = refused(asked.model_copy(update={"evaluate": several}))
+    assert "evaluate.samples=1, now 8" in said
     longer = config.evaluate.model_copy(update={"max_tokens": 44})
     said = refused(asked.model_copy(update={"evaluate": longer}))
     assert "evaluate.max_tokens=33, now 44" in said
