@@ -16,13 +16,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, TypeVar
 
 from iad_r1.grid import Grid
 
 LocationFormat = Literal["words", "box", "box+mask"]
 FrameName = Literal["thousandths", "shown"]
 Number = int | float | Fraction
+Side = TypeVar("Side", int, float)
 Box = tuple[Number, Number, Number, Number]
 Numbers = tuple[Number, ...]
 
@@ -53,6 +54,11 @@ class Marks:
 def around(outline: Sequence[Number]) -> Box:
     """The box around an outline."""
     return min(outline[::2]), min(outline[1::2]), max(outline[::2]), max(outline[1::2])
+
+
+def corners(left: Side, top: Side, right: Side, bottom: Side) -> tuple[Side, ...]:
+    """The outline of a box, clockwise from the left top."""
+    return left, top, right, top, right, bottom, left, bottom
 
 
 def iou(one: Box, other: Box) -> float:
@@ -176,7 +182,7 @@ class Place:
         (row, col), (width, height) = divmod(cell, grid.cols), self.frame.picture
         left, right = (width * c // grid.cols for c in (col, col + 1))
         top, bottom = (height * r // grid.rows for r in (row, row + 1))
-        return self._written((left, top, right, top, right, bottom, left, bottom))
+        return self._written(corners(left, top, right, bottom))
 
     def _written(self, outline: tuple[int, ...]) -> str:
         left, top, right, bottom = map(int, around(outline))

@@ -340,10 +340,7 @@ def cells_from_mask(
     if not defective.any():
         return frozenset()
     if rule == "max_overlap":
-        rows, cols = np.nonzero(defective)
-        cells = _cells_of_pixels(rows, defective.shape[0], grid.rows) * grid.cols
-        cells = cells + _cells_of_pixels(cols, defective.shape[1], grid.cols)
-        return frozenset((int(np.bincount(cells).argmax()),))
+        return frozenset((int(np.bincount(_cells_of_pixels(defective, grid)).argmax()),))
     centroids = [_centroid(defective)] if rule == "centroid_all" else _centroids(defective)
     kept = centroids[: _MULTI_LIMIT if rule == "multi" else 1]
     return frozenset(grid.cell_at(x, y) for x, y in kept)
@@ -353,16 +350,15 @@ def cells_touched(mask: np.ndarray, grid: Grid | str) -> frozenset[int]:
     """Every cell in which a defect mask `[H, W]` (non-zero is defective) has a pixel."""
     import numpy as np
 
-    grid = as_grid(grid)
-    rows, cols = np.nonzero(mask)
-    height, width = mask.shape
-    cells = _cells_of_pixels(rows, height, grid.rows) * grid.cols
-    return frozenset(np.unique(cells + _cells_of_pixels(cols, width, grid.cols)).tolist())
+    return frozenset(np.unique(_cells_of_pixels(mask, as_grid(grid))).tolist())
 
 
-def _cells_of_pixels(index: np.ndarray, size: int, parts: int) -> np.ndarray:
-    """The part of an axis each pixel's centre lies in, in whole numbers: no rounding at borders."""
-    return (2 * index + 1) * parts // (2 * size)
+def _cells_of_pixels(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """The cell that the centre of each defective pixel lies in, in whole numbers: no rounding at
+    borders."""
+    (rows, cols), (height, width) = mask.nonzero(), mask.shape
+    row, col = (2 * rows + 1) * grid.rows // (2 * height), (2 * cols + 1) * grid.cols // (2 * width)
+    return row * grid.cols + col
 
 
 def _centroid(defective: np.ndarray) -> tuple[Fraction, Fraction]:

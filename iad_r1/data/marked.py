@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1 import schema
-from iad_r1.boxes import Frame, Number, around, iou, read_marks
+from iad_r1.boxes import Frame, Number, around, corners, iou, read_marks
 from iad_r1.data.shapes import drawn
 from iad_r1.types import Marked, Shapes
 
@@ -17,9 +17,12 @@ from iad_r1.types import Marked, Shapes
 _DIRECTIONS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
 
 
-def outline(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+def outline(mask: NDArray[np.bool_] | None) -> tuple[int, ...] | None:
     """The outermost corners (x0, y0, ...) of all that a mask [H, W] marks, at most eight, in pixels
-    whose corners are whole numbers. It is convex, and the box around it that around the mask."""
+    whose corners are whole numbers; None where nothing is marked. It is convex, and the box around
+    it that around the mask."""
+    if mask is None or not mask.any():
+        return None
     rows = np.flatnonzero(mask.any(1))
     left = mask[rows].argmax(1)
     right = mask.shape[1] - mask[rows, ::-1].argmax(1)
@@ -41,15 +44,15 @@ def marked(completion: str, frame: Frame, mask: NDArray[np.bool_] | None) -> Mar
     found = frame.pixels(read_marks(said))
     box, point = found.box, None if found.point is None else _floats(found.point)
     boxes, outlines = tuple(map(_floats, found.boxes)), tuple(map(_floats, found.outlines))
-    truth = None if mask is None or not mask.any() else mask
+    true = outline(mask)
     agreement: dict[str, Any] = dict.fromkeys(("gold_box", "iou", "pointed", "pixel_f1"))
-    if truth is not None:
-        gold = around(outline(truth))
+    if mask is not None and true is not None:
+        gold = around(true)
         agreement = {
             "gold_box": tuple(map(int, gold)),
             "iou": 0.0 if box is None else iou(box, gold),
-            "pointed": point is not None and _holds(truth, point),
-            "pixel_f1": pixel_f1(_drawn(outlines or boxes, frame.picture), truth),
+            "pointed": point is not None and _holds(mask, point),
+            "pixel_f1": pixel_f1(_drawn(outlines or boxes, frame.picture), mask),
         }
     return Marked(frame.name, frame.size, frame.picture, boxes, outlines, point, **agreement)
 
@@ -66,14 +69,10 @@ def _floats(numbers: Sequence[Number]) -> tuple[float, ...]:
 
 def _drawn(regions: Sequence[Sequence[float]], size: tuple[int, int]) -> NDArray[np.bool_]:
     """[H, W] What boxes or outlines mark on a picture of this size (width, height)."""
-    outlines = tuple(_corners(*one) if len(one) == 4 else tuple(one) for one in regions)
+    outlines = tuple(corners(*one) if len(one) == 4 else tuple(one) for one in regions)
     if not outlines:
         return np.zeros((size[1], size[0]), np.bool_)
     return drawn(Shapes(outlines, size=size), size)
-
-
-def _corners(left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
-    return left, top, right, top, right, bottom, left, bottom
 
 
 def _holds(mask: NDArray[np.bool_], point: Sequence[float]) -> bool:

@@ -268,6 +268,5 @@ def _place(sample: Sample, format: LocationFormat) -> Place | None:
     """The place of a sample, in pixels of its picture: there is no model yet to say others."""
     if format == "words" or sample.question.options is not None:
         return None
-    mask, size = images.open_mask(sample), images.size(sample)
-    corners = None if mask is None or not mask.any() else outline(mask)
-    return Place(format, Frame("shown", size, size), corners)
+    size = images.size(sample)
+    return Place(format, Frame("shown", size, size), outline(images.open_mask(sample)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from iad_r1 import boxes
 from iad_r1.grid import parse_cells
 from iad_r1.report import gallery, overlay, wording
 from iad_r1.report.run_data import RunData
@@ -96,7 +97,7 @@ def _outlines(row: Prediction, width: int, height: int) -> list[str]:
     if marked is None or row.answer != "yes":
         return []
     across, down = width / marked.picture[0], height / marked.picture[1]
-    corners = [*marked.outlines, *(overlay.corners(*box) for box in marked.boxes)]
+    corners = [*marked.outlines, *(boxes.corners(*box) for box in marked.boxes)]
     return [
         " ".join(
             f"{x * across:.1f},{y * down:.1f}" for x, y in zip(one[::2], one[1::2], strict=True)

@@ -52,11 +52,6 @@ def mask_outline(path: Path) -> str:
         return outline(np.asarray(picture))
 
 
-def corners(left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
-    """A box as an outline."""
-    return left, top, right, top, right, bottom, left, bottom
-
-
 def rectangles(cells: Iterable[int], grid: Grid, width: int, height: int) -> list[Rectangle]:
     """Where cells lie on a picture of `width` x `height` pixels."""
     wide, high = width / grid.cols, height / grid.rows

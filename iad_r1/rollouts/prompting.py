@@ -100,8 +100,7 @@ class Prompter:
         if (frame := self.frame(sample)) is None:
             return None
         if sample.id not in self._places:
-            mask = images.open_mask(sample)
-            corners = None if mask is None or not mask.any() else outline(mask)
+            corners = outline(images.open_mask(sample))
             self._places[sample.id] = Place(self.location_format, frame, corners)
         return self._places[sample.id]
 
