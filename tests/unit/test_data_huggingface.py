@@ -305,6 +305,20 @@ def test_lines_of_json_may_lack_what_does_not_concern_their_picture(tmp_path):
     assert isinstance(bad.mask, Mask)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metadata.csv", "file_name,camera,label\n0.png,left, top,good\n", "row 0: more values"),
+        ("metadata.jsonl", '["file_name", "label"]\n', "line 1: an object with keys"),
+    ],
+)
+def test_rows_that_cannot_be_read_as_they_stand_are_refused(name, text, said, tmp_path):
+    picture(tmp_path / "0.png")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=said):
+        read(tmp_path)
+
+
 def test_metadata_that_names_no_files_is_no_list_of_pictures(tmp_path):
     for part in ("train", "test"):
         for label in ("good", "dent"):

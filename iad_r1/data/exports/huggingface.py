@@ -148,6 +148,12 @@ def _read(file: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
         rows = _lines(file)
         header = dict.fromkeys(name for row in rows for name in row if name)  # a row may lack some
         columns = tables.columns_of(file, list(header), ("image",))
+        for n, row in enumerate(rows) if list(header)[-1] in columns.values() else ():
+            with faults.of_one():
+                if None in row:  # as the reader of CSV says it
+                    raise DataError(
+                        f"{file}, row {n}: more values than columns. Quote values that hold a ','."
+                    )
         return {}, [{name: _text(row.get(own)) for name, own in columns.items()} for row in rows]
     schema = _schema(file)
     pictures = _pictures(schema)
@@ -174,7 +180,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix.lower() == ".csv":
                 return list(csv.DictReader(lines, strict=True))
-            return [json.loads(line) for line in lines if line.strip()]
+            return [
+                folders.mapping(json.loads(line), f"{file}, line {number}")
+                for number, line in enumerate(lines, 1)
+                if line.strip()
+            ]
     except (ValueError, csv.Error) as error:
         kind = "a comma-separated UTF-8 table" if file.suffix.lower() == ".csv" else "lines of JSON"
         raise DataError(f"{file} is not {kind} ({error}).") from None
