@@ -11,7 +11,7 @@ from typing import Any
 
 from iad_r1 import report
 from iad_r1.errors import TrainingError
-from iad_r1.report import gallery, terminal
+from iad_r1.report import gallery, terminal, wording
 from iad_r1.store.run_folder import RunFolder
 
 
@@ -29,6 +29,7 @@ def join(folder: RunFolder, labels: Sequence[str]) -> None:
         _take_answers(folder, label, run)
     if ended:
         first = next(iter(ended.values()))
+        folder.update_summary(baselines=first.summary().get("baselines", []))
         folder.update_manifest(data=first.read_json("manifest.json")["data"])
         shutil.copyfile(first.path / gallery.LIST, folder.path / gallery.LIST)
         shown = folder.path / gallery.FOLDER
@@ -58,8 +59,9 @@ def _rows(label: str, run: RunFolder) -> Iterator[dict[str, Any]]:
 def _take_answers(folder: RunFolder, label: str, run: RunFolder) -> None:
     (folder.path / "predictions").mkdir(exist_ok=True)
     for file in sorted((run.path / "predictions").glob("*.jsonl")):
-        _, asked = file.name.split(".", 1)  # the split and the shots
-        shutil.copyfile(file, folder.path / "predictions" / f"{label}.{asked}")
+        stage, asked = file.name.split(".", 1)  # the split and the shots
+        name = stage if stage == wording.PATCHCORE else label  # the same beside every model
+        shutil.copyfile(file, folder.path / "predictions" / f"{name}.{asked}")
 
 
 def _failures(runs: dict[str, RunFolder]) -> Iterator[str]:

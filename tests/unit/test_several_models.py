@@ -113,11 +113,12 @@ def test_models_are_evaluated_in_turn_and_one_that_fails_is_tried_again(
             (run.path / "error.txt").write_text("Traceback\nMemoryError: too large\n")
             return 1
         (run.path / "predictions").mkdir()
-        (run.path / "predictions" / "sft.seen.0shot.jsonl").write_text(run.path.name)
+        (run.path / "predictions" / "grpo.seen.0shot.jsonl").write_text(run.path.name)
+        (run.path / "predictions" / "patchcore.seen.0shot.jsonl").write_text("good patches")
         (run.path / "figures" / "samples").mkdir(parents=True)
         (run.path / "gallery.jsonl").write_text("")
-        rows = [{"stage": "sft", "split": "seen", "n": 3}]
-        run.update_summary(results=rows, seconds={"evaluate": 2.0})
+        rows, patches = ([{"stage": s, "split": "seen", "n": 3}] for s in ("grpo", "patchcore"))
+        run.update_summary(results=rows, baselines=patches, seconds={"evaluate": 2.0})
         run.update_manifest(status="finished", data={"name": "synthetic"})
         return 0
 
@@ -131,7 +132,8 @@ def test_models_are_evaluated_in_turn_and_one_that_fails_is_tried_again(
     folder, code = launch.run(config, tmp_path / "outputs")
     assert asked[4:] == ["b_sft", "joined"] and code == 0 and folder is not None
     assert [row["stage"] for row in folder.summary()["results"]] == ["a_sft", "b_sft", "c_sft"]
-    files = sorted((folder.path / "predictions").iterdir())
-    assert [file.name for file in files] == [f"{n}_sft.seen.0shot.jsonl" for n in "abc"]
-    assert [file.read_text() for file in files] == ["a_sft", "b_sft", "c_sft"]
+    assert [row["stage"] for row in folder.summary()["baselines"]] == ["patchcore"]
+    files = {file.name: file.read_text() for file in (folder.path / "predictions").iterdir()}
+    answers = {f"{n}_sft.seen.0shot.jsonl": f"{n}_sft" for n in "abc"}
+    assert files == {**answers, "patchcore.seen.0shot.jsonl": "good patches"}
     assert json.loads((folder.path / "models/a_sft/config.json").read_text())["init"] == names[0]
