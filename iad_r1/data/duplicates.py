@@ -29,11 +29,6 @@ GRAIN = int(_FINE.sum())  # bits
 _CELLS = 2**24  # pairs compared at once: memory stays below 200 MiB
 
 
-def perceptual_hash(picture: Image.Image) -> NDArray[np.bool_]:
-    """[256] bits of a picture in any mode and size."""
-    return described(picture)[0]
-
-
 def described(picture: Image.Image) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
     """The perceptual hash [256] of a picture in any mode and size and, if it shows a plain surface,
     its grain [GRAIN]."""

@@ -650,7 +650,7 @@ def test_a_picture_is_near_itself_brighter_and_smaller_but_not_near_another():
         for v in values
     )
     versions = [a, a.point([min(255, int(1.1 * v)) for v in range(256)]), a.resize((120, 90)), b]
-    bits = np.stack([duplicates.perceptual_hash(picture) for picture in versions])
+    bits = np.stack([duplicates.described(picture)[0] for picture in versions])
     assert bits.shape == (4, duplicates.BITS)
     assert found_near(bits, bits, 10)[0] == [0, 1, 2]
 
@@ -742,7 +742,7 @@ def grain_of(pictures: list[Image.Image]) -> np.ndarray:
 def test_plain_surfaces_saved_again_are_twins_and_different_parts_are_not(shade, quality):
     shown = plates(24, 0, shade)
     shown += [as_jpeg(picture, quality) for picture in shown[:4]]
-    bits = np.stack([duplicates.perceptual_hash(picture) for picture in shown])
+    bits = np.stack([duplicates.described(picture)[0] for picture in shown])
     assert not any(found_near(bits[:24], bits[24:], 10))  # hashes see nothing
     found = duplicates.twins(grain_of(shown))
     pairs = sorted(zip(*(side.tolist() for side in found.nonzero()), strict=True))
