@@ -62,9 +62,23 @@ class Stage(stages.Stage):
                 "or stage.completions=<JSONL or parquet file, or a folder of them>."
             )
         try:
-            rewards.load(stage.loose)
+            rewards.load(stage.loose, config.grid, location_format=config.location_format)
         except ConfigError as error:
-            yield str(error)
+            yield f"stage.loose={stage.loose}: {error}"
+
+    def check_inputs(self, config: Config) -> None:
+        """Also refuse rewards that read places in another form than the run has written them."""
+        super().check_inputs(config)
+        if config.init is None:
+            return
+        run = RunFolder.open(config.init)
+        written = run.read_json("config.json").get("location_format", "words")
+        if written != config.location_format:
+            raise ConfigError(
+                f"{run.path} wrote places as {written}, and location_format="
+                f"{config.location_format}: its places would earn nothing. Add "
+                f"location_format={written}, and rewards and stage.loose that read them."
+            )
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage = _settings(config)

@@ -438,6 +438,17 @@ def test_rollouts_of_a_run_are_read_by_default(tmp_path: Path) -> None:
     assert (result.n, result.groups) == (16, 4), "a group belongs to one step"
 
 
+def test_places_in_another_form_than_the_rewards_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"location_format": "box"}', encoding="utf-8")
+    asked = ["stage=audit", f"init={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"wrote places as box.*Add location_format=box"):
+        stage.Stage().check_inputs(compose.compose(asked))
+    boxes = ["location_format=box", "rewards=sc_grpo_box"]
+    with pytest.raises(ConfigError, match=r"stage\.loose=sc_grpo_released: .*rewards=sc_grpo_box"):
+        compose.compose([*asked, *boxes])
+    stage.Stage().check_inputs(compose.compose([*asked, *boxes, "stage.loose=sc_grpo_box"]))
+
+
 def test_predictions_of_an_evaluation_are_read(tmp_path: Path) -> None:
     rows = [
         {
