@@ -64,17 +64,17 @@ class Spent:
 
 
 class Client:
-    """Asks one model, keeps what it says in `replies`, and counts what that costs in `spent`.
+    """Asks one model, keeps what it says in `replies`, and adds what that costs to `spent`.
 
     ConfigError if the environment has no key for a service that needs one.
     """
 
-    def __init__(self, settings: Chat, replies: Replies) -> None:
+    def __init__(self, settings: Chat, replies: Replies, spent: Spent | None = None) -> None:
         import openai
 
         self.settings = settings
         self.replies = replies
-        self.spent = Spent()
+        self.spent = spent or Spent()
         self._lock = Lock()
         self._service = openai.OpenAI(
             api_key=secret(settings),
@@ -84,12 +84,11 @@ class Client:
         )
 
     def ask(
-        self, asked: Iterable[Sequence[Mapping[str, Any]]], max_tokens: int, draw: int = 0
+        self, asked: Iterable[Sequence[Mapping[str, Any]]], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
         """(number of the conversation, what was said) as they are finished, in any order.
 
-        Conversations are lists of messages. They are taken from `asked` as there is room. `draw`
-        numbers repeated answers to the same words, of which each is kept.
+        Conversations are lists of messages. They are taken from `asked` as there is room.
 
         ServiceError if one cannot be had; those that are under way are waited for and kept.
         """
@@ -100,7 +99,7 @@ class Client:
                 while True:
                     room = 2 * self.settings.concurrency - len(waiting)
                     for number, messages in islice(numbered, room):
-                        waiting[pool.submit(self._reply, messages, max_tokens, draw)] = number
+                        waiting[pool.submit(self._reply, messages, max_tokens)] = number
                     if not waiting:
                         return
                     for job in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -109,7 +108,7 @@ class Client:
                 for job in waiting:
                     job.cancel()
 
-    def _reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int, draw: int) -> Reply:
+    def _reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Reply:
         settings = self.settings
         request: dict[str, Any] = {
             "model": settings.model,
@@ -120,7 +119,7 @@ class Client:
             request["temperature"] = settings.temperature
         if settings.logprobs:
             request |= {"logprobs": True, "top_logprobs": LIKELIEST}
-        asked = key(request | {"base_url": settings.base_url, "draw": draw})
+        asked = key(request | {"base_url": settings.base_url})
         known = self.replies.find(asked)
         if known is None:
             self._check_budget()

@@ -9,12 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iad_r1 import stages
-from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
-from iad_r1.settings.base import CONF
+from iad_r1.store.models import backbones
 from iad_r1.store.starts import start_of
 
 
@@ -32,9 +29,7 @@ def with_backbone(arguments: Sequence[str]) -> list[str]:
 
 def published() -> dict[str, str]:
     """The backbone of each hub id there is one for."""
-    files = {name: CONF / "backbone" / f"{name}.yaml" for name in groups()["backbone"]}
-    values = {name: yaml.safe_load(file.read_text("utf-8")) for name, file in files.items()}
-    return {found["path"]: name for name, found in values.items() if "path" in found}
+    return {one["path"]: one["name"] for one in backbones()}
 
 
 def take_over(values: dict[str, Any], inherits: Sequence[str], typed: Sequence[str]) -> None:

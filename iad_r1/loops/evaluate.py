@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -13,14 +13,13 @@ from zlib import crc32
 
 import torch
 
-from iad_r1 import data, prompts
+from iad_r1 import data
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.boxes import Frame
 from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.data.marked import marked
-from iad_r1.grid import as_grid
 from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
@@ -29,11 +28,10 @@ from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.votes import majority
 from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
-from iad_r1.loops.results import Answers, result_of, splits
+from iad_r1.loops.results import Answers, open_grader, result_of, splits
 from iad_r1.processes import distributed
 from iad_r1.report.tables import COMPARED
 from iad_r1.report.wording import HEADLINE_OF_CHOICES
-from iad_r1.rewards import vocabulary
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.rollouts.parity import compare_inputs
@@ -41,6 +39,7 @@ from iad_r1.rollouts.prompting import Prompter, open_prompter
 from iad_r1.rollouts.sampling import Choice, Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
+from iad_r1.store.progress import Bar
 from iad_r1.types import Completion, Dataset, Prediction, Sample
 
 PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
@@ -54,11 +53,7 @@ def run(context: Run) -> list[dict[str, Any]]:
     A split's answers are in `predictions/<stage>.<split>.<shots>shot.jsonl` as they come; images
     answered there already are not asked again.
     """
-    jobs = [
-        (name, shots, samples)
-        for name, samples in splits(context.config, context.dataset).items()
-        for shots in shots_of(samples, context.config.evaluate)
-    ]
+    jobs = list(_jobs(context))
     if context.backbone is not None:
         asking = open_asking(context.config, context.backbone)
     else:
@@ -68,18 +63,18 @@ def run(context: Run) -> list[dict[str, Any]]:
     with context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in jobs)) as bar:
         for split, shots, samples in jobs:
             path = context.folder.predictions(context.stage, split, shots)
-            done = answered_before(path)
-            todo = [sample for sample in samples if sample.id not in done]
-            bar.advance(len(samples) - len(todo))
-            for answers in asking.answers(todo, split, shots):
-                done |= {answer.id: answer for answer in answers}
-                if distributed.is_main():
-                    append(path, answers)
-                bar.advance(len(answers))
-            answered = [done[sample.id] for sample in samples]
-            rows.append(result(context, split, shots, answered))
+            ask = partial(asking.answers, split=split, shots=shots)
+            answered = answer_all(path, samples, ask, bar)
+            rows.append(result_of(context.config, context.stage, split, shots, answered))
     asking.close()
     return [*rows, *averages.of_results(rows, tested(context.config, context.dataset))]
+
+
+def _jobs(context: Run) -> Iterator[tuple[str, int, Sequence[Sample]]]:
+    """Every chosen split with every number of shots."""
+    for split, samples in splits(context.config, context.dataset).items():
+        for shots in shots_of(samples, context.config.evaluate):
+            yield split, shots, samples
 
 
 def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
@@ -98,6 +93,25 @@ def tested(config: Config, dataset: Dataset) -> Sequence[str]:
     return verdicts or list(found)
 
 
+def answer_all(
+    path: Path,
+    samples: Sequence[Sample],
+    ask: Callable[[Sequence[Sample]], Iterator[list[Prediction]]],
+    bar: Bar,
+) -> list[Prediction]:
+    """The answers for these samples, kept in `path` as they come; what an earlier process answered
+    there is not asked again."""
+    done = answered_before(path)
+    todo = [sample for sample in samples if sample.id not in done]
+    bar.advance(len(samples) - len(todo))
+    for answers in ask(todo):
+        done |= {answer.id: answer for answer in answers}
+        if distributed.is_main():
+            append(path, answers)
+        bar.advance(len(answers))
+    return [done[sample.id] for sample in samples]
+
+
 def answered_before(path: Path) -> dict[str, Prediction]:
     """What an earlier process answered; its file is made whole, to go on with."""
     if distributed.is_main():
@@ -106,18 +120,6 @@ def answered_before(path: Path) -> dict[str, Prediction]:
     done = read_predictions(path)
     distributed.barrier()  # nobody writes before everybody has read
     return done
-
-
-def result(context: Run, split: str, shots: int, answered: Sequence[Prediction]) -> dict[str, Any]:
-    """One row of `results` in summary.json, percentages 0-100."""
-    return result_of(context.config, context.stage, split, shots, answered)
-
-
-def open_grader(config: Config) -> Grader:
-    """How the answers of a run are graded."""
-    asked = config.evaluate
-    types = vocabulary(config.rewards.vocabulary or "default")
-    return Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
 
 
 def graded(
@@ -278,21 +280,14 @@ def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
     means over several benchmarks."""
     rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
-        for split, samples in splits(context.config, context.dataset).items():
-            for shots in shots_of(samples, context.config.evaluate):
-                rows += _compared(context, before, after, split, shots)
+        for split, shots, _ in _jobs(context):
+            rows += _compared(context, before, after, split, shots)
     return [*rows, *averages.of_comparisons(rows, tested(context.config, context.dataset))]
 
 
 def answers_of(context: Run, stages: Sequence[str]) -> Answers:
     """All that these stages have answered, by stage, split and number of shots."""
-    asked = context.config.evaluate
-    places = [
-        (stage, split, shots)
-        for stage in stages
-        for split, samples in splits(context.config, context.dataset).items()
-        for shots in shots_of(samples, asked)
-    ]
+    places = [(stage, split, shots) for stage in stages for split, shots, _ in _jobs(context)]
     return {
         place: list(read_predictions(context.folder.predictions(*place)).values())
         for place in places

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from iad_r1.chat.client import Client, messages, p_yes
+from iad_r1.chat.client import Client, Spent, messages, p_yes
 from iad_r1.chat.replies import Replies, Reply
 from iad_r1.rollouts.prompting import conversation, scaled, shown
 from iad_r1.settings.backbone import ApiBackbone
@@ -31,9 +31,9 @@ class Outside:
     def __init__(self, config: Config, folder: RunFolder, judge: Judge) -> None:
         assert isinstance(config.backbone, ApiBackbone)
         self.settings, self.folder, self.judge = config.evaluate, folder, judge
-        kept = config.backbone.replies or folder.path.parent.parent / "replies.sqlite"
-        self.client = Client(config.backbone, Replies(Path(kept)))
-        self.before = folder.summary().get("asked", {})  # by a process that went before
+        kept = config.backbone.replies or folder.outputs / "replies.sqlite"
+        before = Spent(**folder.summary().get("asked", {}))  # by a process that went before
+        self.client = Client(config.backbone, Replies(Path(kept)), before)
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
@@ -46,9 +46,7 @@ class Outside:
                 share = p_yes(reply) if sample.question.options is None else None
                 yield [self.judge(sample, said, split, shots, share)]
         finally:  # it is paid for, whatever ends the run
-            spent = asdict(self.client.spent).items()
-            total = {name: self.before.get(name, 0) + n for name, n in spent}
-            self.folder.update_summary(asked=total)
+            self.folder.update_summary(asked=asdict(self.client.spent))
 
     def close(self) -> None:
         """Say what asking cost."""

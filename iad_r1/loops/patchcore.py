@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -20,7 +21,6 @@ from iad_r1.errors import DataError
 from iad_r1.grid import as_grid, words
 from iad_r1.judge import averages
 from iad_r1.judge.grade import Grader, grade
-from iad_r1.judge.predictions import append
 from iad_r1.loops import evaluate
 from iad_r1.loops.results import result_of, splits
 from iad_r1.nearest import patchcore
@@ -46,15 +46,8 @@ def run(
     with bar or nullcontext(Bar()) as shown:
         for split, samples in chosen.items():
             path = folder.predictions(PATCHCORE, split, 0)
-            done = evaluate.answered_before(path)
-            shown.advance(len([sample for sample in samples if sample.id in done]))
-            todo = [sample for sample in samples if sample.id not in done]
-            for answers in _answers(config, dataset, todo, split):
-                done |= {answer.id: answer for answer in answers}
-                if distributed.is_main():
-                    append(path, answers)
-                shown.advance(len(answers))
-            answered = [done[sample.id] for sample in samples]
+            ask = partial(_answers, config, dataset, split)
+            answered = evaluate.answer_all(path, samples, ask, shown)
             rows.append(result_of(config, PATCHCORE, split, 0, answered))
     return [*rows, *averages.of_results(rows, evaluate.tested(config, dataset))]
 
@@ -109,7 +102,7 @@ def beside(config: Config, dataset: Dataset) -> Splits:
 
 
 def _answers(
-    config: Config, dataset: Dataset, samples: Sequence[Sample], split: str
+    config: Config, dataset: Dataset, split: str, samples: Sequence[Sample]
 ) -> Iterator[list[Prediction]]:
     """Predictions as they are made, a batch of every rank at a time, one product after another."""
     types = vocabulary(config.rewards.vocabulary or "default")

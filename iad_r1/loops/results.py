@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iad_r1 import prompts
 from iad_r1.grid import as_grid
 from iad_r1.judge import mmad
+from iad_r1.judge.grade import Grader
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.places import box_scores, place_scores
 from iad_r1.judge.rates import summarise
@@ -32,6 +34,13 @@ def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
     if "test" in asked.splits:
         found |= dict(dataset.test)
     return {name: samples[: asked.limit] for name, samples in found.items() if samples}
+
+
+def open_grader(config: Config) -> Grader:
+    """How the answers of a run are graded."""
+    asked = config.evaluate
+    types = vocabulary(config.rewards.vocabulary or "default")
+    return Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
 
 
 def result_of(

@@ -9,18 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from iad_r1 import prompts, report
+from iad_r1 import report
 from iad_r1.data import Part, cache, mix
 from iad_r1.data.readers.mmad import MERGED
 from iad_r1.errors import DataError
 from iad_r1.grid import as_grid
 from iad_r1.judge import averages, predictions, thresholds
 from iad_r1.judge.answers import Answer, read
-from iad_r1.judge.grade import Grader, grade
+from iad_r1.judge.grade import grade
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.loops.results import more, result_of, splits
+from iad_r1.loops.results import more, open_grader, result_of, splits
 from iad_r1.report import gallery, terminal
-from iad_r1.rewards import vocabulary
 from iad_r1.schema import INVALID, Status
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import ReaderSettings
@@ -258,10 +257,8 @@ def check(matched: Matched, stage: ScoreSettings) -> dict[str, int]:
 def _graded(
     config: Config, split: str, samples: Sequence[Sample], matched: Matched, shots: int
 ) -> Iterable[Prediction]:
-    asked, stage = config.evaluate, config.stage
+    grader, stage = open_grader(config), config.stage
     assert isinstance(stage, ScoreSettings)
-    types = vocabulary(config.rewards.vocabulary or "default")
-    grader = Grader(as_grid(config.grid), types, asked.evaluator, prompts.form(asked.prompt))
     for sample in samples:
         row = matched.answers.get(sample.id)
         if row is None and stage.missing != "wrong":

@@ -53,6 +53,12 @@ class RunFolder:
         return cls(folder)
 
     @property
+    def outputs(self) -> Path:
+        """What `create` was given; of one of several models, what the run of all of them was."""
+        above = self.path.parent.parent
+        return RunFolder(above).outputs if (above / "config.json").is_file() else above
+
+    @property
     def config_file(self) -> Path:
         return self.path / "config.json"
 

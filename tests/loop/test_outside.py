@@ -59,6 +59,7 @@ def test_its_answers_are_asked_with_pictures_graded_and_scored(evaluate, service
     assert {row.answer for row in rows(folder)} == {"yes"}
     kinds = [[part["type"] for part in asked["messages"][-1]["content"]] for asked in service.asked]
     assert {kind.count("image_url") for kind in kinds} == {1, 2}
+    assert (folder.outputs / "replies.sqlite").is_file()  # for all runs
     summary = folder.summary()
     assert all(row["balanced_accuracy"] == 50.0 for row in summary["results"])
     assert summary["asked"]["replies"] + summary["asked"]["kept"] == 24 + 0
@@ -82,6 +83,14 @@ def test_a_run_that_failed_goes_on_without_asking_twice(evaluate, service):
     assert len(rows(folder)) == 12 == len({row.id for row in rows(folder)})
     spent = folder.summary()["asked"]
     assert len(service.asked) - before == 12 - 5 and spent["replies"] == 12
+
+
+def test_a_budget_is_one_of_a_run_however_often_it_goes_on(evaluate, service):
+    asked = ["backbone.concurrency=1", "backbone.dollars_in=1", "backbone.dollars_out=1"]
+    for _ in range(2):
+        with pytest.raises(ServiceError, match=r"the budget of 0\.002 dollars is spent"):
+            evaluate(*asked, "backbone.budget=0.002")
+        assert len(service.asked) == 2
 
 
 @pytest.mark.parametrize(

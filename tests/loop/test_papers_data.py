@@ -19,6 +19,7 @@ from iad_r1.learn.metering import Clock
 from iad_r1.loops import evaluate, lengths, sft
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.opening import corpus
+from iad_r1.loops.results import result_of
 from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import RunFolder
 
@@ -79,7 +80,7 @@ def test_questions_of_mmad_are_asked_and_judged_by_their_letters(context, tmp_pa
             sample.solution.answer, sample.question.subtask,
         )  # fmt: skip
         assert answer.answer in {*"ABCDE", "invalid"} and len(answer.references) == 1
-    row = evaluate.result(context, "mmad_VisA", 1, found)
+    row = result_of(context.config, context.stage, "mmad_VisA", 1, found)
     assert (row["dataset"], row["n"], row["balanced_accuracy"]) == ("VisA", 10, None)
 
 

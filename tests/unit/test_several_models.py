@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,4 +135,6 @@ def test_models_are_evaluated_in_turn_and_one_that_fails_is_tried_again(
     files = {file.name: file.read_text() for file in (folder.path / "predictions").iterdir()}
     answers = {f"{n}_sft.seen.0shot.jsonl": f"{n}_sft" for n in "abc"}
     assert files == {**answers, "patchcore.seen.0shot.jsonl": "good patches"}
-    assert json.loads((folder.path / "models/a_sft/config.json").read_text())["init"] == names[0]
+    one = RunFolder(folder.path / "models" / "a_sft")
+    assert one.read_json("config.json")["init"] == names[0]
+    assert one.outputs == folder.outputs == tmp_path / "outputs"
