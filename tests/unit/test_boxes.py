@@ -131,8 +131,8 @@ def test_what_a_model_writes_is_turned_back_to_pixels_without_any_loss(data):
 def test_a_box_keeps_all_that_it_holds_and_grows_by_less_than_a_unit(data):
     frame = data.draw(frames())
     box = data.draw(boxes_within(frame.picture))
-    written = frame.box(box)
-    found = frame.pixels(Marks(boxes=(written,)))  # pyright: ignore[reportArgumentType]
+    left, top, right, bottom = frame.box(box)
+    found = frame.pixels(Marks(boxes=((left, top, right, bottom),)))
     (back,) = found.boxes
     assert back[0] <= box[0] and back[1] <= box[1] and back[2] >= box[2] and back[3] >= box[3]
     for i, (one, other) in enumerate(zip(back, box, strict=True)):

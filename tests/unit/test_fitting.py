@@ -28,6 +28,7 @@ from iad_r1.planner.fits import Question, recommended
 from iad_r1.planner.memory import GIB, Setup
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config, load
+from iad_r1.settings.rollout import VllmRollout
 from iad_r1.stages import plan
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Dataset, Sample, Solution
@@ -171,13 +172,19 @@ def needed(*typed: str) -> tuple[int, int]:
     return next(runs.evaluation(config, asked)).peak, memory.scoring(asked.model, work, setup)
 
 
+def share_of_vllm(config: Config) -> int:
+    """Bytes that vLLM takes of a GPU of 79 GiB."""
+    assert isinstance(config.rollout, VllmRollout)
+    return int(config.rollout.memory * 79 * GIB)
+
+
 @pytest.mark.parametrize("rollout", ["vllm", "vllm_server"])
 def test_a_batch_of_answers_is_scored_while_vllm_goes_on_with_the_next(rollout):
     (few, one), (many, most) = (
         needed(f"rollout={rollout}", f"evaluate.batch_size={size}") for size in (1, 64)
     )
     assert many - few == most - one > GIB
-    engine = int(composed("rollout=vllm").rollout.memory * 79 * GIB) if rollout == "vllm" else 0  # pyright: ignore
+    engine = share_of_vllm(composed("rollout=vllm")) if rollout == "vllm" else 0
     assert few == one + 2 * architecture(composed("stage=evaluate")).parameters + engine + GIB
 
 
@@ -186,7 +193,7 @@ def test_vllm_alone_needs_no_room_for_a_second_model_and_says_when_its_share_is_
     config, asked = plain(*typed, "weights=published"), question(plain(*typed))
     assert config.engine_alone and not plain(*typed).engine_alone
     assert not plain("stage=sft", "rollout=vllm", "weights=published").engine_alone
-    engine = int(config.rollout.memory * 79 * GIB)  # pyright: ignore
+    engine = share_of_vllm(config)
     assert next(runs.evaluation(config, asked)).peak == engine + GIB
     small = replace(asked, total=16 * GIB, limit=15 * GIB)
     gpus = [runs.Gpu(0, 16 * GIB, 16 * GIB)]
