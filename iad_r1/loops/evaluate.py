@@ -21,17 +21,14 @@ from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.data.marked import marked
 from iad_r1.judge import averages
-from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.grade import Grader, grade
-from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.votes import majority
 from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
 from iad_r1.loops.results import Answers, open_grader, result_of, splits
 from iad_r1.processes import distributed
-from iad_r1.report.tables import COMPARED
-from iad_r1.report.wording import HEADLINE_OF_CHOICES
+from iad_r1.report import tables
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.colocate.sampler import VllmSampler
 from iad_r1.rollouts.parity import compare_inputs
@@ -281,7 +278,12 @@ def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
         for split, shots, _ in _jobs(context):
-            rows += _compared(context, before, after, split, shots)
+            old, new = (
+                list(read_predictions(context.folder.predictions(stage, split, shots)).values())
+                for stage in (before, after)
+            )
+            place = {"from": before, "to": after, "split": split, "shots": shots}
+            rows += [{**place, **row} for row in tables.compared(old, new, context.config.seed)]
     return [*rows, *averages.of_comparisons(rows, tested(context.config, context.dataset))]
 
 
@@ -292,16 +294,3 @@ def answers_of(context: Run, stages: Sequence[str]) -> Answers:
         place: list(read_predictions(context.folder.predictions(*place)).values())
         for place in places
     }
-
-
-def _compared(
-    context: Run, before: str, after: str, split: str, shots: int
-) -> Iterator[dict[str, Any]]:
-    old, new = (
-        list(read_predictions(context.folder.predictions(stage, split, shots)).values())
-        for stage in (before, after)
-    )
-    for metric in COMPARED if all(map(is_yes_no, old)) else HEADLINE_OF_CHOICES:
-        found = paired_difference(old, new, metric, context.config.seed)
-        yield {"from": before, "to": after, "split": split, "shots": shots, "metric": metric,
-               **found}  # fmt: skip

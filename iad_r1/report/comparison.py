@@ -226,7 +226,7 @@ def _pairs(
 def _tested(first: Named, other: Named, group: Group, seed: int) -> Row:
     old, new = first.evaluations[group], other.evaluations[group]
     found = mcnemar(old.predictions, new.predictions)
-    rows = tables.compared(old, new, seed)
+    rows = tables.compared(old.predictions, new.predictions, seed)
     if first.run.grid != other.run.grid:
         rows = [row for row in rows if row["metric"] != "location_accuracy"]
     return {

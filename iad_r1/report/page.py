@@ -72,13 +72,14 @@ def _context(run: RunData, keep: Keep) -> Row:
     main = tables.main_evaluations(run)
     against = tables.against_patches(run)
     scored = tables.scores(run, rows)
-    found = cards.views(run)
+    views = cards.views(run)
     seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
     published = paper.beside([*rows, *means], run.config)
     return {
         "title": str(run.config.get("name") or run.folder.parent.name),
         "facts": _facts(run),
+        "verdict": story.verdict(found) if (found := _to_judge(run, rows, means)) else None,
         "findings": list(story.findings(run, rows, changes, against)),
         "run": run,
         "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
@@ -99,6 +100,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "parts": PARTS,
         "confusions": [row for row in rows if row["gold_yes_rate"] is not None],
         "last_stage": tables.last_stage(run),
+        "reasoning": tables.reasoning(run),
         "products": [tables.products(run, e) for e in main if is_yes_no(e.predictions[0])],
         "places": [place for place in places if place],
         "boxes": list(filter(None, map(tables.boxes, run.evaluations))),
@@ -115,9 +117,9 @@ def _context(run: RunData, keep: Keep) -> Row:
         "seconds": seconds,
         "total_seconds": sum(row["seconds"] for row in seconds),
         "rollouts": training.rollouts(run),
-        "views": found,
-        "view": cards.default_view(found),
-        "cards": cards.cards(run, found),
+        "views": views,
+        "view": cards.default_view(views),
+        "cards": cards.cards(run, views),
         "config": training.flat(run.config),
         "manifest": training.flat(run.manifest),
     }
@@ -134,6 +136,18 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if spent := sum((run.summary.get("seconds") or {}).values()):
         facts.append(("time", duration(spent)))
     return facts
+
+
+def _to_judge(run: RunData, rows: Sequence[Row], means: Sequence[Row]) -> list[Row]:
+    """The rows of the last weights that the report begins with: the average over benchmarks, else
+    each test split; of the fewest reference pictures."""
+    last = tables.last_stage(run)
+    averaged = [row for row in means if row["stage"] == last]
+    if averaged:
+        return [min(averaged, key=lambda row: row["shots"])]
+    main = {(item.split, item.shots) for item in tables.main_evaluations(run)}
+    found = [row for row in rows if row["stage"] == last and (row["split"], row["shots"]) in main]
+    return [row for row in found if not wording.is_validation(row["split"])] or found
 
 
 def _n_products(item: Evaluation) -> int:

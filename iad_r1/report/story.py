@@ -17,6 +17,42 @@ TILES = {
 }
 LEADING = ("balanced_accuracy", "location_accuracy")
 _PERCENT = "\N{NO-BREAK SPACE}%"
+GUESSING = 50.0  # balanced accuracy of one answer for all pictures, in percent
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The whole in one sentence, of rows of the same weights: how often they err on each split, and
+    whether that is better than guessing."""
+    name = wording.model_name(rows[0]["stage"])
+    parts = [f"on {wording.split_name(row['split'])} {_errors(row)}" for row in rows]
+    return f"{name[:1].upper()}{name[1:]}: {'; '.join(parts)}."
+
+
+def _errors(row: Row) -> str:
+    if row["balanced_accuracy"] is not None:
+        missed, rejected = (f"{row[name]:.1f}{_PERCENT}" for name in ("miss_rate", "overkill_rate"))
+        return (
+            f"{missed} of the defective parts are missed and {rejected} of the good ones rejected "
+            f"(balanced accuracy {_bounded(row, 'balanced_accuracy')}), {_beside_guessing(row)}"
+        )
+    if row["gold_yes_rate"] is None:
+        return f"{_bounded(row, 'accuracy')} of the questions are answered rightly"
+    if row["gold_yes_rate"] == 0:
+        return f"{_bounded(row, 'overkill_rate')} of the good parts are rejected"
+    return f"{_bounded(row, 'miss_rate')} of the defective parts are missed"
+
+
+def _bounded(row: Row, metric: str) -> str:
+    bounds = row["ci95"].get(metric)
+    said = f", 95{_PERCENT} interval {_range(bounds)}" if bounds else ""
+    return f"{row[metric]:.1f}{_PERCENT}{said}"
+
+
+def _beside_guessing(row: Row) -> str:
+    low, high = row["ci95"].get("balanced_accuracy") or (GUESSING, GUESSING)
+    if low <= GUESSING <= high:
+        return "which cannot be told from guessing"
+    return f"{'better' if low > GUESSING else 'worse'} than guessing"
 
 
 def findings(

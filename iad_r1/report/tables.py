@@ -81,7 +81,10 @@ def comparisons(run: RunData) -> list[Row]:
     for (split, shots), group in run.groups().items():
         for before, after in pairwise(item for item in group if item.stage in wording.STAGES):
             place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
-            found += [{**place, **row} for row in compared(before, after, run.seed)]
+            found += [
+                {**place, **row}
+                for row in compared(before.predictions, after.predictions, run.seed)
+            ]
     means = averages.of_comparisons(found, run.benchmarks)
     return [*found, *({**row, "verdict": verdict(row["metric"], row)} for row in means)]
 
@@ -94,18 +97,17 @@ def reference_gain(run: RunData) -> list[Row]:
     for item in run.evaluations:
         if item.stage == last and item.shots > 0 and item.split in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
-            rows = compared(zero[item.split], item, run.seed)
+            rows = compared(zero[item.split].predictions, item.predictions, run.seed)
             shown = (*wording.HEADLINE, rows[0]["metric"])  # the first is the one to read first
             found += [{**place, **row} for row in rows if row["metric"] in shown]
     return found
 
 
-def compared(before: Evaluation, after: Evaluation, seed: int) -> list[Row]:
+def compared(before: Sequence[Prediction], after: Sequence[Prediction], seed: int) -> list[Row]:
     """Paired differences of the same images, for every metric that is defined on them."""
     rows = []
-    yes_no = all(map(is_yes_no, before.predictions))
-    for metric in COMPARED if yes_no else wording.HEADLINE_OF_CHOICES:
-        result = paired_difference(before.predictions, after.predictions, metric, seed)
+    for metric in COMPARED if all(map(is_yes_no, before)) else wording.HEADLINE_OF_CHOICES:
+        result = paired_difference(before, after, metric, seed)
         if result["delta"] is not None:
             rows.append({"metric": metric, **result, "verdict": verdict(metric, result)})
     return rows
@@ -254,6 +256,24 @@ def uniform_chance(run: RunData) -> float | None:
         if p.location_correct is not None
     ]
     return chance(golds, run.grid)["uniform"]
+
+
+# ------------------------------------------------------------------------------ reasoning
+
+
+def reasoning(run: RunData) -> list[Row]:
+    """How answers follow from their reasoning, of every evaluation that has some, as `summary.json`
+    counts it: {stage, split, shots, and what `reasoning_scores` gives}."""
+    counted = {
+        (row["stage"], row["split"], row["shots"]): row.get("reasoning")
+        for row in run.summary.get("results") or []
+    }
+    places = [(item.stage, item.split, item.shots) for item in run.evaluations]
+    return [
+        {"stage": place[0], "split": place[1], "shots": place[2], **found}
+        for place in places
+        if (found := counted.get(place))
+    ]
 
 
 # ---------------------------------------------------------------------------------- types

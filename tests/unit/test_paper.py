@@ -161,7 +161,7 @@ def test_the_terminal_shows_them_and_why_not(tmp_path, capsys):
     assert "not comparable" in text and "the weights are tiny" in text and "+0.3" not in text
 
 
-# ------------------------------------------------------------------- tables 1 and 4
+# ------------------------------------------------------------------- tables 1, 4 and 7
 
 
 def lines_of(name: str, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,10 +189,30 @@ def test_table_1_says_which_of_its_cells_another_table_contradicts():
     assert row["VisA"] == 74.3 and row[paper_tables.NOTES] == "VisA: T7 prints 71.8"
 
 
+def test_table_7_has_the_papers_columns_and_says_where_it_is_contradicted():
+    rows = [result("sdd", 92.34, "grpo"), result("sdd", 50.0)]
+    lines = lines_of("T7", paper.beside(rows, CONFIG))
+    names = list(lines[0])[3:-1]
+    assert names == ["MVTec-AD", "DAGM", "DTD-Synthetic", "SDD", "MPDD", "VisA", "Average",
+                     "MVTec-AD, 1-shot", "VisA, 1-shot", "Average, 1-shot"]  # fmt: skip
+    assert [line["source"] for line in lines].count("paper") == 8
+    (at,) = (index for index, line in enumerate(lines) if line["source"] == "here")
+    assert lines[at - 1]["method"] == lines[at]["method"] == paper.GRPO, "it prints no base model"
+    assert (lines[at - 1]["SDD"], lines[at]["SDD"]) == (88.6, 92.34)
+    seven = {(r["model"], r["method"]): r for r in lines}["LLaVA-OneVision-SI 7B", "Anomaly-OV"]
+    assert seven["VisA"] == 71.8 and "VisA: T1 prints 74.3" in seven[paper_tables.NOTES]
+    for line in lines:  # the averages that it prints are those of its cells
+        if line["source"] == "paper":
+            for cells, mean in ((names[:6], "Average"), (names[7:9], "Average, 1-shot")):
+                assert sum(line[n] for n in cells) / len(cells) == pytest.approx(
+                    line[mean], abs=0.0501
+                )
+
+
 def test_the_tables_are_written_in_three_formats_with_the_same_rows():
     beside = paper.beside([result("sdd", 92.34, "sft")], CONFIG)
     found = paper_tables.files(beside)
-    assert {*found} == {f"table{n}.{kind}" for n in (1, 4) for kind in ("csv", "md", "tex")}
+    assert {*found} == {f"table{n}.{kind}" for n in (1, 4, 7) for kind in ("csv", "md", "tex")}
     read = pandas.read_csv(io.StringIO(found["table4.csv"]), keep_default_na=False)
     assert "92.34" in set(read["SDD"].astype(str))
     lines = found["table4.md"].splitlines()

@@ -255,6 +255,45 @@ def test_a_threshold_that_the_test_pictures_chose_is_called_an_oracle(complete, 
     assert "evaluate.splits=[validation,test]" in complete_page.text
 
 
+def test_the_page_begins_with_the_verdict_in_one_sentence(complete_page):
+    (said,) = re.findall(r"SC-GRPO: on products seen.*?guessing\.", complete_page.text)
+    assert said.count(". ") == 0 and "on products new to PA-SFT" in said
+    assert complete_page.text.index(said) < complete_page.text.index("run complete")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [([61, 84], "better than guessing"), ([44, 61], "which cannot be told from guessing"),
+     ([20, 41], "worse than guessing")],
+)  # fmt: skip
+def test_the_verdict_says_whether_a_model_only_guesses(bounds, said):
+    row = {"stage": "grpo", "split": "seen", "balanced_accuracy": 50.0, "miss_rate": 10.0,
+           "overkill_rate": 90.0, "ci95": {"balanced_accuracy": bounds}}  # fmt: skip
+    assert story.verdict([row]).endswith(f"), {said}.")
+
+
+def test_the_verdict_of_good_parts_and_of_questions_needs_no_balanced_accuracy():
+    row = {"stage": "sft", "split": "x", "balanced_accuracy": None, "overkill_rate": 12.5,
+           "accuracy": 87.5, "gold_yes_rate": 0.0, "ci95": {}}  # fmt: skip
+    assert story.verdict([row]) == "PA-SFT: on x 12.5\xa0% of the good parts are rejected."
+    row["gold_yes_rate"] = None
+    assert story.verdict([row]) == "PA-SFT: on x 87.5\xa0% of the questions are answered rightly."
+
+
+def test_whether_answers_follow_from_their_reasoning_is_shown_for_every_stage(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft", "grpo"), images=8, pictures=0)
+    counted = {"n": 8, "without": 1, "consistent_right": 5, "consistent_wrong": 1,
+               "contradictory": 2, "defect_but_no": 2, "sound_but_yes": 0, "untold": 0,
+               "defects": 3, "place": 1, "type": 0}  # fmt: skip
+    rows = [{"stage": stage, "split": "seen", "shots": 0, "reasoning": counted}
+            for stage in ("sft", "grpo")]  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps({"results": rows}))
+    assert [row["stage"] for row in tables.reasoning(run_data.load(folder))] == ["sft", "grpo"]
+    page = built(folder)
+    assert "reasoning" in page.ids and page.text.count("25.0 % 2") == 2
+    assert "1 answers without" in page.text
+
+
 def test_nearest_good_patches_stand_beside_the_last_stage_and_are_none_themselves(
     complete, complete_page
 ):
@@ -632,16 +671,17 @@ def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
     assert "10,000 parts of which 0.5 % ( 50.0 ) are defective" in complete_page.text
 
 
-def test_stage_report_rebuilds_the_named_run(complete, tmp_path, capsys):
+def test_stage_report_rebuilds_the_named_run(tmp_path, capsys):
     from iad_r1 import stages
     from iad_r1.command import compose
     from iad_r1.store.run_folder import RunFolder
 
-    config = compose.compose(["stage=report", f"init={complete}"])
-    (complete / "report.html").unlink()
+    folder = make_run(tmp_path / "earlier", stages=(), images=0, pictures=0)
+    write_training(folder, ("sft",), np.random.default_rng(5))
+    config = compose.compose(["stage=report", f"init={folder}"])
     stages.find("report").run(config, RunFolder(tmp_path))
-    assert (complete / "report.html").is_file()
-    assert str(complete / "report.html") in capsys.readouterr().out
+    assert (folder / "report.html").is_file()
+    assert str(folder / "report.html") in capsys.readouterr().out
 
 
 def test_replaced_rows_keep_their_meaning(complete):
