@@ -6,7 +6,8 @@
 
 The columns are `PICTURE`, `TEXT` and `SCORE`, under any of their names. MMAD's are those that its
 published scripts write: `image`, `question` (with its `text`, and `options` where they were put
-into another order), `question_type`, `correct_answer` and `gpt_answer`.
+into another order), `question_type`, `correct_answer` and `gpt_answer`; and `completion` where we
+have written them (`suites/mmad.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Answer:
 
     `picture` is a path or an id as the file has it. `text` is what was said, `p_yes` and `score` as
     of a Prediction; one of the three at least. `defective` is its own label, to check ours against.
-    `asked` is what the row says of a question with options: {question, type, options, right}.
+    `asked` is what the row says of a question with options: {question, type, options, right,
+    whole}; `whole`: the text is all that was said, not the letter that a script read in it.
     """
 
     where: str
@@ -167,11 +169,13 @@ def _of_mmad(row: Mapping[str, Any], where: str) -> Answer:
     return Answer(
         where,
         str(row["image"]),
-        str(row["gpt_answer"]),
+        str(row.get("completion", row["gpt_answer"])),
         asked={
             "question": text,
             "type": row.get("question_type"),
             "options": {str(key): str(value) for key, value in options.items()},
             "right": str(row["correct_answer"]),
+            "whole": "completion" in row,
         },
+        stop=str(row.get("stop") or "stop"),
     )

@@ -165,9 +165,47 @@ def _interval(
 def released(rows: Sequence[Prediction]) -> dict[str, Any]:
     """{sets: {set: percentages by subtask, with "average"}, average}, as the released script counts
     the answers in this order."""
-    sets = list(dict.fromkeys(row.dataset for row in rows))
-    subtasks = [name for name in SUBTASKS if any(row.subtask == name for row in rows)]
-    counts = {(name, column): [0, 0] for name in sets for column in COLUMNS}  # right, asked
+    found: dict[str, dict[str, float]] = {}
+    for name, shares in released_shares(rows).items():
+        rates = {task: shares[task] for task in SUBTASKS if task in shares}
+        found[name] = {**rates, "average": float(np.mean(list(rates.values())))}
+    whole = float(np.mean([row["average"] for row in found.values()])) if found else None
+    return {"sets": found, "average": whole}
+
+
+def released_shares(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    """By set, what the released script makes of the answers in this order: percentages by subtask,
+    and of anomaly detection "Recall", "Precision", "F1", "Overkill" and "Miss"."""
+    counts = _released_counts(rows)
+    asked = {row.subtask for row in rows}
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row.dataset for row in rows):
+        rates = {task: _percent(*counts[name, task]) for task in SUBTASKS[1:] if task in asked}
+        if DETECTION in asked:
+            (kept, good), (caught, bad) = counts[name, NORMAL], counts[name, ANOMALOUS]
+            normal, recall = _percent(kept, good), _percent(caught, bad)
+            precision = _percent(caught, caught + good - kept)
+            both = recall + precision
+            rates |= {
+                DETECTION: (normal + recall) / 2,
+                "Recall": recall,
+                "Precision": precision,
+                "F1": 2 * recall * precision / both if both else 0.0,
+                "Overkill": 100 - normal,
+                "Miss": 100 - recall,
+            }
+        found[name] = rates
+    return found
+
+
+def _percent(right: int, asked: int) -> float:
+    return 100 * right / asked if asked else 0.0
+
+
+def _released_counts(rows: Sequence[Prediction]) -> dict[tuple[str, str], list[int]]:
+    """[right, asked] by set and column."""
+    sets = dict.fromkeys(row.dataset for row in rows)
+    counts = {(name, column): [0, 0] for name in sets for column in COLUMNS}
     skipped = False
     for row in rows:
         if skipped:  # it has moved to the place of the one that was taken out
@@ -182,19 +220,4 @@ def released(rows: Sequence[Prediction]) -> dict[str, Any]:
             column = NORMAL if "good" in image_of(row) else ANOMALOUS
         counts[row.dataset, column][0] += row.gold_answer == said
         counts[row.dataset, column][1] += 1
-
-    def rate(name: str, column: str) -> float:
-        right, asked = counts[name, column]
-        return 100 * right / asked if asked else 0.0
-
-    found: dict[str, dict[str, float]] = {}
-    for name in sets:
-        rates = {
-            task: (rate(name, NORMAL) + rate(name, ANOMALOUS)) / 2
-            if task == DETECTION
-            else rate(name, task)
-            for task in subtasks
-        }
-        found[name] = {**rates, "average": float(np.mean(list(rates.values())))}
-    whole = float(np.mean([row["average"] for row in found.values()])) if found else None
-    return {"sets": found, "average": whole}
+    return counts

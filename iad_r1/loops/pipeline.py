@@ -22,6 +22,7 @@ from iad_r1.store import cards
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
+from iad_r1.suites import mmad
 from iad_r1.types import Dataset
 
 TRAIN: dict[str, Callable[[Context], None]] = {
@@ -152,12 +153,13 @@ def measure(context: Run, evaluated: list[str]) -> None:
         return
     earlier = context.folder.summary().get("results", [])
     rows = [*(row for row in earlier if row["stage"] != context.stage), *rows]
+    answers = evaluate.answers_of(context, evaluated)
+    asked = chain.from_iterable(results.splits(context.config, context.dataset).values())
+    mmad.write(context.folder.path / "mmad", context.config.backbone.name, answers, asked)
     context.folder.update_summary(
         results=rows,
         comparisons=evaluate.compare(context, evaluated),
-        **results.more(
-            context.config.evaluate, evaluate.answers_of(context, evaluated), context.config.seed
-        ),
+        **results.more(context.config.evaluate, answers, context.config.seed),
     )
     if context.backbone is not None:
         cards.write_cards(context.folder, context.config, context.stage)

@@ -215,6 +215,12 @@ def _questions(found: dict[str, Answer], samples: Sequence[Sample], rows: Sequen
                 "same version of MMAD."
             )
         said = row.text
+        if asked.get("whole") and dict(shown) != dict(options):
+            raise DataError(
+                f"{row.where}: its options have other letters than those of the data "
+                f"({sample.where}). Use the order and the seed of the run that has written it, "
+                "e.g. benchmark.mmad.order=drawn."
+            )
         if said is not None and said in shown:  # the options may have been put into another order
             letters = [k for k, text in options.items() if _plain(text) == _plain(shown[said])]
             said = letters[0] if len(letters) == 1 else said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import miniatures
@@ -80,3 +81,6 @@ def test_the_four_sets_of_mmad_have_a_row_each_and_their_mean(root, forked):
     *sets, mean = run.summary["results"]
     assert [row["split"] for row in sets] == mean["of"] and len(sets) == 4
     assert mean["accuracy"] == pytest.approx(sum(row["accuracy"] for row in sets) / 4)
+    with next(run.folder.glob("mmad/answers_0_shot_*_accuracy.csv")).open() as lines:
+        *_, last = csv.DictReader(lines)
+    assert float(last["Average"]) == pytest.approx(run.summary["mmad"][0]["released"]["average"])

@@ -1,0 +1,1 @@
+"""Evaluations in the files of other suites."""
