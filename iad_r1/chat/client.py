@@ -14,16 +14,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
-from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from iad_r1.chat.replies import Replies, Reply, Token, key
+from iad_r1.chat.replies import Replies, Reply, Token, Used, key
 from iad_r1.errors import ConfigError, IadError
 from iad_r1.settings.chat import Chat
 from iad_r1.types import Conversation
@@ -38,44 +37,24 @@ class ServiceError(IadError, RuntimeError):
     """An outside model could not be asked, or may not be: the budget is spent."""
 
 
-@dataclass
-class Spent:
-    """What asking has cost so far. `kept` counts the replies that were on disk already."""
+@dataclass(frozen=True)
+class Spent(Used):
+    """What asking has cost a run so far."""
 
-    replies: int = 0
-    kept: int = 0
-    retries: int = 0
-    refused: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    dollars: float = 0.0
-
-    def add(self, reply: Reply, settings: Chat, new: bool) -> None:
-        """Count one reply; of one that was on disk, only that it was."""
-        self.refused += reply.stop == "refused"
-        if not new:
-            self.kept += 1
-            return
-        self.replies += 1
-        self.tokens_in += reply.tokens_in
-        self.tokens_out += reply.tokens_out
-        self.dollars += reply.tokens_in / 1e6 * (settings.dollars_in or 0)
-        self.dollars += reply.tokens_out / 1e6 * (settings.dollars_out or 0)
+    dollars: float
 
 
 class Client:
-    """Asks one model, keeps what it says in `replies`, and adds what that costs to `spent`.
+    """Asks one model, and keeps what it says, and what that costs, in `replies`.
 
     ConfigError if the environment has no key for a service that needs one.
     """
 
-    def __init__(self, settings: Chat, replies: Replies, spent: Spent | None = None) -> None:
+    def __init__(self, settings: Chat, replies: Replies) -> None:
         import openai
 
         self.settings = settings
         self.replies = replies
-        self.spent = spent or Spent()
-        self._lock = Lock()
         self._service = openai.OpenAI(
             api_key=secret(settings),
             base_url=settings.base_url,
@@ -83,23 +62,33 @@ class Client:
             max_retries=settings.retries,
         )
 
+    @property
+    def spent(self) -> Spent:
+        """What the run has cost, in this process and those before it."""
+        used, settings = self.replies.used(), self.settings
+        dollars_in = used.tokens_in / 1e6 * (settings.dollars_in or 0)
+        dollars_out = used.tokens_out / 1e6 * (settings.dollars_out or 0)
+        return Spent(**asdict(used), dollars=dollars_in + dollars_out)
+
     def ask(
-        self, asked: Iterable[Sequence[Mapping[str, Any]]], max_tokens: int
-    ) -> Iterator[tuple[int, Reply]]:
+        self, asked: Iterable[Sequence[Mapping[str, Any]]], max_tokens: int, draws: int = 1
+    ) -> Iterator[tuple[int, list[Reply]]]:
         """(number of the conversation, what was said) as they are finished, in any order.
 
-        Conversations are lists of messages. They are taken from `asked` as there is room.
+        Conversations are lists of messages. They are taken from `asked` as there is room. Each is
+        asked `draws` times, one after the other.
 
         ServiceError if one cannot be had; those that are under way are waited for and kept.
         """
         numbered = enumerate(asked)
-        waiting: dict[Future[Reply], int] = {}
+        waiting: dict[Future[list[Reply]], int] = {}
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             try:
                 while True:
                     room = 2 * self.settings.concurrency - len(waiting)
                     for number, messages in islice(numbered, room):
-                        waiting[pool.submit(self._reply, messages, max_tokens)] = number
+                        job = pool.submit(self._replies, messages, max_tokens, draws)
+                        waiting[job] = number
                     if not waiting:
                         return
                     for job in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -108,7 +97,9 @@ class Client:
                 for job in waiting:
                     job.cancel()
 
-    def _reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Reply:
+    def _replies(
+        self, messages: Sequence[Mapping[str, Any]], max_tokens: int, draws: int
+    ) -> list[Reply]:
         settings = self.settings
         request: dict[str, Any] = {
             "model": settings.model,
@@ -119,32 +110,31 @@ class Client:
             request["temperature"] = settings.temperature
         if settings.logprobs:
             request |= {"logprobs": True, "top_logprobs": LIKELIEST}
-        asked = key(request | {"base_url": settings.base_url})
-        known = self.replies.find(asked)
-        if known is None:
+        return [self._reply(request, draw) for draw in range(draws)]
+
+    def _reply(self, request: Mapping[str, Any], draw: int) -> Reply:
+        number = {"draw": draw} if draw else {}
+        asked = key({**request, "base_url": self.settings.base_url, **number})
+        found = self.replies.find(asked)
+        if found is None:
             self._check_budget()
-            found = self._request(request)
+            found = self._request(request, asked)
             self.replies.keep(asked, found)
-        else:
-            found = known
-        with self._lock:
-            self.spent.add(found, settings, new=known is None)
         return found
 
-    def _request(self, request: Mapping[str, Any]) -> Reply:
+    def _request(self, request: Mapping[str, Any], asked: str) -> Reply:
         """One reply of the service; one that cannot be read is asked for again."""
         import openai
 
         problem = ""
         for attempt in range(self.settings.retries + 1):
             if attempt:
-                with self._lock:
-                    self.spent.retries += 1
+                self.replies.again(asked)
                 time.sleep(min(0.5 * 2 ** (attempt - 1), 8))
             try:
                 raw = self._service.chat.completions.with_raw_response.create(**request)
-                with self._lock:
-                    self.spent.retries += raw.retries_taken
+                if raw.retries_taken:
+                    self.replies.again(asked, raw.retries_taken)
                 return read(raw.text, self.settings)
             except openai.BadRequestError as error:
                 if error.code in FILTERED:
@@ -171,9 +161,8 @@ class Client:
         return ServiceError(f"{self._name} does not answer: {error} {self._kept}")
 
     def _check_budget(self) -> None:
-        with self._lock:
-            spent, budget = self.spent.dollars, self.settings.budget
-        if budget is not None and spent >= budget:
+        budget = self.settings.budget
+        if budget is not None and (spent := self.spent.dollars) >= budget:
             raise ServiceError(
                 f"{self._name}: the budget of {budget:g} dollars is spent ({spent:.4g}). "
                 f"{self._kept} Set a larger budget to go on."

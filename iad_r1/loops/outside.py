@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from iad_r1.chat.client import Client, Spent, messages, p_yes
+from iad_r1.chat.client import Client, messages, p_yes
 from iad_r1.chat.replies import Replies, Reply
+from iad_r1.judge.votes import majority
 from iad_r1.rollouts.prompting import conversation, scaled, shown
 from iad_r1.settings.backbone import ApiBackbone
 from iad_r1.settings.config import Config
@@ -24,27 +25,28 @@ UNKNOWN = -1  # the ids of its tokens; the service tells how many there are
 class Outside:
     """A service to ask, and how its answers are graded.
 
-    What it says is kept for all runs beside their folders; what asking costs is in `asked` of
-    summary.json.
+    What it says is kept for all runs beside their folders, with what each has paid. That is in
+    `asked` of summary.json, too.
     """
 
     def __init__(self, config: Config, folder: RunFolder, judge: Judge) -> None:
         assert isinstance(config.backbone, ApiBackbone)
         self.settings, self.folder, self.judge = config.evaluate, folder, judge
-        kept = config.backbone.replies or folder.outputs / "replies.sqlite"
-        before = Spent(**folder.summary().get("asked", {}))  # by a process that went before
-        self.client = Client(config.backbone, Replies(Path(kept)), before)
+        service = config.backbone
+        if self.settings.samples > 1 and service.temperature is not None:
+            service = service.model_copy(update={"temperature": self.settings.temperature})
+        kept = service.replies or folder.outputs / "replies.sqlite"
+        self.client = Client(service, Replies(Path(kept), str(folder.path)))
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
     ) -> Iterator[list[Prediction]]:
-        """Predictions as the replies come, one at a time."""
-        asked = (self._messages(sample, shots) for sample in samples)
+        """Predictions as the replies come, one at a time: the majority of several samples."""
+        asked, draws = (self._messages(sample, shots) for sample in samples), self.settings.samples
         try:
-            for number, reply in self.client.ask(asked, self.settings.max_tokens):
-                sample, said = samples[number], completion(reply)
-                share = p_yes(reply) if sample.question.options is None else None
-                yield [self.judge(sample, said, split, shots, share)]
+            for number, replies in self.client.ask(asked, self.settings.max_tokens, draws):
+                drawn = [self._graded(samples[number], reply, split, shots) for reply in replies]
+                yield drawn if draws == 1 else [majority(drawn)]
         finally:  # it is paid for, whatever ends the run
             self.folder.update_summary(asked=asdict(self.client.spent))
 
@@ -59,6 +61,10 @@ class Outside:
             flush=True,
         )
         self.client.replies.close()
+
+    def _graded(self, sample: Sample, reply: Reply, split: str, shots: int) -> Prediction:
+        share = p_yes(reply) if sample.question.options is None else None
+        return self.judge(sample, completion(reply), split, shots, share)
 
     def _messages(self, sample: Sample, shots: int) -> list[dict[str, Any]]:
         words = conversation(self.settings.prompt, sample, shots)

@@ -29,7 +29,6 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _weights_rules(config)
     yield from _outside(config)
     yield from _vllm_rules(config)
-    yield from _samples(config)
     yield from _method(config)
 
 
@@ -167,15 +166,6 @@ def _augmentation(config: Config) -> Iterator[str]:
                 "frozen vision tower the features of a picture are computed once, so its changes "
                 f"would not be seen. Use sft.phases.{i}.augment=false."
             )
-
-
-def _samples(config: Config) -> Iterator[str]:
-    asked = config.evaluate.samples
-    if "evaluate" in config.tasks() and config.backbone.source == "api" and asked > 1:
-        yield (
-            f"evaluate.samples={asked} with backbone={config.backbone.name}: an outside model "
-            "gives one answer to a picture. Use evaluate.samples=1."
-        )
 
 
 def _vllm_rules(config: Config) -> Iterator[str]:

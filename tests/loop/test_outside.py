@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from services import Service, body, served
+from sklearn.metrics import roc_auc_score
 
 from iad_r1.chat.client import ServiceError
 from iad_r1.command.compose import compose
@@ -73,16 +75,41 @@ def test_a_refusal_is_an_invalid_answer_whatever_its_words_are(evaluate, service
     assert folder.summary()["asked"]["refused"] == 12
 
 
-def test_a_run_that_failed_goes_on_without_asking_twice(evaluate, service):
-    service.answer = lambda n, asked: (500, b"") if n >= 5 else (200, body(YES))
+def test_votes_are_a_score_and_a_run_that_failed_between_two_of_them_asks_none_twice(
+    evaluate, service
+):
+    votes = [("Yes", "Yes"), ("No", "Yes"), ("Yes", "No"), ("No", "No")]
+    given: dict[str, list[str]] = {}
+
+    def answer(n: int, asked: dict[str, Any]) -> tuple[int, bytes]:
+        if n == 5:
+            return 500, b""
+        said = given.setdefault(picture := json.dumps(asked["messages"]), [])
+        said.append(votes[list(given).index(picture) * 3 % 4][len(said)])
+        return 200, body(f"<think>a</think><answer>{said[-1]}</answer>")
+
+    service.answer = answer
+    asked = ["evaluate.samples=2", "evaluate.temperature=0.7", "backbone.concurrency=1"]
     with pytest.raises(ServiceError):
-        evaluate("backbone.concurrency=1")
-    before = len(service.asked)
-    service.answer = lambda n, asked: (200, body(YES))
-    folder = evaluate("backbone.concurrency=1")
-    assert len(rows(folder)) == 12 == len({row.id for row in rows(folder)})
-    spent = folder.summary()["asked"]
-    assert len(service.asked) - before == 12 - 5 and spent["replies"] == 12
+        evaluate(*asked)
+    folder = evaluate(*asked)
+    assert len(service.asked) == 25 and {one["temperature"] for one in service.asked} == {0.7}
+    assert sorted(row.votes for row in rows(folder)) == sorted(
+        tuple(map(str.lower, said)) for said in given.values()
+    )
+    assert {row.votes for row in rows(folder)} == {(a.lower(), b.lower()) for a, b in votes}
+    assert len({row.id for row in rows(folder)}) == 12
+    assert all(row.answer == row.votes[0] for row in rows(folder))  # in a tie, too
+    for found in folder.summary()["results"]:
+        mine = [row for row in rows(folder) if row.split == found["split"]]
+        golds = [row.gold_answer == "yes" for row in mine]
+        shares = [row.votes.count("yes") / 2 for row in mine]
+        assert found["votes"]["auroc"] == pytest.approx(100 * roc_auc_score(golds, shares))
+        assert found["votes"]["samples"] == 2 and found["auroc"] is None
+    assert folder.summary()["asked"] | {"retries": 0} == {
+        "replies": 24, "kept": 0, "retries": 0, "refused": 0, "tokens_in": 24_000,
+        "tokens_out": 240, "dollars": 0.0,
+    }  # fmt: skip
 
 
 def test_a_budget_is_one_of_a_run_however_often_it_goes_on(evaluate, service):

@@ -31,13 +31,18 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def client(service: Service, tmp_path: Path) -> Callable[..., Client]:
-    def make(**more: Any) -> Client:
+    """Makes clients, each of a run of its own unless it is named."""
+    made: list[str] = []
+
+    def make(run: str | None = None, **more: Any) -> Client:
         given = {
             "model": "m", "base_url": service.url, "key": "NO_SUCH_KEY", "temperature": 0.0,
             "limit": "max_completion_tokens", "logprobs": False, "concurrency": 4, "timeout": 5.0,
             "retries": 3, "dollars_in": 1.0, "dollars_out": 10.0, "budget": None, "replies": None,
         }  # fmt: skip
-        return Client(Chat(**(given | more)), Replies(tmp_path / "kept" / "replies.sqlite"))
+        made.append(str(len(made)))
+        file = tmp_path / "kept" / "replies.sqlite"
+        return Client(Chat(**(given | more)), Replies(file, run or made[-1]))
 
     return make
 
@@ -51,7 +56,7 @@ NAMES = [f"question {n}" for n in range(12)]
 
 def said(client: Client, texts: list[str]) -> list[str]:
     found = sorted(client.ask(asking(*texts), 99), key=lambda pair: pair[0])
-    return [reply.text for _, reply in found]
+    return [reply.text for _, [reply] in found]
 
 
 # --- many at once --------------------------------------------------------------------------------
@@ -159,13 +164,13 @@ def test_what_no_retry_mends_is_not_retried(status, client, service):
 def test_a_refusal_is_a_reply_that_is_counted(sent, client, service):
     service.answer = lambda n, asked: sent
     asked = client()
-    ((_, reply),) = asked.ask(asking("a"), 99)
+    ((_, [reply]),) = asked.ask(asking("a"), 99)
     assert reply.stop == "refused" and asked.spent.refused == 1
 
 
 def test_a_reply_that_was_cut_off_says_so(client, service):
     service.answer = lambda n, asked: (200, body("long", ended="length"))
-    ((_, reply),) = client().ask(asking("a"), 99)
+    ((_, [reply]),) = client().ask(asking("a"), 99)
     assert reply.stop == "length"
 
 
@@ -183,7 +188,7 @@ def test_p_yes_is_that_of_the_token_with_which_the_answer_begins(client, service
     ]  # fmt: skip
     text = "".join(t["token"] for t in tokens)
     service.answer = lambda n, asked: (200, body(text, logprobs={"content": tokens}))
-    ((_, reply),) = client(logprobs=True).ask(asking("a"), 99)
+    ((_, [reply]),) = client(logprobs=True).ask(asking("a"), 99)
     assert p_yes(reply) == pytest.approx(0.3 / 0.8)
     assert service.asked[0]["logprobs"] is True and service.asked[0]["top_logprobs"] == 20
 
@@ -236,19 +241,26 @@ from pathlib import Path
 from iad_r1.chat.client import Client
 from iad_r1.chat.replies import Replies
 from iad_r1.settings.chat import Chat
-client = Client(Chat.model_validate_json(sys.argv[1]), Replies(Path(sys.argv[2])))
+client = Client(Chat.model_validate_json(sys.argv[1]), Replies(Path(sys.argv[2]), "killed"))
 asked = [[{"role": "user", "content": f"question {n}"}] for n in range(12)]
-for number, reply in client.ask(asked, 99):
+for number, _ in client.ask(asked, 99):
     print(number, flush=True)
 """
 
 
-def test_a_killed_process_has_lost_no_reply_that_it_had(client, service, repository, tmp_path):
+def test_a_killed_process_has_lost_no_reply_that_it_had_and_no_count(
+    client, service, repository, tmp_path
+):
     held = threading.Event()
-    service.answer = lambda n, asked: (
-        n >= 6 and held.wait(30),
-        (200, body(words(asked))),
-    )[1]
+
+    def answer(n: int, asked: dict[str, Any]) -> tuple[int, bytes]:
+        if n == 0:
+            return 500, b"oops"
+        if n == 7:
+            held.wait(30)
+        return 200, body(None, refusal="No.") if n == 3 else body(words(asked))
+
+    service.answer = answer
     settings = client(concurrency=1).settings
     replies = client().replies.path
     process = subprocess.Popen(
@@ -262,16 +274,23 @@ def test_a_killed_process_has_lost_no_reply_that_it_had(client, service, reposit
     process.stdout.close()
     held.set()
     assert len(seen) == 6
-    again = client()
-    assert said(again, NAMES) == [f"said {name}" for name in NAMES]
-    assert again.spent.kept >= 6
+    again = client("killed")
+    before = again.spent
+    assert (before.replies, before.refused, before.retries) == (6, 1, 1)
+    assert said(again, NAMES) == [f"said {name}" if name != NAMES[2] else "No." for name in NAMES]
+    after = again.spent
+    assert (after.replies, after.kept, after.refused, after.retries) == (12, 0, 1, 1)
+    assert after.dollars == 2 * before.dollars == pytest.approx(12 * (1000 + 10 * 10) / 1e6)
+    other = client()
+    said(other, NAMES)
+    assert (other.spent.kept, other.spent.refused, other.spent.dollars) == (12, 1, 0)
 
 
 def test_a_file_that_holds_no_replies_is_refused_and_named(tmp_path):
     file = tmp_path / "replies.sqlite"
     file.write_text("this is no database, and longer than its header would be" * 20)
     with pytest.raises(DataError, match=r"replies\.sqlite.*Move it away"):
-        Replies(file)
+        Replies(file, "a")
 
 
 # --- money and keys ------------------------------------------------------------------------------

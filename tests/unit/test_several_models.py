@@ -67,8 +67,6 @@ def test_another_version_of_a_backbone_needs_to_be_told_of_which(config):
     [(label, found)] = parts(asked, ["two"]).items()
     assert (label, found.backbone.source) == ("two", "api")
     assert getattr(found.backbone, "model", None) == "two"
-    with pytest.raises(ConfigError, match="gives one answer to a picture"):
-        compose.compose([*TYPED, "backbone=api", "backbone.model=one", "evaluate.samples=2"])
 
 
 @pytest.mark.parametrize(
