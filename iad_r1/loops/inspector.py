@@ -140,23 +140,28 @@ def open_judge(config: Config) -> evaluate.Asking:
     with tempfile.TemporaryDirectory() as place:  # for a twin, where weights=tiny
         start = start_of(str(config.init))
         backbone = open_backbone(config, RunFolder(Path(place)), start, lambda: corpus(config))
-        return evaluate.open_asking(_with_room(config, backbone), backbone)
+        return evaluate.open_asking(with_room(config, backbone), backbone)
 
 
-def _with_room(config: Config, backbone: Backbone) -> Config:
+def with_room(config: Config, backbone: Backbone) -> Config:
     """The settings with lengths that are null replaced by what the largest pictures take: those to
     come are not known. A longer prompt than the model was made for is refused."""
     asked, rollout, most = config.evaluate, config.rollout, backbone.positions
     if isinstance(rollout, AnyVllmRollout):
         if rollout.max_model_len is None:
             backbone.limit_pixels(asked.max_pixels)
-            picture = max(backbone.picture_tokens(*size) for size in SHAPES)
+            picture = most_tokens(backbone)
             words = backbone.text_tokens(_longest(asked.prompt, rollout.max_images - 1))
             needed = words + rollout.max_images * picture + asked.max_tokens + lengths.AGAIN
             rollout = rollout.model_copy(update={"max_model_len": min(most, needed)})
         most = rollout.max_model_len
     asked = asked.model_copy(update={"max_length": asked.max_length or most})
     return config.model_copy(update={"evaluate": asked, "rollout": rollout})
+
+
+def most_tokens(backbone: Backbone) -> int:
+    """Tokens of the largest picture, within the limit of now."""
+    return max(backbone.picture_tokens(*size) for size in SHAPES)
 
 
 def _longest(prompt: str, shots: int) -> Conversation:

@@ -25,7 +25,7 @@ from iad_r1.settings.patchcore import Method, Patchcore
 from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine, VllmRollout
-from iad_r1.settings.stage import Stage, Task
+from iad_r1.settings.stage import ServedSettings, Stage, Task
 from iad_r1.settings.tracking import TrackingConfig
 from iad_r1.settings.training import Grpo, Pretrain, Sft
 
@@ -72,7 +72,7 @@ class Config(Section):
         """Whether vLLM answers by itself, with weights that it reads from disk: nothing trains, so
         no model of transformers is loaded beside it. Random weights are on no disk."""
         only_asks = set(self.tasks()) in ({"evaluate"}, {"evaluate", "report"})
-        only_asks = only_asks or isinstance(self.stage, JudgingSettings)
+        only_asks = only_asks or isinstance(self.stage, JudgingSettings | ServedSettings)
         on_disk = self.weights.name != "random" or self.init is not None
         return only_asks and on_disk and isinstance(self.rollout, VllmRollout)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from iad_r1.settings.base import Above0, AtLeast0, Count, Percent, Share
-from iad_r1.settings.stage import StageSettings
+from iad_r1.settings.stage import ServedSettings, StageSettings
 
 
 class JudgingSettings(StageSettings):
@@ -31,11 +29,8 @@ class PredictSettings(JudgingSettings):
     patience: AtLeast0  # seconds
 
 
-class AppSettings(JudgingSettings):
+class AppSettings(JudgingSettings, ServedSettings):
     """Where the page is served, to whom, and how much it takes (`conf/stage/app.yaml`)."""
 
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
-    key: str  # the environment variable that holds the token
     most_pictures: Count  # judged at once
     most_megabytes: Count  # of one picture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from iad_r1.settings import modules
 from iad_r1.settings.base import Section
@@ -20,6 +20,14 @@ class StageSettings(Section):
 
     name: str
     tasks: list[Task]
+
+
+class ServedSettings(StageSettings):
+    """Where a stage is served, and to whom."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    key: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # the variable that holds the token
 
 
 Stage = Annotated[SerializeAsAny[StageSettings], modules.typed_by("iad_r1.stages")]

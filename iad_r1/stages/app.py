@@ -19,6 +19,7 @@ from iad_r1.data.arrivals import listed, references
 from iad_r1.errors import ConfigError
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import AppSettings
+from iad_r1.settings.stage import ServedSettings
 from iad_r1.stages import pipeline, predict, row
 from iad_r1.store.run_folder import RunFolder
 
@@ -46,7 +47,7 @@ class Stage(stages.Stage):
             )
         stage = _settings(config)
         token(stage)
-        _check_free(stage)
+        check_free(stage)
         predict.check_judging(config, predict.begin(config))
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
@@ -56,10 +57,7 @@ class Stage(stages.Stage):
         stage, shots = _settings(config), len(references(config))
         yield f"a page that judges with {config.backbone.name}, prompt {config.evaluate.prompt}"
         yield row("weights", f"{config.init}")
-        whom = (
-            "this machine" if is_loopback(stage.host) else f"whoever has the token in {stage.key}"
-        )
-        yield row("served to", f"{whom}, at {stage.host}:{stage.port}")
+        yield row("served to", f"{whom(stage)}, at {stage.host}:{stage.port}")
         if stage.references is not None:
             there = len(listed(stage.references))
             yield row("reference", f"{shots} of {there:,} good pictures, unless others are dropped")
@@ -71,7 +69,7 @@ class Stage(stages.Stage):
         app.run(config, token(_settings(config)))
 
 
-def token(stage: AppSettings) -> str | None:
+def token(stage: ServedSettings) -> str | None:
     """What a user has to know, from the environment; None: nothing, on this machine alone.
 
     ConfigError where it is missing or short.
@@ -81,7 +79,7 @@ def token(stage: AppSettings) -> str | None:
         return None
     if not found:
         raise ConfigError(
-            f"stage.host={stage.host} shows the page to other machines, and the environment has no "
+            f"stage.host={stage.host} serves other machines too, and the environment has no "
             f"{stage.key}. Type: export {stage.key}=$(openssl rand -hex 16). A token is never read "
             "from settings, which are written down."
         )
@@ -91,6 +89,11 @@ def token(stage: AppSettings) -> str | None:
             f"Type: export {stage.key}=$(openssl rand -hex 16)."
         )
     return found
+
+
+def whom(stage: ServedSettings) -> str:
+    """Who is served."""
+    return "this machine" if is_loopback(stage.host) else f"whoever has the token in {stage.key}"
 
 
 def is_loopback(host: str) -> bool:
@@ -103,14 +106,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _check_free(stage: AppSettings) -> None:
+def check_free(stage: ServedSettings) -> None:
+    """ConfigError if the address is taken, or none of this machine."""
     host = stage.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, stage.port), family=family).close()
     except OSError as error:
         raise ConfigError(
-            f"the page cannot be served at {stage.host}:{stage.port} ({error.strerror}). Use "
+            f"stage={stage.name} cannot serve at {stage.host}:{stage.port} ({error.strerror}). Use "
             f"another port, stage.port={stage.port % 65535 + 1}, or an address of this machine."
         ) from error
 

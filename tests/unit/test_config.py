@@ -48,6 +48,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "predict"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
         ("stage", "app"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
+        ("stage", "serve"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("stage", "score"): [f"predictions={tmp_path}/answers.csv"],
         ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],

@@ -311,7 +311,7 @@ def test_pictures_lose_nothing_on_the_way():
 
 # --- starting one --------------------------------------------------------------------------------
 
-SERVER = ["stage=serve", "backbone=qwen25vl_3b"]
+SERVER = ["stage=serve", "rollout=vllm_server", "backbone=qwen25vl_3b"]
 
 
 def typed(*overrides: str) -> list[str]:

