@@ -309,7 +309,7 @@ def _page(found: Comparison, pictures: int) -> str:
             title=" and ".join(of.name for of in found.runs),
             content=content,
             lines=list(_flat(content)),
-            figures=[Markup(svg) for svg in _figures(content)],
+            figures=[Markup(drawing.svg) for drawing in _figures(content)],
             changed=content["changed"][:CHANGED_SHOWN],
             views=views,
             view=views[-1]["key"] if views else None,
@@ -348,7 +348,7 @@ def _as_one(found: Comparison) -> RunData:
     )
 
 
-def _figures(content: Row) -> Iterator[str]:
+def _figures(content: Row) -> Iterator[figures.Drawing]:
     for to in dict.fromkeys(row["to"] for row in content["differences"]):
         points = [
             {**row, "label": f"{row['split']}, {row['shots']}-shot: "

@@ -25,24 +25,26 @@ FEW_PRODUCTS = 5  # below this a split says nothing about other products
 FORESTED = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 
 Row = dict[str, Any]
-Keep = Callable[[str, str], Markup]  # takes a figure's name and SVG, for the file and the page
+Keep = Callable[[str, figures.Drawing], Markup]  # a figure by its name, for files and the page
 
 
 def build(folder: Path) -> Path:
-    """Write `report.html`, `figures/*.svg` and `tables/*`; returns the path of the report."""
+    """Write `report.html`, `figures/*.svg`, the same as PNG, and `tables/*`; returns the path of
+    the report."""
     run = load(folder)
-    drawn: dict[str, str] = {}
+    drawn: dict[str, figures.Drawing] = {}
 
-    def keep(name: str, svg: str) -> Markup:
-        drawn[name] = svg
-        return Markup(svg)
+    def keep(name: str, drawing: figures.Drawing) -> Markup:
+        drawn[name] = drawing
+        return Markup(drawing.svg)
 
     context = _context(run, keep)
     html = environment().get_template("report.html.j2").render(context)
     for name, text in paper_tables.files(context["published"]).items():
         write_text(folder / "tables" / name, text)
-    for name, svg in drawn.items():
-        write_text(folder / "figures" / f"{name}.svg", svg)
+    for name, drawing in drawn.items():
+        file = write_text(folder / "figures" / f"{name}.svg", drawing.svg)
+        file.with_suffix(".png").write_bytes(drawing.png())
     return write_text(folder / "report.html", html)
 
 
@@ -90,6 +92,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "averaged": means[0]["of"] if means else [],
         "published": published,
         "paper_tables": paper_tables.of_page(published),
+        "bars": _bars(run, [*rows, *means], published, keep),
         "headline_figures": list(_headline_figures(run, [*rows, *means], keep)),
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),
@@ -212,6 +215,26 @@ def _change_figures(changes: Sequence[Row], keep: Keep) -> Iterator[Markup]:
             yield keep(f"change-{before}-{after}", figures.differences(points, title))
 
 
+def _bars(run: RunData, rows: Sequence[Row], published: Sequence[Row], keep: Keep) -> Markup | None:
+    """Figures 22 to 28 of the paper for the backbone of this run; None of a single stage."""
+    printed = {
+        (row["stage"], row["split"], row["shots"]): row["published"]
+        for row in published
+        if not row["incomparable"]
+    }
+    points = [
+        {"label": f"{row['split']}\n{row['shots']}-shot", "stage": row["stage"],
+         "value": row["balanced_accuracy"], "ci95": row["ci95"].get("balanced_accuracy"),
+         "paper": printed.get((row["stage"], row["split"], row["shots"]))}
+        for row in rows
+        if row["balanced_accuracy"] is not None and not wording.is_validation(row["split"])
+    ]  # fmt: skip
+    if len({point["stage"] for point in points}) < 2:
+        return None
+    name = wording.chosen(run.config, "backbone") or "model"
+    return keep("before-and-after", figures.bars(points, f"{name}: balanced accuracy, %"))
+
+
 def _factory(rows: Sequence[Row]) -> list[Row]:
     """Rates with their meaning for PARTS parts at DEFECT_PRIOR, where both are defined."""
     return [
@@ -242,7 +265,10 @@ def _curves(run: RunData, keep: Keep) -> list[Row]:
     """Per stage: its leading panels and the folded ones."""
     found = []
     for stage, of_stage in training.panels(run).items():
-        row: Row = {"stage": stage, "leading": [], "folded": []}
+        row: Row = {"stage": stage, "dynamics": None, "leading": [], "folded": []}
+        if both := training.dynamics(of_stage):
+            drawing = figures.dynamics(both, f"{stage}: reward and length")
+            row["dynamics"] = keep(f"dynamics-{stage}", drawing)
         for title, series in of_stage.items():
             name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
             shown = f"{stage}: {title.replace('_', ' ')}"

@@ -29,6 +29,8 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def _errors(row: Row) -> str:
+    if row["invalid_rate"] == 100:
+        return "no answer can be read"
     if row["balanced_accuracy"] is not None:
         missed, rejected = (f"{row[name]:.1f}{_PERCENT}" for name in ("miss_rate", "overkill_rate"))
         return (

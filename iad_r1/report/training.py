@@ -33,6 +33,7 @@ PANELS = (
 LEADING = (
     "reward", "reward parts", "loss", "kl", "completion length, tokens", "answers, share",
 )  # fmt: skip
+DYNAMICS = {"reward": "total reward", "length_mean": "completion length, tokens"}
 SAMPLES = 3  # rollout rows shown of the first and of the last file of a stage
 
 ABOUT = ("product", "solution")  # columns of a rollout row that say what was asked
@@ -66,6 +67,17 @@ def _rank(panel: tuple[str, Series]) -> tuple[int, str]:
 def leads(title: str) -> bool:
     """Whether a panel is shown at once."""
     return title in LEADING
+
+
+def dynamics(panels: Mapping[str, Series]) -> dict[str, Series]:
+    """The total reward and the length of completions, which the paper's figure 9 shows; empty of a
+    stage without them."""
+    found = {
+        title: {name: line for panel in panels.values() for name, line in panel.items()
+                if name == metric}
+        for metric, title in DYNAMICS.items()
+    }  # fmt: skip
+    return found if all(found.values()) else {}
 
 
 def readable(series: Series) -> Series:

@@ -6,11 +6,12 @@ They are test data and nothing else; no number in them comes from a model.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -164,6 +165,9 @@ def write_training(folder: Path, stages: Sequence[str], rng: np.random.Generator
         pandas.DataFrame(rows).to_parquet(folder / "rollouts" / "grpo-00100.parquet")
 
 
+PNG = figures.Drawing.png  # before a fixture replaces it
+
+
 class Page(HTMLParser):
     """Tags that are open, ids, links and the text of a page; fails on a wrongly closed tag."""
 
@@ -205,6 +209,14 @@ class Page(HTMLParser):
 
 def built(folder: Path) -> Page:
     return Page(report.build(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pixels() -> Iterator[None]:
+    """The PNG of a figure costs as much as its SVG, so one test draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures.Drawing, "png", lambda drawing: b"")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -267,15 +279,16 @@ def test_the_page_begins_with_the_verdict_in_one_sentence(complete_page):
      ([20, 41], "worse than guessing")],
 )  # fmt: skip
 def test_the_verdict_says_whether_a_model_only_guesses(bounds, said):
-    row = {"stage": "grpo", "split": "seen", "balanced_accuracy": 50.0, "miss_rate": 10.0,
-           "overkill_rate": 90.0, "ci95": {"balanced_accuracy": bounds}}  # fmt: skip
+    row = {"stage": "grpo", "split": "seen", "balanced_accuracy": 50.0, "miss_rate": 10.0}
+    row |= {"overkill_rate": 90.0, "invalid_rate": 0.0, "ci95": {"balanced_accuracy": bounds}}
     assert story.verdict([row]).endswith(f"), {said}.")
 
 
 def test_the_verdict_of_good_parts_and_of_questions_needs_no_balanced_accuracy():
     row = {"stage": "sft", "split": "x", "balanced_accuracy": None, "overkill_rate": 12.5,
-           "accuracy": 87.5, "gold_yes_rate": 0.0, "ci95": {}}  # fmt: skip
+           "accuracy": 87.5, "gold_yes_rate": 0.0, "invalid_rate": 0.0, "ci95": {}}  # fmt: skip
     assert story.verdict([row]) == "PA-SFT: on x 12.5\xa0% of the good parts are rejected."
+    assert story.verdict([{**row, "invalid_rate": 100}]) == "PA-SFT: on x no answer can be read."
     row["gold_yes_rate"] = None
     assert story.verdict([row]) == "PA-SFT: on x 87.5\xa0% of the questions are answered rightly."
 
@@ -362,6 +375,44 @@ def test_figures_are_kept_as_files_of_their_own(complete, complete_page):
     for path in (complete / "figures").glob("*.svg"):
         text = path.read_text()
         assert text.startswith("<svg") and figures.INK not in text and "xmlns" in text, path
+        assert path.with_suffix(".png").is_file(), path
+
+
+def test_a_figure_as_pixels_is_dark_on_white_and_the_same_every_time():
+    rows = [{"label": "seen", "delta": 3.0, "ci95": [1, 5]}]
+    drawing = figures.differences(rows, "made")
+    first = PNG(drawing)
+    with Image.open(io.BytesIO(first)) as picture:
+        assert picture.size[0] == round(figures.WIDTH * figures.PNG_DPI)
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        assert min(picture.convert("L").tobytes()) < 20
+    assert PNG(figures.differences(rows, "made")) == first
+
+
+def test_the_papers_figures_are_drawn_of_our_runs(complete, complete_page):
+    """9: reward and length; 22 to 28: bars before and after, with the change in red."""
+    for name in ("dynamics-grpo", "before-and-after"):
+        assert (complete / "figures" / f"{name}.svg").is_file()
+    bars = (complete / "figures" / "before-and-after.svg").read_text()
+    rows = {(r["stage"], r["split"], r["shots"]): r["balanced_accuracy"]
+            for r in tables.summaries(run_data.load(complete))}  # fmt: skip
+    for split in PRODUCTS:  # nothing is right before training, so the change is in points
+        assert f"{wording.points(rows['grpo', split, 0])} points" in bars
+    point = {"label": "x", "ci95": None, "paper": None}
+    pair = [{**point, "stage": "base", "value": 50.0}, {**point, "stage": "sft", "value": 40.0}]
+    assert f"{wording.MINUS}20.0 %" in figures.bars(pair, "made").svg
+    assert "the paper" not in figures.bars(pair, "made").svg
+    beside = figures.bars([{**row, "paper": 60.0} for row in pair], "made").svg
+    assert "the paper" in beside
+
+
+def test_a_stage_that_logs_no_reward_has_no_dynamics(complete):
+    panels = training.panels(run_data.load(complete))
+    assert training.dynamics(panels["sft"]) == {}
+    both = training.dynamics(panels["grpo"])
+    assert {title: list(series) for title, series in both.items()} == {
+        "total reward": ["reward"], "completion length, tokens": ["length_mean"]
+    }  # fmt: skip
 
 
 def test_every_picture_carries_every_stages_answer(complete, complete_page):
