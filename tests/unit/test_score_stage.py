@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from iad_r1.errors import ConfigError, DataError
 from iad_r1.judge import answers
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.loops import score
+from iad_r1.settings.config import Config
 from iad_r1.stages import score as stage
 from iad_r1.store.run_folder import RunFolder
 
@@ -56,7 +59,7 @@ def scored(
             ["stage=score", f"predictions={file}", f"benchmark={data}", *more,
              f"benchmark.{data}.root={at}", "tracking=none"]
         )  # fmt: skip
-        run.folder = RunFolder.create(tmp_path / "outputs", config.name)
+        run.config, run.folder = config, RunFolder.create(tmp_path / "outputs", config.name)
         run.folder.write_json("config.json", config.model_dump(mode="json"))
         stage.Stage().check_inputs(config)
         score.run(config, run.folder)
@@ -116,6 +119,42 @@ def test_our_own_predictions_give_the_same_numbers_again(scored):
     assert read_predictions(file)
     again = scored("again.jsonl", file.read_text())
     assert again["results"] == first["results"]
+
+
+def test_killed_before_any_of_its_files_has_its_name_it_loses_and_repeats_nothing(scored):
+    said = [{"image": name, "answer": "Yes", "p_yes": n / 4} for n, name in enumerate(PICTURES)]
+    scored("answers.jsonl", "\n".join(map(json.dumps, said)))
+    calm, killed = scored.folder, RunFolder.create(scored.folder.outputs, "killed")
+    killed.write_json("config.json", calm.read_json("config.json"))
+    kills = 0
+    while killed_at(kills, scored.config, killed):
+        kills += 1
+    assert kills >= 4  # manifest, predictions, pictures of the report, summary
+    assert contents(killed) == contents(calm)
+
+
+def killed_at(renames: int, config: Config, folder: RunFolder) -> bool:
+    """Judge in a process that is killed as it is about to rename once more than `renames`."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left, rename = iter(range(renames)), Path.replace
+
+    def counted(file: Path, to: Path) -> Path:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(file, to)
+
+    try:
+        Path.replace = counted  # pyright: ignore[reportAttributeAccessIssue]
+        score.run(config, folder)
+    finally:
+        os._exit(0)
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    """All files but those that a kill has left half made."""
+    files = (file for file in folder.path.rglob("*") if file.is_file() and file.name[0] != ".")
+    return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize("name", ["000.png", "dent/000.png"])
