@@ -3,6 +3,7 @@ pictures say. No torch: it is known, or refused, before weights load."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, start_of
 from iad_r1.types import Prediction
 
-SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens", "samples")  # what moves P(yes)
+# what moves P(yes), as the wording of places does; no prompt names the grid
+SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens", "samples")
 
 
 def threshold(config: Config, shots: int) -> tuple[float | None, str]:
@@ -83,12 +85,11 @@ def _score(row: Prediction) -> float:
 def _check_alike(config: Config, run: RunFolder, start: Start) -> None:
     """ConfigError unless a run's validation predictions are of these weights, shown the same."""
     theirs = run.read_json("config.json")
-    shown = {"samples": 1, **theirs["evaluate"]}  # a run of an older version drew no more
-    asked = config.evaluate.model_dump(mode="json")
+    shown, asked = _shown(theirs), _shown(config.model_dump(mode="json"))
     changed = [
-        f"evaluate.{name}={shown.get(name)}, now {asked[name]}"
-        for name in SHOWN
-        if shown.get(name) != asked[name]
+        f"{name}={shown.get(name)}, now {asked.get(name)}"
+        for name in {**shown, **asked}
+        if shown.get(name) != asked.get(name)
     ]
     if changed:
         raise ConfigError(
@@ -103,6 +104,14 @@ def _check_alike(config: Config, run: RunFolder, start: Start) -> None:
                 f"validation={run.path} has judged with other weights ({theirs.get('init')}) than "
                 f"init={start.path}."
             )
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What P(yes) depends on in a run's settings, by name; one of an older version has fewer."""
+    evaluate = {"samples": 1, **config["evaluate"]}
+    names = (*SHOWN, "temperature") if evaluate["samples"] > 1 else SHOWN
+    places = config.get("location_format", "words")
+    return {**{f"evaluate.{n}": evaluate.get(n) for n in names}, "location_format": places}
 
 
 def _sentence(found: dict[str, Any], rows: list[Prediction]) -> str:

@@ -258,6 +258,7 @@ def test_a_threshold_is_chosen_beside_questions_with_options_and_in_older_runs(r
     append(mine / "predictions" / "sft.validation_asked.0shot.jsonl", [choice])
     earlier = json.loads((mine / "config.json").read_text())
     del earlier["evaluate"]["samples"], earlier["evaluate"]["temperature"]
+    del earlier["location_format"]
     write_json(mine / "config.json", earlier)
     assert threshold(predict(mine, "miss_rate=5"), 0)[0] == 0.30
 
@@ -282,7 +283,11 @@ def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
     assert "has none. Run `python run.py stage=evaluate" in refused(asked, shots=1)
     several = config.evaluate.model_copy(update={"samples": 8})
     said = refused(asked.model_copy(update={"evaluate": several}))
-    assert "evaluate.samples=1, now 8" in said
+    assert "evaluate.samples=1, now 8; evaluate.temperature=None, now" in said
+    boxes = refused(asked.model_copy(update={"location_format": "box"}))
+    assert "otherwise (location_format=words, now box)" in boxes
+    hotter = config.evaluate.model_copy(update={"temperature": 1.9})  # greedy answers have none
+    assert threshold(asked.model_copy(update={"evaluate": hotter}), 0)[0] == 0.30
     longer = config.evaluate.model_copy(update={"max_tokens": 44})
     said = refused(asked.model_copy(update={"evaluate": longer}))
     assert "evaluate.max_tokens=33, now 44" in said
