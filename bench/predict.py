@@ -31,6 +31,7 @@ from rollout import report
 
 from iad_r1 import Inspector, prompts
 from iad_r1.backbones.backbone import Backbone
+from iad_r1.loops.evaluate import Asking
 
 SIZE = (448, 336)  # pixels of a photograph
 RANDOM = ("Qwen/Qwen2.5-VL-3B-Instruct", "weights=tiny")
@@ -77,6 +78,7 @@ def compare(files: Sequence[Path], *settings: str) -> dict[str, Any]:
     inspector.inspect(files[0])
     first = time.perf_counter() - began
     asked = inspector.config.evaluate
+    assert isinstance(inspector.judge, Asking)
     loop = (inspector.judge.backbone, asked.prompt, asked.max_tokens)
     list(plain(*loop, files[:1]))
     sides, words = {}, {}

@@ -17,11 +17,12 @@ from iad_r1.settings.predict import JudgingSettings
 
 
 class Inspector(inspector.Inspector):
-    """The weights of a run or of the hub, asked with the run's own settings.
+    """The weights of a run or of the hub, asked with the run's own settings, or nearest good
+    patches.
 
     Args:
         init: a run folder, one of its checkpoints, or a hub id, whose backbone's published
-            settings are used.
+            settings are used; "patchcore": nearest good patches, which need no weights of a run.
         settings: any others, as on the command line of `stage=predict`: `"threshold=0.3"`,
             `"miss_rate=2"`, `"rollout=vllm"`, `"engine.device=cpu"`.
 
@@ -29,7 +30,8 @@ class Inspector(inspector.Inspector):
     """
 
     def __init__(self, init: str | Path, *settings: str) -> None:
-        config = compose.compose(["stage=predict", f"init={init}", *settings])
+        judge = "method=patchcore" if str(init) == "patchcore" else f"init={init}"
+        config = compose.compose(["stage=predict", judge, *settings])
         assert isinstance(config.stage, JudgingSettings)
         if config.stage.references is not None:
             raise ConfigError(

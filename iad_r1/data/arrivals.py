@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from iad_r1 import nearest
 from iad_r1.data import folders
 from iad_r1.errors import DataError
 from iad_r1.settings.config import Config
@@ -62,10 +63,13 @@ def listed(named: str | Sequence[str]) -> list[Path]:
 
 def references(config: Config) -> list[Path]:
     """The good pictures that are shown: the first of those that are named, as many as
-    `evaluate.shots` has at most. Raises DataError as `listed` does."""
+    `evaluate.shots` has at most; with nearest good patches, those that are remembered. Raises
+    DataError as `listed` does."""
     stage = config.stage
     assert isinstance(stage, JudgingSettings)
     found = [] if stage.references is None else listed(stage.references)
+    if config.method.name == "patchcore":
+        return list(nearest.chosen(found, config.patchcore, config.seed))
     return found[: max(config.evaluate.shots)]
 
 

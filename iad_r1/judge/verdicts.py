@@ -9,9 +9,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from iad_r1 import schema
 from iad_r1.errors import DataError
@@ -26,7 +29,7 @@ WORDS: Mapping[str, Word] = {"yes": "defective", "no": "good", schema.INVALID: "
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model says of one picture.
+    """What a model, or nearest good patches, say of one picture.
 
     picture    its path, or what it was called
     p_yes      the model's probability of "Yes" against "No"; None if it wrote no answer tag
@@ -34,6 +37,8 @@ class Verdict:
     cells      what the words name, row by row from 0; empty if they name no place
     reasoning  what it thought before; None if its answer has no such part
     seconds    from the opened picture to the verdict; of a batch, its share
+    score      how far it is from good pictures, of which 1 is the threshold; None of a model
+    heat       [rows, columns] the same of every part of the picture, from the top left
     """
 
     picture: str
@@ -45,6 +50,8 @@ class Verdict:
     reasoning: str | None
     seconds: float
     completion: str
+    score: float | None = None
+    heat: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def defective(self) -> bool:
@@ -74,8 +81,8 @@ def verdict(answer: Prediction, grid: Grid, threshold: float | None, seconds: fl
 
 # --- files ---------------------------------------------------------------------------------------
 
-COLUMNS = ("picture", "verdict", "p_yes", "place", "cells", "type", "reasoning", "seconds",
-           "annotated", "error")  # fmt: skip
+COLUMNS = ("picture", "verdict", "p_yes", "score", "place", "cells", "type", "reasoning", "seconds",
+           "annotated", "heat", "error")  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -105,10 +112,12 @@ class Record:
         return sum(row["verdict"] == word for row in self.rows)
 
 
-def judged(found: Verdict, annotated: str | None, **file: Any) -> Row:
-    """The line of a picture; `file` tells later whether it is still the same."""
+def judged(found: Verdict, annotated: str | None, heat: str | None = None, **file: Any) -> Row:
+    """The line of a picture, with the paths of its marked copy and of its heat map; `file` tells
+    later whether it is still the same."""
     plain = {"cells": list(found.cells), "seconds": round(found.seconds, 4)}
-    return {**asdict(found), **plain, "annotated": annotated, **file}
+    paths = {"annotated": annotated, "heat": heat}
+    return {**asdict(replace(found, heat=None)), **plain, **paths, **file}
 
 
 def unreadable(picture: Path, error: str, **file: Any) -> Row:

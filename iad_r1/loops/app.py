@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio
 
+from iad_r1 import nearest
 from iad_r1.data import images
 from iad_r1.data.arrivals import references
 from iad_r1.errors import DataError, IadError
@@ -47,8 +48,11 @@ class Desk:
     def __init__(self, config: Config, inspector: Inspector) -> None:
         assert isinstance(config.stage, AppSettings)
         self.config, self.stage, self.inspector = config, config.stage, inspector
-        self.most = max(config.evaluate.shots)  # references shown
-        self.given = inspector.shown([images.upright(path) for path in references(config)])
+        self.patches = config.method.name == "patchcore"
+        self.most = config.patchcore.pictures if self.patches else max(config.evaluate.shots)
+        self.given: tuple[Sample, ...] = ()
+        if config.stage.references is not None or not self.patches:
+            self.given = self._shown(references(config))
 
     def judge(
         self, pictures: Sequence[str] | None, goods: Sequence[str] | None, rows: list[Row]
@@ -56,7 +60,9 @@ class Desk:
         """As verdicts come: their cards, the table of the session, its rows, and None for the
         pictures, which are taken off the page."""
         pictures, goods = pictures or (), goods or ()
-        said = verdict_page.complaint(self.stage, len(pictures), len(goods), self.most)
+        compared = self.patches and (len(goods) > 0 or not self.given)
+        needed = nearest.LEAST if compared else 0
+        said = verdict_page.complaint(self.stage, len(pictures), len(goods), self.most, needed)
         judged: list[tuple[Row, str | None]] = []
         try:
             shown = () if said else self._references(goods)
@@ -72,7 +78,17 @@ class Desk:
             yield verdict_page.cards(judged, [said]), verdict_page.session(done), done, None
 
     def _references(self, goods: Sequence[str]) -> tuple[Sample, ...]:
-        return self.inspector.shown([_opened(path) for path in goods]) if goods else self.given
+        return self._shown(goods) if goods else self.given
+
+    def _shown(self, goods: Sequence[str | Path]) -> tuple[Sample, ...]:
+        """Good pictures, each of which can be read; they are remembered for as long as their files
+        stay the same, so those that are compared with are read from them."""
+        if self.patches:
+            try:
+                return self.inspector.shown(goods)
+            except DataError as error:
+                raise _told(error, goods) from None
+        return self.inspector.shown([_opened(path) for path in goods])
 
     def _judged(
         self, batch: Sequence[str], shown: tuple[Sample, ...]
@@ -100,12 +116,20 @@ class Desk:
                 yield verdicts.judged(answer, None), marked
 
 
-def _opened(path: str) -> Any:
+def _opened(path: str | Path) -> Any:
     """The picture in a file that was dropped. Raises DataError, without the folder it lies in."""
     try:
         return images.upright(Path(path))
     except DataError as error:
-        raise DataError(str(error).replace(path, Path(path).name)) from None
+        raise _told(error, [path]) from None
+
+
+def _told(error: DataError, files: Sequence[str | Path]) -> DataError:
+    """The error without the folders of files that were dropped."""
+    said = str(error)
+    for path in files:
+        said = said.replace(str(path), Path(path).name)
+    return DataError(said)
 
 
 @contextmanager
@@ -146,9 +170,7 @@ def build(desk: Desk) -> gradio.Blocks:
     with gradio.Blocks(
         title="Inspection", analytics_enabled=False, delete_cache=(SWEEP, KEPT)
     ) as page:
-        gradio.Markdown(
-            f"# Inspection\n{desk.config.backbone.name}. A picture is {_decides(stage)}."
-        )
+        gradio.Markdown(f"# Inspection\n{_judge(desk)}. A picture is {_decides(desk)}.")
         rows = gradio.State([])
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
@@ -184,10 +206,17 @@ def build(desk: Desk) -> gradio.Blocks:
 EMPTY = '<p class="iad-soft">Drop photographs, and press Judge.</p>'
 
 
-def _decides(stage: AppSettings) -> str:
+def _judge(desk: Desk) -> str:
+    return "Nearest good patches" if desk.patches else desk.config.backbone.name
+
+
+def _decides(desk: Desk) -> str:
     """What makes a picture defective, in words."""
+    stage, measure = desk.stage, "score" if desk.patches else "P(yes)"
     if stage.miss_rate is not None:
-        return f"defective from the P(yes) on that misses {stage.miss_rate:g} % in validation"
+        return f"defective from the {measure} on that misses {stage.miss_rate:g} % in validation"
     if stage.threshold is not None:
-        return f"defective from P(yes) {stage.threshold:g} on"
+        return f"defective from {measure} {stage.threshold:g} on"
+    if desk.patches:
+        return "defective above score 1, which good pictures seldom reach"
     return "defective where the model says so"

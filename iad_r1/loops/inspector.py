@@ -1,4 +1,5 @@
-"""One picture, one verdict: the weights, prompt and grid of a run at hand."""
+"""One picture, one verdict: the weights, prompt and grid of a run at hand, or nearest good
+patches."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iad_r1 import prompts
+from iad_r1 import nearest, prompts
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import as_grid
 from iad_r1.judge.verdicts import Verdict, verdict
 from iad_r1.loops import evaluate, lengths
+from iad_r1.loops.compared import Compared
 from iad_r1.loops.opening import corpus, open_backbone
 from iad_r1.loops.operating_point import threshold
 from iad_r1.settings.config import Config
@@ -45,8 +47,8 @@ class Inspector:
         config: of `stage=predict`, whose `images` may be left out, or of `stage=app`.
 
     Attributes:
-        judge: the model that answers for pictures.
-        seconds: until the model was ready to be asked.
+        judge: the model that answers for pictures, or what compares them with good ones.
+        seconds: until it was ready to be asked.
 
     Raises ConfigError, DataError or WeightsError where settings, validation or weights do not fit.
     """
@@ -57,16 +59,21 @@ class Inspector:
         self.config, self.grid = config, as_grid(config.grid)
         self.batch_size = config.stage.batch_size
         self._thresholds: dict[int, float | None] = {}
-        self.judge = open_judge(config)
+        self.judge: evaluate.Asking | Compared = (
+            Compared(config.patchcore, self.grid, config.seed)
+            if config.method.name == "patchcore"
+            else open_judge(config)
+        )
         self._lock, self._asked = Lock(), 0
         self.seconds = time.perf_counter() - began
 
     def inspect(self, picture: Picture, references: Sequence[Picture] = ()) -> Verdict:
-        """The verdict on a picture, shown after good pictures of the same product.
+        """The verdict on a picture, shown after good pictures of the same product, or compared with
+        them. What is remembered of good pictures that are given as files lasts for further calls.
 
         A picture is a path, a picture of Pillow, or an array: [H, W] or [H, W, 3 or 4] of 8 bits
-        (RGB), or [H, W] of 16. Raises DataError if one cannot be read, ConfigError if the prompt
-        allows fewer references.
+        (RGB), or [H, W] of 16. Raises DataError if one cannot be read or there are too few
+        references to compare with, ConfigError if the prompt allows fewer references.
         """
         return self.judged([self.sample(picture, self.shown(references))])[0]
 
@@ -91,8 +98,15 @@ class Inspector:
         return Sample(name, "", SPLIT, "", _image(picture, name), unknown, references=references)
 
     def shown(self, references: Sequence[Picture]) -> tuple[Sample, ...]:
-        """Good pictures, to be shown with others. ConfigError if the prompt allows fewer."""
+        """Good pictures, to be shown with others or, by nearest good patches, remembered at once.
+        ConfigError if the prompt allows fewer, DataError if they are too few to compare with."""
         config, count = self.config, len(references)
+        if isinstance(self.judge, Compared):
+            chosen = nearest.chosen(references, config.patchcore, config.seed)
+            shown = self._named(chosen)
+            with self._lock:
+                self.judge.remembered(shown)
+            return shown
         prompts.conversation(config.evaluate.prompt, shots=count)
         rollout = config.rollout
         if isinstance(rollout, AnyVllmRollout) and count >= rollout.max_images:
@@ -100,6 +114,9 @@ class Inspector:
                 f"{count} references and a picture are more than rollout.max_images="
                 f"{rollout.max_images}. Use rollout.max_images={count + 1}."
             )
+        return self._named(references)
+
+    def _named(self, references: Sequence[Picture]) -> tuple[Sample, ...]:
         return tuple(self.sample(one, name=f"reference {n}") for n, one in enumerate(references))
 
     def judged(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -108,6 +125,8 @@ class Inspector:
         shots = len(samples[0].references)
         least = self.threshold(shots)  # refused before anything is asked
         with self._lock:
+            if isinstance(self.judge, Compared):
+                return self.judge.verdicts(samples, least)
             began = time.perf_counter()
             found = {
                 answer.id: answer
@@ -118,8 +137,8 @@ class Inspector:
         return [verdict(found[sample.id], self.grid, least, seconds) for sample in samples]
 
     def threshold(self, shots: int) -> float | None:
-        """P(yes) from which a picture shown with so many references is defective; None: the model's
-        own word decides."""
+        """P(yes), or score, from which a picture shown with so many references is defective; None:
+        the model's own word decides, or the good pictures do."""
         if shots not in self._thresholds:
             self._thresholds[shots] = threshold(self.config, shots)[0]
         return self._thresholds[shots]

@@ -1,5 +1,6 @@
-"""From which P(yes) on an inspection calls a picture defective: as set, or as a run's validation
-pictures say. No torch: it is known, or refused, before weights load."""
+"""From which P(yes), or score, on an inspection calls a picture defective: as set, as a run's
+validation pictures say, or as good pictures do. No torch: it is known, or refused, before weights
+load."""
 
 from __future__ import annotations
 
@@ -18,21 +19,28 @@ from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, start_of
 from iad_r1.types import Prediction
 
+MEASURED = ("pictures", "patches", "side", "overkill")  # what moves the score
 # what moves P(yes), as the wording of places does; no prompt names the grid
 SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens", "samples")
 
 
 def threshold(config: Config, shots: int) -> tuple[float | None, str]:
-    """The threshold on P(yes) of pictures shown with so many references, and what there is to say
-    of it, in lines; None: the model's own word decides.
+    """The threshold on P(yes) of pictures shown with so many references, or on the score of nearest
+    good patches, and what there is to say of it, in lines; None: the model's own word decides, or
+    the good pictures do.
 
     ConfigError or DataError where `miss_rate` cannot be answered.
     """
     stage = config.stage
     assert isinstance(stage, JudgingSettings)
+    patches = config.method.name == "patchcore"
     if stage.miss_rate is None:
-        said = "none: as the model answers" if stage.threshold is None else "as set"
-        return stage.threshold, said
+        own = "none: as the model answers"
+        if patches:
+            own = f"score 1: {config.patchcore.overkill:g} % of the good pictures may lie above"
+        return stage.threshold, own if stage.threshold is None else "as set"
+    if patches:
+        return _chosen(config, _scored_by_patches(config, stage.miss_rate), stage.miss_rate)
 
     start = start_of(str(config.init))
     if start is None:
@@ -42,8 +50,15 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
         )
     run = RunFolder.open(stage.validation) if stage.validation else start.run
     _check_alike(config, run, start)
-    rows = _validation(run, start.stage, shots, stage.miss_rate, str(config.init))
-    value = thresholds.choose(rows, "miss", stage.miss_rate).value
+    rows = _validation(run, start.stage, shots)
+    if not rows:
+        raise ConfigError(
+            f"miss_rate={stage.miss_rate:g} needs validation pictures that these weights have "
+            f"judged with {shots} references, and {run.path} has none. Run `python run.py "
+            f"stage=evaluate init={config.init} evaluate.splits=[validation]` with the data it was "
+            "trained on, and add validation=<the folder of that run>."
+        )
+    value, said = _chosen(config, rows, stage.miss_rate)
     unread = sum(row.score == UNSCORED for row in rows if row.gold_answer == "yes")
     if value <= UNSCORED:
         raise DataError(
@@ -51,35 +66,68 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
             f"of {run.path} got no P(yes), which is more than may be missed at any threshold. "
             "Train longer, or allow a higher miss_rate."
         )
+    return value, said
+
+
+def _chosen(config: Config, rows: list[Prediction], limit: float) -> tuple[float, str]:
+    value = thresholds.choose(rows, "miss", limit).value
     return value, _sentence(thresholds.at(rows, value, config.seed), rows)
 
 
 UNSCORED = -1.0  # the score of an answer without P(yes): no threshold catches it
 
 
-def _validation(
-    run: RunFolder, stage: str, shots: int, limit: float, init: str
-) -> list[Prediction]:
+def _validation(run: RunFolder, stage: str, shots: int) -> list[Prediction]:
     """The answers of a run to its validation pictures, those without P(yes) scored lowest."""
     name = f"{stage}.{thresholds.VALIDATION}*.{shots}shot.jsonl"
-    rows = [
+    return [
         replace(row, id=f"{file.name}/{row.id}", p_yes=None, score=_score(row))
         for file in sorted((run.path / "predictions").glob(name))
         for row in read_predictions(file).values()
         if is_yes_no(row)
     ]
-    if not rows:
-        raise ConfigError(
-            f"miss_rate={limit:g} needs validation pictures that these weights have judged with "
-            f"{shots} references, and {run.path} has none. Run `python run.py stage=evaluate "
-            f"init={init} evaluate.splits=[validation]` with the data it was trained on, and add "
-            "validation=<the folder of that run>."
-        )
-    return rows
 
 
 def _score(row: Prediction) -> float:
-    return UNSCORED if row.p_yes is None else row.p_yes
+    found = row.score if row.p_yes is None else row.p_yes
+    return UNSCORED if found is None else found
+
+
+def _scored_by_patches(config: Config, limit: float) -> list[Prediction]:
+    """Validation pictures that nearest good patches have judged. ConfigError if there are none, or
+    if they were judged otherwise."""
+    stage = config.stage
+    assert isinstance(stage, JudgingSettings)
+    to_type = (
+        "python run.py stage=evaluate method=patchcore evaluate.splits=[validation] data=photos "
+        "data.root=<folder>"
+    )
+    if stage.validation is None:
+        raise ConfigError(
+            f"miss_rate={limit:g} with method=patchcore needs validation pictures that were "
+            f"compared with good ones of the same product. Run `{to_type}` and add "
+            "validation=<the folder of that run>."
+        )
+    run = RunFolder.open(stage.validation)
+    theirs = run.read_json("config.json").get("patchcore", {})  # none in an older version
+    asked = config.patchcore.model_dump()
+    changed = [
+        f"patchcore.{name}={theirs.get(name)}, now {asked[name]}"
+        for name in MEASURED
+        if theirs.get(name) != asked[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"the threshold would be chosen on scores of {run.path}, where a score means something "
+            f"else ({'; '.join(changed)}). Use the same settings."
+        )
+    rows = _validation(run, wording.PATCHCORE, 0)
+    if not rows:
+        raise ConfigError(
+            f"miss_rate={limit:g}: {run.path} holds no validation pictures that nearest good "
+            f"patches have judged. Run `{to_type}` and name its folder."
+        )
+    return rows
 
 
 def _check_alike(config: Config, run: RunFolder, start: Start) -> None:

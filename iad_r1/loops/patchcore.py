@@ -69,12 +69,12 @@ def able(config: Config, dataset: Dataset) -> tuple[Splits, list[str]]:
     said = []
     for split, samples in splits(config, dataset).items():
         good = dataset.good.get(samples[0].split, {})
-        short = {s.product for s in samples if len(good.get(s.product, ())) < patchcore.LEAST}
+        short = {s.product for s in samples if len(good.get(s.product, ())) < nearest.LEAST}
         if any(sample.question.options is not None for sample in samples):
             said.append(f"{split} asks a multiple choice")
         elif short:
             some = ", ".join(sorted(short)[:3])
-            said.append(f"{split} has fewer than {patchcore.LEAST} good pictures of {some}")
+            said.append(f"{split} has fewer than {nearest.LEAST} good pictures of {some}")
         else:
             found[split] = samples
     return found, said
@@ -112,7 +112,7 @@ def _answers(
         products.setdefault(sample.product, []).append(sample)
     for product, of_product in products.items():
         ones = dataset.good[of_product[0].split][product]
-        kept = patchcore.chosen(ones, config.patchcore, config.seed)
+        kept = nearest.chosen(ones, config.patchcore, config.seed)
         pictures = (images.open_image(one) for one in kept)
         good = patchcore.remember(pictures, config.patchcore, config.seed)
         size = config.evaluate.batch_size * distributed.world()

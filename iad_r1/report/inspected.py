@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from iad_r1.grid import Grid
 from iad_r1.judge.verdicts import UNREADABLE, Verdict
 from iad_r1.report import overlay
@@ -24,11 +26,13 @@ COLOURS: Mapping[str, str] = {
     UNREADABLE: "#b26a00",
 }
 STYLES: Mapping[str, str] = {"defective": "bold red", "good": "green"}  # others: yellow
+HEAT_COLOUR, HEAT_STRENGTH = "#ff3d00", 170  # of 255
+HEAT_SEEN = (0.75, 1.25)  # where it begins to colour a picture, and colours it most; 1: threshold
 QUALITY = 88
 
 
 def line(found: Verdict, number: str, name: str, width: int | None) -> str:
-    """A verdict in one line: number, verdict, P(yes), picture, place and type, seconds.
+    """A verdict in one line: number, verdict, P(yes) or score, picture, place and type, seconds.
 
     It is cut to `width` columns; None: it is as long as it has to be.
     """
@@ -36,7 +40,7 @@ def line(found: Verdict, number: str, name: str, width: int | None) -> str:
         found.verdict, found.verdict
     )
     what, took = finding(found), f"{found.seconds:.2f} s"
-    head = f"{number}  {word:<9}  {share(found.p_yes):>5}  "
+    head = f"{number}  {word:<9}  {measured(found.p_yes, found.score):>5}  "
     if width is None:
         return f"{head}{name}  {what + '  ' if what else ''}{took}"
     room = max(16, width - len(head) - len(took) - 4)
@@ -44,11 +48,18 @@ def line(found: Verdict, number: str, name: str, width: int | None) -> str:
     return f"{head}{shortened(name, named):<{named}}  {_cut(what, room - named)}  {took}"
 
 
-def share(p_yes: float | None) -> str:
-    """A probability; of a small one its order, since a threshold may lie there."""
+def measured(p_yes: float | None, score: float | None) -> str:
+    """A score, or a probability; of a small one its order, since a threshold may lie there."""
+    if score is not None:
+        return f"{score:.2f}"
     if p_yes is None:
         return "-"
     return f"{p_yes:.0e}" if 0 < p_yes < 0.01 else f"{p_yes:.2f}"
+
+
+def measure(score: float | None) -> str:
+    """What `measured` is called."""
+    return "P(yes)" if score is None else "score"
 
 
 def finding(found: Verdict) -> str:
@@ -69,7 +80,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def marked(picture: Image, found: Verdict, grid: Grid) -> Image:
-    """A copy of the picture with the cells of the place outlined, the verdict written below."""
+    """A copy of the picture with the cells of the place outlined, the verdict written below. A heat
+    map colours what is near the threshold of good pictures or above."""
     from PIL import Image, ImageDraw, ImageFont
 
     scale = min(SIDES[1], max(SIDES[0], *picture.size)) / max(picture.size)
@@ -77,6 +89,11 @@ def marked(picture: Image, found: Verdict, grid: Grid) -> Image:
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
     shown = Image.new("RGB", (max(size[0], SIDES[0]), size[1] + 84), "white")
     shown.paste(picture.resize(size), (0, 0))
+    if found.heat is not None:
+        low, high = HEAT_SEEN
+        share = ((found.heat - low) / (high - low)).clip(0, 1) * HEAT_STRENGTH
+        strength = Image.fromarray(share.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+        shown.paste(HEAT_COLOUR, (0, 0, *size), strength)
     draw = ImageDraw.Draw(shown)
     for x, y, wide, high in overlay.rectangles(found.cells, grid, *size):
         for inset, colour, width in ((0, "white", 5), (1, COLOURS["defective"], 3)):
@@ -84,7 +101,8 @@ def marked(picture: Image, found: Verdict, grid: Grid) -> Image:
             opposite = (x + wide - 1 - inset, y + high - 1 - inset)
             box = (*corner, *(max(pair) for pair in zip(corner, opposite, strict=True)))
             draw.rectangle(box, outline=colour, width=width)
-    said = f"{found.verdict.upper()}   P(yes) {share(found.p_yes)}"
+    number = f"{measure(found.score)} {measured(found.p_yes, found.score)}"
+    said = f"{found.verdict.upper()}   {number}"
     draw.text((8, size[1] + 6), said, COLOURS[found.verdict], font)
     rows = filter(None, (finding(found), shortened(Path(found.picture).name, 60)))
     for number, text in enumerate(rows):

@@ -24,13 +24,17 @@ def style() -> str:
     return (files("iad_r1.report") / "templates" / "app.css").read_text(encoding="utf-8")
 
 
-def complaint(stage: AppSettings, pictures: int, references: int, shown: int) -> str | None:
-    """The sentence on what was dropped if it is nothing, or too much; `shown` is how many
-    references the model is shown at most."""
+def complaint(
+    stage: AppSettings, pictures: int, references: int, shown: int, needed: int = 0
+) -> str | None:
+    """The sentence on what was dropped if it is too little, or too much; `shown` is how many
+    references the model is shown at most, `needed` at least."""
     if not pictures:
         return "Drop a photograph first."
     if pictures > stage.most_pictures:
         return f"{pictures} photographs at once are more than {stage.most_pictures}. Drop fewer."
+    if references < needed:
+        return f"Drop {needed} good pictures of the same product or more, to compare with."
     if references > shown:
         return f"{references} good pictures are more than {shown}. Drop fewer."
     return None
@@ -57,12 +61,15 @@ def session(rows: Sequence[Row]) -> str:
         {
             **{name: row.get(name) or "" for name in ("picture", "verdict", "place", "type")},
             "kind": _kind(row),
-            "p_yes": inspected.share(row.get("p_yes")),
+            "measured": inspected.measured(row.get("p_yes"), row.get("score")),
             "seconds": f"{row['seconds']:.2f}" if "seconds" in row else "",
         }
         for row in rows
     ]
-    return _fill("session.html.j2", rows=shown, csv=f"data:text/csv;charset=utf-8;base64,{encoded}")
+    scores = [row["score"] for row in rows if row.get("score") is not None]
+    measure = inspected.measure(scores[0] if scores else None)
+    table = f"data:text/csv;charset=utf-8;base64,{encoded}"
+    return _fill("session.html.j2", rows=shown, measure=measure, csv=table)
 
 
 def csv(rows: Sequence[Row]) -> str:
@@ -75,7 +82,8 @@ def csv(rows: Sequence[Row]) -> str:
 def _card(row: Row, picture: str | None) -> dict[str, Any]:
     facts, texts = [], []
     if "p_yes" in row:
-        facts = [("P(yes)", inspected.share(row["p_yes"])), ("place", row["place"]),
+        measured = inspected.measured(row["p_yes"], row["score"])
+        facts = [(inspected.measure(row["score"]), measured), ("place", row["place"]),
                  ("type", row["type"]), ("seconds", f"{row['seconds']:.2f}")]  # fmt: skip
         whole = None if row["reasoning"] else row["completion"]
         texts = [("Reasons", row["reasoning"]), ("The whole answer", whole)]

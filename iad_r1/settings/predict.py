@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from iad_r1.settings.base import Above0, AtLeast0, Count, Percent, Share
+from iad_r1.settings.base import Above0, AtLeast0, Count, Percent
 from iad_r1.settings.stage import ServedSettings, StageSettings
 
 
 class JudgingSettings(StageSettings):
-    """What pictures are shown with, and from which P(yes) on one is defective."""
+    """What pictures are shown with, and from which P(yes) on one is defective; of nearest good
+    patches, from which score."""
 
     references: str | list[str] | None  # files, folders or globs
-    threshold: Share | None
+    threshold: AtLeast0 | None
     miss_rate: Percent | None
     validation: str | None  # the run whose validation predictions choose the threshold
     batch_size: Count

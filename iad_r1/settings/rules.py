@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rollout import HfRollout, VllmServerRollout
 from iad_r1.settings.training import Length
 
@@ -35,10 +36,11 @@ def contradictions(config: Config) -> Iterator[str]:
 def _method(config: Config) -> Iterator[str]:
     if config.method.name != "patchcore":
         return
-    if set(config.tasks()) & {"pretrain", "sft", "grpo"} or "evaluate" not in config.tasks():
+    judges = "evaluate" in config.tasks() or isinstance(config.stage, JudgingSettings)
+    if set(config.tasks()) & {"pretrain", "sft", "grpo"} or not judges:
         yield (
             f"method=patchcore with stage={config.stage.name}: nearest good patches judge and do "
-            "not learn. Use stage=evaluate."
+            "not learn. Use stage=evaluate, predict or app."
         )
     if config.init is not None:
         yield (

@@ -20,7 +20,7 @@ from iad_r1.errors import ConfigError
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import AppSettings
 from iad_r1.settings.stage import ServedSettings
-from iad_r1.stages import pipeline, predict, row
+from iad_r1.stages import predict, row
 from iad_r1.store.run_folder import RunFolder
 
 Settings = AppSettings
@@ -51,12 +51,15 @@ class Stage(stages.Stage):
         predict.check_judging(config, predict.begin(config))
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
-        return pipeline.find_weights(config, predict.begin(config))
+        return predict.find_weights(config, predict.begin(config))
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage, shots = _settings(config), len(references(config))
-        yield f"a page that judges with {config.backbone.name}, prompt {config.evaluate.prompt}"
-        yield row("weights", f"{config.init}")
+        if config.method.name == "patchcore":
+            yield "a page that judges with nearest good patches"
+        else:
+            yield f"a page that judges with {config.backbone.name}, prompt {config.evaluate.prompt}"
+            yield row("weights", f"{config.init}")
         yield row("served to", f"{whom(stage)}, at {stage.host}:{stage.port}")
         if stage.references is not None:
             there = len(listed(stage.references))

@@ -1,6 +1,7 @@
 """`stage=predict`: a verdict on one's own photographs, by the weights of a run or of a hub id.
 
     python run.py stage=predict init=<run or hub id> images=<folder> references=<good pictures>
+    python run.py stage=predict method=patchcore images=<folder> references=<good pictures>
 
 Prompt, grid, vocabulary and limits of pictures are those of that run. The exit code is 3 if some
 picture could not be read or got no valid answer; with `fail_on_defect=true`, 1 if any is defective.
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from iad_r1 import prompts, stages
+from iad_r1 import nearest, prompts, stages
 from iad_r1.data.arrivals import listed, references
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.loops.operating_point import threshold
@@ -48,11 +49,18 @@ class Stage(stages.Stage):
         stage, start = _settings(config), begin(config)
         if stage.images is None:
             raise ConfigError("stage=predict needs pictures: images=<file, folder or glob>.")
+        if config.method.name == "patchcore" and stage.references is None:
+            raise ConfigError(
+                "stage=predict method=patchcore needs good pictures of the same product to compare "
+                f"with, {nearest.LEAST} or more: references=<file, folder or glob>."
+            )
         if not stage.watch:
             listed(stage.images)
         elif not Path(str(stage.images)).is_dir():
             raise DataError(f"watch=true: {stage.images} is no folder.")
         check_judging(config, start)
+        if config.method.name == "patchcore":
+            _check_apart(stage)
 
     def check_weights(self, config: Config, outputs: Path) -> bool:
         images = _settings(config).images or []
@@ -63,19 +71,24 @@ class Stage(stages.Stage):
                     f"images={text} holds {outputs}, where marked copies of the pictures are kept: "
                     "they would be judged in turn. Start in another folder."
                 )
-        return pipeline.find_weights(config, begin(config))
+        return find_weights(config, begin(config))
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage, shots = _settings(config), len(references(config))
-        yield f"verdicts of {config.backbone.name}, prompt {config.evaluate.prompt}"
-        yield row("weights", f"{config.init}")
+        patches = config.method.name == "patchcore"
+        if patches:
+            yield "verdicts of nearest good patches"
+        else:
+            yield f"verdicts of {config.backbone.name}, prompt {config.evaluate.prompt}"
+            yield row("weights", f"{config.init}")
         if stage.watch:
             yield row("images", f"what lands in {stage.images}, looked at every {stage.poll:g} s")
         else:
             yield row("images", f"{len(listed(stage.images or [])):,} pictures")
         if stage.references is not None:
             there = len(listed(stage.references))
-            yield row("reference", f"{shots} of {there:,} good pictures shown with each")
+            done = "remembered" if patches else "shown with each"
+            yield row("reference", f"{shots} of {there:,} good pictures {done}")
         yield from threshold_rows(config, shots)
         yield row("output", output)
 
@@ -91,7 +104,7 @@ def _settings(config: Config) -> PredictSettings:
 
 
 def begin(config: Config) -> Start | None:
-    """The run that judges; None: a model that is none of ours."""
+    """The run that judges; None: a model that is none of ours, or nearest good patches."""
     return pipeline.begin(config) if start_of(str(config.init)) is not None else None
 
 
@@ -99,11 +112,15 @@ def judging_problems(config: Config) -> Iterator[str]:
     """A sentence for each setting with which no picture can be judged."""
     stage = config.stage
     assert isinstance(stage, JudgingSettings)
-    if config.init is None:
+    patches = config.method.name == "patchcore"
+    if config.init is None and not patches:
         yield (
             f"stage={stage.name} needs weights to judge with: those of a run, "
-            "init=outputs/<name>/<timestamp>, or of a hub id, init=Qwen/Qwen2.5-VL-3B-Instruct."
+            "init=outputs/<name>/<timestamp>, or of a hub id, init=Qwen/Qwen2.5-VL-3B-Instruct. "
+            "Nearest good patches need none: method=patchcore."
         )
+    if stage.threshold is not None and stage.threshold > 1 and not patches:
+        yield f"threshold={stage.threshold:g}: P(yes) of a model is 1 at most."
     if stage.threshold is not None and stage.miss_rate is not None:
         yield (
             f"threshold={stage.threshold:g} and miss_rate={stage.miss_rate:g}: both say from "
@@ -111,7 +128,7 @@ def judging_problems(config: Config) -> Iterator[str]:
         )
     rollout, shots = config.rollout, max(config.evaluate.shots)
     shown = shots if stage.references is not None else 0
-    if isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
+    if not patches and isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
         yield (
             f"{shown} references and a picture are more than rollout.max_images="
             f"{rollout.max_images}. Use rollout.max_images={shown + 1}."
@@ -122,14 +139,46 @@ def check_judging(config: Config, start: Start | None) -> None:
     """Make sure that pictures can be judged with what the settings name. Raises ConfigError,
     DataError or WeightsError."""
     shots = len(references(config))
-    prompts.conversation(config.evaluate.prompt, shots=shots)
+    if config.method.name == "patchcore":
+        if 0 < shots < nearest.LEAST:
+            raise DataError(
+                f"references names {shots} good picture, and nearest good patches need "
+                f"{nearest.LEAST} or more: a single one does not say how much good ones differ. "
+                "Some dozens are better. Give a folder or a glob: references=<folder>."
+            )
+    else:
+        prompts.conversation(config.evaluate.prompt, shots=shots)
     threshold(config, shots)
-    pipeline.find_weights(config, start)
+    find_weights(config, start)
+
+
+def find_weights(config: Config, start: Start | None) -> bool:
+    """Whether the weights that judge are on this machine. WeightsError if nobody has them."""
+    if config.method.name == "patchcore":
+        nearest.weights_file()
+        return True
+    return pipeline.find_weights(config, start)
+
+
+def _check_apart(stage: PredictSettings) -> None:
+    """DataError if a picture would be compared with itself."""
+    if stage.watch:
+        folder = Path(str(stage.images)).resolve()
+        both = [one for one in listed(stage.references or []) if folder in one.resolve().parents]
+    else:
+        judged = {path.resolve() for path in listed(stage.images or [])}
+        both = [one for one in listed(stage.references or []) if one.resolve() in judged]
+    if both:
+        raise DataError(
+            f"{len(both)} pictures are named by images and by references, such as {both[0]}: "
+            "compared with itself, a picture is always good. Name them once."
+        )
 
 
 def threshold_rows(config: Config, shots: int) -> Iterator[str]:
     """What is announced of the threshold."""
     value, said = threshold(config, shots)
     first, *more = said.split("\n")
-    yield row("threshold", first if value is None else f"P(yes) {value:.3g}, {first}")
+    name = "score" if config.method.name == "patchcore" else "P(yes)"
+    yield row("threshold", first if value is None else f"{name} {value:.3g}, {first}")
     yield from (row("", line) for line in more)

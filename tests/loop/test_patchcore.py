@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from iad_r1 import data, stages
+from iad_r1 import data, nearest, stages
 from iad_r1.command import compose
 from iad_r1.data import mix
-from iad_r1.errors import DataError, WeightsError
+from iad_r1.errors import ConfigError, DataError, WeightsError
 from iad_r1.grid import Grid, as_grid
-from iad_r1.judge.predictions import read_predictions
+from iad_r1.judge.predictions import append, read_predictions
+from iad_r1.judge.verdicts import Record
 from iad_r1.loops import patchcore as loop
-from iad_r1.loops import pipeline
-from iad_r1.nearest import patchcore
+from iad_r1.loops import pipeline, predict
+from iad_r1.loops.inspector import Inspector
+from iad_r1.loops.operating_point import threshold
+from iad_r1.nearest import imagenet, patchcore
 from iad_r1.nearest.patchcore import Found
 from iad_r1.settings import rules
 from iad_r1.settings.config import Config
 from iad_r1.settings.patchcore import Method, Patchcore
-from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.run_folder import RunFolder, write_json
 from iad_r1.types import Dataset
 
 SETTINGS = Patchcore(beside="photographs", beside_limit=50, pictures=200, patches=1000, side=96,
@@ -91,8 +98,8 @@ def test_a_seed_gives_the_same_patches_and_leaves_other_random_numbers_alone(goo
     other = patchcore.remember((part(n) for n in range(6)), SETTINGS, seed=1)
     assert not torch.equal(other.patches, good.patches)
     few = SETTINGS.model_copy(update={"pictures": 3})
-    assert patchcore.chosen(range(9), few, 0) == patchcore.chosen(range(9), few, 0)
-    assert len(set(patchcore.chosen(range(9), few, 0))) == 3
+    assert nearest.chosen(range(9), few, 0) == nearest.chosen(range(9), few, 0)
+    assert len(set(nearest.chosen(range(9), few, 0))) == 3
 
 
 def test_one_good_picture_does_not_say_how_much_good_ones_differ():
@@ -230,3 +237,155 @@ def test_what_nearest_good_patches_cannot_do_is_refused(config):
     stage = config.stage.model_copy(update={"name": "sft", "tasks": ["sft"]})
     refused = "".join(rules.contradictions(config.model_copy(update={"stage": stage})))
     assert "judge and do not learn. Use stage=evaluate" in refused
+
+
+# --- as a judge of pictures of which nothing is known --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(photos: Path) -> Config:
+    """The test pictures of those plates, against the good training ones."""
+    return compose.compose(
+        ["stage=predict", "method=patchcore", "patchcore.side=96", f"images={photos}/plate/test",
+         f"references={photos}/plate/train/good"]
+    )  # fmt: skip
+
+
+def told_to(config: Config, **stage: Any) -> Config:
+    return config.model_copy(update={"stage": config.stage.model_copy(update=stage)})
+
+
+def refusal(config: Config) -> str:
+    stage = stages.find("predict")
+    with pytest.raises((ConfigError, DataError)) as caught:
+        for problem in stage.problems(config):
+            raise ConfigError(problem)
+        stage.check_inputs(config)
+    return str(caught.value)
+
+
+def test_verdicts_are_those_of_an_evaluation_with_the_same_good_pictures(
+    asked, config, dataset, tmp_path, capsys
+):
+    goods = dataset.good["test.photos"]["plate"]
+    asked = told_to(asked, references=[str(sample.image) for sample in goods], fail_on_defect=True)
+    assert stages.find("predict").check_weights(asked, tmp_path)
+    stages.find("predict").check_inputs(asked)
+    folder = RunFolder.create(tmp_path, "predict")
+    assert predict.run(asked, folder) == predict.DEFECTIVE
+    found = {row["picture"]: row for row in Record(folder.path).rows}
+    evaluation = RunFolder.create(tmp_path, "evaluate")
+    loop.run(config, evaluation, dataset, loop.required(config, dataset))
+    for sample in dataset.test["photos"]:
+        path = evaluation.predictions("patchcore", "photos", 0)
+        wanted, row = read_predictions(path)[sample.id], found.pop(str(sample.image))
+        assert (row["score"], row["place"]) == (wanted.score, wanted.location)
+        assert row["verdict"] == {"yes": "defective", "no": "good"}[wanted.answer]
+        assert row["p_yes"] is row["type"] is None
+        heat = np.load(folder.path / row["heat"])
+        assert heat.shape == (12, 12) and 0.9 * row["score"] <= heat.max()
+        assert (folder.path / row["annotated"]).is_file()
+    assert not found
+    with (folder.path / "predictions.csv").open(encoding="utf-8") as file:
+        assert all(float(row["score"]) > 0 and row["heat"] for row in csv.DictReader(file))
+    said = capsys.readouterr().out
+    assert "DEFECTIVE" in said and "top left" in said
+
+
+def test_after_a_kill_no_heat_map_is_without_a_verdict_and_none_is_lost(asked, photos, tmp_path):
+    folder = RunFolder.create(tmp_path, "predict")
+    holes, goods = ([f"{photos}/plate/{part}/{n}.png" for n in range(3)]
+                    for part in ("test/hole", "train/good"))  # fmt: skip
+    asked = told_to(asked, images=holes, references=goods)
+    predict.run(asked, folder)
+    record = folder.path / "predictions.jsonl"
+    whole, heats = record.read_text(), sorted(os.listdir(folder.path / "heat"))
+    lines = whole.splitlines(keepends=True)
+    record.write_text("".join(lines[:2]) + lines[2][:40])
+    (folder.path / "heat" / "000009-late.npy").write_bytes(b"torn")
+    predict.run(asked, folder)
+    before, after = (
+        [{**json.loads(line), "seconds": 0} for line in text.splitlines()]
+        for text in (whole, record.read_text())
+    )
+    assert before == after and sorted(os.listdir(folder.path / "heat")) == heats
+
+
+def test_a_heat_map_colours_the_marked_picture_where_the_hole_is(asked, photos, tmp_path):
+    folder = RunFolder.create(tmp_path, "predict")
+    hole = photos / "plate/test/hole/0.png"
+    predict.run(told_to(asked, images=str(hole)), folder)
+    [row] = Record(folder.path).rows
+    with Image.open(folder.path / row["annotated"]) as drawn, Image.open(hole) as plain:
+        seen = np.asarray(drawn)[:480, :480].astype(int)
+        colour = seen - np.asarray(plain.resize((480, 480))).astype(int)
+    redder = colour[..., 0] - colour[..., 2]
+    assert redder[30:90, 30:90].mean() > 60 and abs(redder[300:, 300:].mean()) < 10
+
+
+def test_a_program_compares_with_good_pictures_and_remembers_those_in_files(
+    photos, tmp_path, monkeypatch
+):
+    inspector = Inspector(compose.compose(["stage=predict", "method=patchcore",
+                                           "patchcore.side=96"]))  # fmt: skip
+    hole, goods = photos / "plate/test/hole/0.png", list((photos / "plate/train/good").iterdir())
+    first = inspector.inspect(hole, goods)
+    assert first.defective and first.place == "top left" and first.heat is not None
+    described: list[int] = []
+    network = imagenet.network()
+    honest = type(network).features
+    monkeypatch.setattr(
+        type(network), "features",
+        lambda self, shown, blocks: described.append(1) or honest(self, shown, blocks),
+    )  # fmt: skip
+    again = inspector.inspect(hole, goods)
+    assert replace(again, seconds=first.seconds) == first and len(described) == 1
+    described.clear()
+    mine = tmp_path / "good.png"
+    for value in (0, 1):  # a file that is written again is described again
+        part(value).save(mine)
+        os.utime(mine, (value, value))
+        inspector.inspect(hole, [mine, goods[0]])
+    assert len(described) == 2 * 3
+    several = inspector.inspect_all([np.asarray(part(50)), part(50, (76, 42))], [part(1), part(2)])
+    assert [found.defective for found in several][1]
+    with pytest.raises(DataError, match="2 good pictures of a product or more, and there are 0"):
+        inspector.inspect(hole)
+
+
+def test_what_pictures_cannot_be_compared_with_is_refused_in_a_sentence(asked, photos):
+    good = photos / "plate/train/good"
+    assert "needs good pictures of the same product" in refusal(told_to(asked, references=None))
+    one = refusal(told_to(asked, references=str(good / "0.png")))
+    assert "1 good picture, and nearest good patches need 2 or more" in one
+    both = refusal(told_to(asked, images=str(photos / "plate")))
+    assert "8 pictures are named by images and by references" in both
+    watched = refusal(told_to(asked, images=str(photos), watch=True))
+    assert "compared with itself, a picture is always good" in watched
+    model = asked.model_copy(update={"method": Method(name="model"), "init": "somewhere"})
+    assert "P(yes) of a model is 1 at most" in refusal(told_to(model, threshold=1.5))
+
+
+def test_a_threshold_is_that_of_good_pictures_as_set_or_of_a_validation_run(
+    asked, config, dataset, photos, tmp_path
+):
+    value, said = threshold(asked, 8)
+    assert value is None and said == "score 1: 5 % of the good pictures may lie above"
+    assert threshold(told_to(asked, threshold=1.5), 8) == (1.5, "as set")
+    assert "needs validation pictures" in refusal(told_to(asked, miss_rate=5.0))
+    folder = RunFolder.create(tmp_path, "evaluate")
+    folder.write_json("config.json", config.model_dump(mode="json"))
+    chosen = told_to(asked, miss_rate=30.0, validation=str(folder.path))
+    assert "holds no validation pictures" in refusal(chosen)
+    loop.run(config, folder, dataset, loop.required(config, dataset))
+    judged = read_predictions(folder.predictions("patchcore", "photos", 0)).values()
+    append(folder.predictions("patchcore", "validation_photos", 0), list(judged))
+    scores = sorted(one.score or 0 for one in judged if one.gold_answer == "yes")
+    assert threshold(told_to(chosen, miss_rate=34.0), 8)[0] == scores[1]
+    assert threshold(chosen, 8)[0] == scores[0]
+    inspector = Inspector(told_to(asked, threshold=scores[2]))
+    holes, goods = photos / "plate/test/hole", photos / "plate/train/good"
+    found = inspector.inspect_all(sorted(holes.iterdir()), sorted(goods.iterdir()))
+    assert sum(one.defective for one in found) == 1
+    write_json(folder.config_file, {"patchcore": {**config.patchcore.model_dump(), "side": 128}})
+    assert "patchcore.side=128, now 96" in refusal(chosen)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -142,3 +143,33 @@ def test_whoever_does_not_know_the_token_sees_and_drops_nothing(desk, photos):
         megabytes = desk.stage.most_megabytes
         large = {"files": ("large.png", bytes((megabytes << 20) + 1), "image/png")}
         assert client.post("gradio_api/upload", files=large).status_code == 413
+
+
+def test_nearest_good_patches_judge_what_is_dropped_beside_good_pictures(tmp_path):
+    """Their place is outlined, the heat map is drawn, and the table has scores."""
+    noise = np.random.default_rng(0)
+    for n in range(5):
+        pixels = noise.integers(100, 130, (96, 96, 3), np.uint8)
+        if n == 4:
+            pixels[10:26, 10:26] = 0
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    config = compose.compose(["stage=app", "method=patchcore", "patchcore.side=96"])
+    desk = Desk(config, Inspector(config))
+    goods = [str(tmp_path / f"{n}.png") for n in range(3)]
+
+    def judged(*names: str, goods: list[str]) -> tuple[str, str, list[Any]]:
+        *_, last = desk.judge([str(tmp_path / name) for name in names], goods, [])
+        return last[:3]
+
+    assert "Drop 2 good pictures" in judged("4.png", goods=[])[0]
+    assert "Drop 2 good pictures" in judged("4.png", goods=goods[:1])[0]
+    said = judged("4.png", goods=[*goods, str(tmp_path / "torn.png")])[0]
+    assert "torn.png" in said and str(tmp_path) not in said
+    cards, table, rows = judged("4.png", "3.png", "torn.png", goods=goods)
+    assert [row["verdict"] for row in rows] == ["defective", "good", "unreadable"]
+    assert rows[0]["place"] == "top left" and cards.count("data:image/jpeg") == 2
+    assert "<dt>score</dt>" in cards and "<th>score</th>" in table and "P(yes)" not in table
+    given = ["stage=app", "method=patchcore", "patchcore.side=96", f"references={goods}"]
+    desk = Desk(compose.compose(given), desk.inspector)
+    assert [row["verdict"] for row in judged("4.png", goods=[])[2]] == ["defective"]
