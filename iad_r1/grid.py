@@ -329,21 +329,26 @@ def cells_from_mask(
     The papers do not say how a mask became a word. Raises DataError for a mask that is not 2-D and
     ConfigError for an unknown rule.
     """
+    return cells_on(mask, [as_grid(grid)], rule)[0]
+
+
+def cells_on(mask: np.ndarray, grids: Sequence[Grid], rule: Rule) -> list[frozenset[int]]:
+    """`cells_from_mask` on several grids at once."""
     import numpy as np
 
-    grid = as_grid(grid)
     if rule not in get_args(Rule):
         raise ConfigError(f"grid.mask_rule={rule!r} is unknown. Use {', '.join(get_args(Rule))}.")
     defective = np.asarray(mask) != 0
     if defective.ndim != 2:
         raise DataError(f"a mask must be [height, width]; this one has shape {defective.shape}.")
     if not defective.any():
-        return frozenset()
+        return [frozenset()] * len(grids)
     if rule == "max_overlap":
-        return frozenset((int(np.bincount(_cells_of_pixels(defective, grid)).argmax()),))
+        return [frozenset((int(np.bincount(_cells_of_pixels(defective, grid)).argmax()),))
+                for grid in grids]  # fmt: skip
     centroids = [_centroid(defective)] if rule == "centroid_all" else _centroids(defective)
     kept = centroids[: _MULTI_LIMIT if rule == "multi" else 1]
-    return frozenset(grid.cell_at(x, y) for x, y in kept)
+    return [frozenset(grid.cell_at(x, y) for x, y in kept) for grid in grids]
 
 
 def cells_touched(mask: np.ndarray, grid: Grid | str) -> frozenset[int]:

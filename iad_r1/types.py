@@ -256,7 +256,8 @@ class Dataset:
     `validation` and `test` map a split's name (e.g. "seen", "new") to its samples;
     `counts` says how many items were read, used and left out, and why. `fingerprints` holds that of
     everything that was read, by the section of its settings. `good` holds, by the split of a sample
-    ("test.seen") and its product, good pictures to compare with, none of which is judged there.
+    ("test.seen") and its product, good pictures to compare with, none of which is judged there;
+    `leaks` by test set the ids of training pictures that nearly equal one of its pictures.
     """
 
     name: str
@@ -268,3 +269,4 @@ class Dataset:
     counts: Mapping[str, int] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     good: Mapping[str, Mapping[str, tuple[Sample, ...]]] = field(default_factory=dict)
+    leaks: Mapping[str, frozenset[str]] = field(default_factory=dict)

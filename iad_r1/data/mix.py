@@ -248,6 +248,7 @@ def _own(
         test=test,
         counts=counts,
         good=_good([*chain(*validation.values(), *test.values())], pools),
+        leaks={test: frozenset(ids) for test, ids in leaks.items()},
     )
 
 
@@ -269,6 +270,10 @@ def _joined(own: Mapping[str, Dataset], weights: Mapping[str, float], seed: int)
         test={name: s for found in parts.values() for name, s in found.test.items()},
         counts={f"{n}.{key}": k for n, found in parts.items() for key, k in found.counts.items()},
         good={split: ones for found in parts.values() for split, ones in found.good.items()},
+        leaks={
+            test: frozenset().union(*(found.leaks.get(test, ()) for found in parts.values()))
+            for test in sorted({test for found in parts.values() for test in found.leaks})
+        },
     )
 
 

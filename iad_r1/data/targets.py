@@ -116,11 +116,11 @@ def direct_answer(
 
 
 def _finding(template: str, location: str | None, kind: str | None) -> str:
-    at = _at(location)
+    at = in_text(location)
     return template.format(at=at, At=at[:1].upper() + at[1:], kind=f": {kind}" if kind else "")
 
 
-def _at(location: str | None) -> str:
+def in_text(location: str | None) -> str:
     """Where, in running text: "at the top left", "at row 2 of 5, column 4 of 5", "somewhere"."""
     if location is None or location == WHOLE_IMAGE:
         return "somewhere"

@@ -33,12 +33,13 @@ class Alike:
         self.ranked += 1
         if not others:
             return ()
-        likeness = torch.stack([self._described(other) for other in others])
-        order = (likeness @ self._described(sample)).argsort(descending=True, stable=True)
+        likeness = torch.stack([self.described(other) for other in others])
+        order = (likeness @ self.described(sample)).argsort(descending=True, stable=True)
         return tuple(others[i] for i in order[:most].tolist())
 
     @torch.no_grad()
-    def _described(self, sample: Sample) -> Tensor:
+    def described(self, sample: Sample) -> Tensor:
+        """[1280] What the network reads of a picture, of length 1. Threads may ask for it."""
         if sample.id not in self.known:
             shown = imagenet.pixels([self.opened(sample)], SIDE)
             self.known[sample.id] = normalize(imagenet.network().pooled(shown), dim=1)[0]

@@ -6,7 +6,8 @@
 PA-SFT learns the answer of the assistant word for word, its reasoning too. Of SC-GRPO the tags of
 `solution` alone are known: the answer, and of a defect its location and type. `images` and `image`
 name one picture, or a good one and then the one in question: such an item is always shown with its
-reference in training. The words around the pictures are those of the prompt.
+reference in training. The words around the pictures are those of the prompt. An item of a list that
+was built here (`stage=expert_ad`) also says its `product`.
 
 Labels, places and types are those of the tags. A file name of Real-IAD says only which object a
 picture shows. Nothing is kept apart for validation, as in the paper, unless `validation_share` is
@@ -40,8 +41,8 @@ FOLDERS = ("Expert-AD",)
 PICTURE = "<image>"  # stands for a picture in what the user says
 THOUGHT = "<think>-</think>"  # put before a solution, which has none
 PATTERN = "<answer>No</answer> or <location>...</location><type>...</type><answer>Yes</answer>"
-# <product>_<object>_{OK,NG_<kind>}_C<view>_<time>
-VIEW = re.compile(r"(?P<object>(?P<product>.+?)_\d+_(?:OK|NG)\w*?)_C\d")
+# <product>_<object>_{OK,NG_<kind>}_C<camera>_<time>
+VIEW = re.compile(r"(?P<object>(?P<product>.+?)_\d+_(?:OK|NG)\w*?)_C(?P<camera>\d)")
 
 
 class Settings(Trains, Folder):
@@ -70,6 +71,7 @@ class SftRow(BaseModel):
 
     images: str | list[str]
     messages: list[Message]
+    product: str | None = None
 
 
 class RlRow(BaseModel):
@@ -79,6 +81,7 @@ class RlRow(BaseModel):
     image: str | list[str]
     problem: str
     solution: str
+    product: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Item:
     asked: str
     solution: Solution
     target: str | None = None
+    named: str | None = None  # its product, where the list says it
 
     @property
     def picture(self) -> str:
@@ -98,7 +102,9 @@ class Item:
 
     @property
     def product(self) -> str:
-        """As Real-IAD calls it, else the first folder of the path."""
+        """As its list or Real-IAD calls it, else the first folder of the path."""
+        if self.named is not None:
+            return self.named
         view = VIEW.match(Path(self.picture).name)
         return folders.words(view["product"] if view else Path(self.picture).parts[0])
 
@@ -156,13 +162,15 @@ def _sft(row: object, index: int, where: str) -> Item:
         raise DataError(f"{where}: expected a message of user and of assistant, not of {roles}.")
     asked, target = (message.content for message in said.messages)
     solution = _solution(target, where, f"<think>...</think>, then {PATTERN}")
-    return Item(f"expert_ad/sft/{index}", where, _listed(said.images), asked, solution, target)
+    pictures = _listed(said.images)
+    return Item(f"expert_ad/sft/{index}", where, pictures, asked, solution, target, said.product)
 
 
 def _rl(row: object, index: int, where: str) -> Item:
     said = RlRow.model_validate(row)
     solution = _solution(THOUGHT + said.solution, where, PATTERN)
-    return Item(f"expert_ad/rl/{said.id}", where, _listed(said.image), said.problem, solution)
+    id, pictures = f"expert_ad/rl/{said.id}", _listed(said.image)
+    return Item(id, where, pictures, said.problem, solution, named=said.product)
 
 
 def _listed(value: str | list[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Expert-AD, built: from pictures with labels and masks to chains of thought to train on."""

@@ -1,0 +1,240 @@
+"""What a text must not do, whoever has written it. Every rejection has a reason and what caused it.
+
+A text that is kept names the true place and type and no other ones, decides as the label does, and
+does not speak of what only its writer was shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iad_r1 import schema
+from iad_r1.expert.facts import Defect
+from iad_r1.expert.teachers import Asked, Draft
+from iad_r1.grid import Grid, parse_cells, words
+from iad_r1.judge import reasoning
+from iad_r1.rewards.vocabulary import Vocabulary
+
+SHINGLE = 5  # words
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why something is left out: the filter, and what it found."""
+
+    reason: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of a text."""
+
+    forbidden: tuple[str, ...]  # words and beginnings of words ("annotat*")
+    fewest_words: int
+    most_words: int
+    types: Vocabulary
+
+
+def target(draft: Draft, place: str | None) -> str:
+    """The answer in the papers' pattern, without white space between its tags."""
+    if place is None:
+        return f"<think>{draft.reasoning}</think><answer>No</answer>"
+    return (
+        f"<think>{draft.reasoning}</think><location>{place}</location>"
+        f"<type>{draft.type}</type><answer>Yes</answer>"
+    )
+
+
+def rejections(asked: Asked, draft: Draft, text: str, rules: Rules) -> Iterator[Rejection]:
+    """All that is wrong with a text, which is a `target`."""
+    said = schema.parse(text)
+    if said.status is not schema.Status.OK:
+        yield Rejection("schema", str(said.status))
+        return
+    yield from _against_label(asked, said, rules.types)
+    yield from _verdict(asked, draft, rules.types)
+    both = f"{draft.description} {draft.reasoning}"
+    # the name of a product may hold such a word: "printed label"
+    product = re.compile(re.escape(asked.facts.product), re.IGNORECASE)
+    if found := forbidden(product.sub(" ", both), rules.forbidden):
+        yield Rejection("forbidden word", ", ".join(found))
+    if asked.facts.defect is not None:
+        defect, grid = asked.facts.defect, asked.grid
+        # the centroid of a ring lies in a cell that the ring may not touch
+        cells = {*defect.touched[grid], *defect.cells[grid]}
+        if strayed := elsewhere(product.sub(" ", both), cells, Grid.parse(grid)):
+            yield Rejection("another place", ", ".join(strayed))
+    length = len(draft.reasoning.split())
+    if not rules.fewest_words <= length <= rules.most_words:
+        yield Rejection("length", f"{length} words")
+
+
+def _against_label(asked: Asked, said: schema.Parsed, types: Vocabulary) -> Iterator[Rejection]:
+    """Answer, place and type are those of label and mask."""
+    defect = asked.facts.defect
+    expected = "no" if defect is None else "yes"
+    if said.verdict != expected:
+        yield Rejection("answer", f"{said.verdict} of a picture that says {expected}")
+        return
+    if defect is None:
+        return
+    true = frozenset(defect.cells[asked.grid])
+    if parse_cells(said.location or "", asked.grid) != true:
+        yield Rejection("place", f"{said.location!r}, where the mask lies in cells {sorted(true)}")
+    if not _same_class(said.type or "", defect, types):
+        yield Rejection("type", f"{said.type!r} of a {defect.type!r}")
+
+
+def _same_class(said: str, defect: Defect, types: Vocabulary) -> bool:
+    """Whether a type is the labelled one, its class, or a kind of it."""
+    if types.normalise(said) == types.normalise(defect.type):
+        return True
+    found = types.find(said)
+    return found is not None and defect.coarse is not None and found.type_class == defect.coarse
+
+
+def _verdict(asked: Asked, draft: Draft, types: Vocabulary) -> Iterator[Rejection]:
+    """The reasoning decides as the label does, and names no type of another class."""
+    expected = "sound" if asked.facts.defect is None else "defective"
+    reading = reasoning.read(draft.reasoning)
+    if reading.says != expected:
+        yield Rejection("verdict", f"reads as {reading.says or 'undecided'}, not as {expected}")
+    if reasoning.of_another_type(reading, draft.type, types):
+        yield Rejection("another type", ", ".join(reading.defects))
+
+
+def forbidden(text: str, terms: Collection[str]) -> list[str]:
+    """Which of the terms a text holds, as whole words; a final * stands for any ending."""
+    patterns = [re.escape(term).replace(r"\*", r"\w*") for term in terms]
+    found = re.findall(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", text, re.IGNORECASE)
+    return sorted({word.lower() for word in found}) if patterns else []
+
+
+# --- places --------------------------------------------------------------------------------------
+
+_SIDES = {
+    **dict.fromkeys(("top", "upper", "uppermost", "topmost"), (0, -1)),
+    **dict.fromkeys(("bottom", "lower", "lowermost", "bottommost"), (0, 1)),
+    **dict.fromkeys(("left", "leftmost"), (1, -1)),
+    **dict.fromkeys(("right", "rightmost"), (1, 1)),
+}
+_CENTER = ("center", "centre", "central", "middle")
+
+
+def elsewhere(text: str, allowed: Collection[int], grid: Grid) -> list[str]:
+    """The words of a text that place something where none of the `allowed` cells is: names of cells
+    ("top left"), sides ("left") and the center. A side is good for its half of the picture and, of
+    three or more rows or columns, not for the one in the middle."""
+    rest, found = f" {text.lower()} ", []
+    names = sorted(((words(cell, grid), cell) for cell in range(grid.cells)), key=_longest)
+    for name, cell in names if grid.cells > 1 else ():
+        rest, times = re.subn(rf"(?<![\w-]){name}(?![\w-])", " ; ", rest)
+        if times and cell not in allowed:
+            found.append(name)
+    cells = [divmod(cell, grid.cols) for cell in allowed]
+    parts = (grid.rows, grid.cols)
+    for word in dict.fromkeys(re.findall(r"[a-z]+", rest)):
+        if word in _SIDES:
+            axis, side = _SIDES[word]
+            there = any((2 * cell[axis] + 1 - parts[axis]) * side > 0 for cell in cells)
+            if parts[axis] > 1 and not there:
+                found.append(word)
+        elif word in _CENTER and not any(_is_central(cell, parts) for cell in cells):
+            found.append(word)
+    return found
+
+
+def _longest(named: tuple[str, int]) -> int:
+    return -len(named[0])
+
+
+def _is_central(cell: tuple[int, int], parts: tuple[int, int]) -> bool:
+    """Whether a cell touches the middle of the picture in rows or in columns."""
+    return any(abs(2 * at + 1 - n) <= 1 for at, n in zip(cell, parts, strict=True))
+
+
+# --- texts alike ---------------------------------------------------------------------------------
+
+
+class Alike:
+    """Texts about the same product and type, for near-duplicates: the exact Jaccard index of their
+    shingles. Shingles are indexed, so that only texts that share one are compared.
+
+    Args:
+        most: from this index on two texts are near-duplicates.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.holding: dict[tuple[object, ...], list[int]] = {}  # of a shingle, the texts
+        self.sizes: list[int] = []
+        self.ids: list[str] = []
+
+    def find(self, about: Sequence[object], text: str) -> Rejection | None:
+        """The first text that this one nearly equals, if there is one."""
+        shingles = shingled(text)
+        shared = Counter(
+            number for one in shingles for number in self.holding.get((*about, one), ())
+        )
+        for number in sorted(shared):
+            joint = shared[number]
+            index = joint / (len(shingles) + self.sizes[number] - joint)
+            if index >= self.most:
+                return Rejection("near-duplicate text", f"{index:.2f} like {self.ids[number]}")
+        return None
+
+    def add(self, id: str, about: Sequence[object], text: str) -> None:
+        """One more text, of the picture `id`."""
+        shingles = shingled(text)
+        for one in shingles:
+            self.holding.setdefault((*about, one), []).append(len(self.sizes))
+        self.sizes.append(len(shingles))
+        self.ids.append(id)
+
+
+def shingled(text: str) -> set[int]:
+    """The hashes of all runs of `SHINGLE` words of a text; of a shorter one, of all its words."""
+    said = re.findall(r"\w+", text.lower())
+    runs = range(max(1, len(said) - SHINGLE + 1))
+    return {hash(tuple(said[at : at + SHINGLE])) for at in runs}
+
+
+# --- variety -------------------------------------------------------------------------------------
+
+
+class Variety:
+    """How varied texts are: distinct n-grams, and the sentence that most texts hold."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+        self.grams: dict[int, set[int]] = {n: set() for n in (1, 2, 3)}
+        self.total = Counter[int]()
+        self.sentences = Counter[str]()
+
+    def add(self, text: str) -> None:
+        """One more text."""
+        self.texts += 1
+        said = re.findall(r"\w+", text.lower())
+        for n, grams in self.grams.items():
+            runs = [hash(tuple(said[at : at + n])) for at in range(len(said) - n + 1)]
+            grams.update(runs)
+            self.total[n] += len(runs)
+        self.sentences.update(set(re.split(r"(?<=[.!?])\s+", text.strip())))
+
+    def found(self) -> dict[str, Any]:
+        """`distinct_1`, `_2`, `_3`: the share of n-grams that are not repetitions of earlier ones;
+        `words` and `texts` they are counted over; `sentence` and `sentence_share`: the sentence
+        that most texts hold, and how many of them do, as a share."""
+        (sentence, count), *_ = self.sentences.most_common(1) or [("", 0)]
+        return {
+            "texts": self.texts,
+            "words": self.total[1],
+            **{f"distinct_{n}": len(g) / max(1, self.total[n]) for n, g in self.grams.items()},
+            "sentence": sentence,
+            "sentence_share": count / max(1, self.texts),
+        }

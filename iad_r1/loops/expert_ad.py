@@ -1,0 +1,302 @@
+"""Expert-AD, built from labels and masks: facts, texts, filters, lists.
+
+Every picture is one line of `drafts.jsonl` as soon as it is done. A run that goes on does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from iad_r1.data import cache, images, mix
+from iad_r1.data.ahead import Ahead
+from iad_r1.data.mix import Photo
+from iad_r1.errors import DataError, MismatchError
+from iad_r1.expert import card, facts, filters, lists
+from iad_r1.expert.choice import Candidate, References, candidates, spread, unfit, view_of
+from iad_r1.expert.filters import Rejection
+from iad_r1.expert.teachers import Asked, find
+from iad_r1.grid import Grid, Rule, as_grid, describe
+from iad_r1.judge.predictions import repair
+from iad_r1.loops.opening import check_same_data
+from iad_r1.nearest.alike import Alike
+from iad_r1.report import expert as shown
+from iad_r1.rewards.vocabulary import vocabulary
+from iad_r1.settings.config import Config
+from iad_r1.settings.expert import ExpertSettings
+from iad_r1.store.progress import progress
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Dataset, Sample
+
+DATASET = "dataset"  # the folder of the lists
+DRAFTS = "drafts.jsonl"
+AHEAD = 16  # pictures that are looked at before their texts are written
+PICTURES = "pictures"  # below DATASET: those that are in no file of their own
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Build the lists and the data card, and say what is in them."""
+    stage = _settings(config)
+    torch.set_num_threads(config.engine.threads)
+    print("reading or drawing the pictures ...", flush=True)
+    plan = _plan(config, folder)
+    drafts, out = folder.path / DRAFTS, folder.path / DATASET
+    out.mkdir(exist_ok=True)
+    writer = _Writer(config, plan, out)
+    done = _taken_up(drafts, plan, writer)
+    with progress("writing", len(plan.order)) as bar, drafts.open("a", encoding="utf-8") as file:
+        bar.skip(done)
+        for one in _seen_ahead(plan, done, config.engine.picture_threads):
+            file.write(json.dumps(writer.row(one), ensure_ascii=False) + "\n")
+            file.flush()
+            bar.advance()
+    lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
+    found = lists.found(drafts)
+    if not all(sum(labels.values()) for labels in found["kept"].values()):
+        why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
+        raise DataError(
+            f"one of the lists is empty: {found['kept']} are kept, and left out are {why or 'none'}"
+            ". Pictures need a label and, if defective, a mask and a type."
+        )
+    card.write(out, config, found, plan.base, folder.read_json("manifest.json"))
+    folder.update_summary(expert_ad=found)
+    shown.show(found, out, plan.base, Console(highlight=False))
+
+
+def _settings(config: Config) -> ExpertSettings:
+    assert isinstance(config.stage, ExpertSettings)
+    return config.stage
+
+
+# --- which pictures ------------------------------------------------------------------------------
+
+
+Planned = Candidate | tuple[Sample, Rejection]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run writes about, in order: pictures that nothing speaks against so far, then those
+    that are left out whatever is written. `base` is what paths of pictures start from."""
+
+    order: Sequence[Planned]
+    references: References
+    alike: Alike
+    photos: Mapping[str, Photo]
+    base: Path
+
+
+def _plan(config: Config, folder: RunFolder) -> _Plan:
+    stage, photos = _settings(config), dict[str, Photo]()
+    dataset = _data(config, photos)
+    check_same_data(folder, dataset)
+    folder.update_manifest(
+        data={"name": dataset.name, "fingerprint": dataset.fingerprint,
+              "fingerprints": dict(dataset.fingerprints), "counts": dict(dataset.counts)}
+    )  # fmt: skip
+    samples = list({sample.id: sample for sample in (*dataset.sft, *dataset.rl)}.values())
+    left_out = _left_out(config, dataset, samples)
+    fit = [sample for sample in samples if sample.id not in left_out]
+    found, both = candidates(fit, _groups(config, fit, photos), stage.rl_share, config.seed)
+    order = spread(found, config.seed)
+    given = {id: photo.sample.references for id, photo in photos.items()}
+    alike = Alike(images.open_image)
+    references = References(order, given, alike.nearest)
+    rejected = [(s, r) for s in samples if (r := (left_out | both).get(s.id)) is not None]
+    roots = {getattr(part, "root", None) for part in config.data.members().values()}
+    root = roots.pop() if len(roots) == 1 else None
+    base = Path(root).resolve() if root is not None else folder.path / DATASET
+    return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
+
+
+def _seen_ahead(plan: _Plan, done: int, threads: int) -> Iterator[Planned]:
+    """What is to be written about, from number `done` on; threads look at the next pictures while
+    one is written about."""
+    todo = plan.order[done:]
+    batches = [todo[at : at + AHEAD] for at in range(0, len(todo), AHEAD)]
+    seen = [[one.sample for one in batch if isinstance(one, Candidate)] for batch in batches]
+    with Ahead(plan.alike.described, threads) as ahead:
+        for batch, now, then in zip(batches, seen, [*seen[1:], []], strict=True):
+            ahead.take(now, then)
+            yield from batch
+
+
+def _data(config: Config, photos: dict[str, Photo]) -> Dataset:
+    """What a run would train on, and what would test it; fills `photos` with all that was read."""
+    with cache.Kept() as kept:
+
+        def look(sample: Sample, grid: Grid, rule: Rule, hashed: bool) -> Photo:
+            photos[sample.id] = photo = mix.inspect(sample, grid, rule, hashed, kept)
+            return photo
+
+        return mix.load(
+            config.data, as_grid(config.grid), config.grid.mask_rule, config.seed,
+            frozenset({"train"}), config.benchmark, look=look,
+        )  # fmt: skip
+
+
+def _left_out(config: Config, dataset: Dataset, samples: Sequence[Sample]) -> dict[str, Rejection]:
+    """Pictures that nothing can be written about, and those that are tested on or nearly are."""
+    found = {sample.id: why for sample in samples if (why := unfit(sample)) is not None}
+    for name, ids in dataset.leaks.items():
+        found |= {id: Rejection("leak", f"it nearly equals a test picture of {name}") for id in ids}
+    if config.protocol == "zero_shot":
+        tested = {s.product.casefold() for shown in dataset.test.values() for s in shown}
+        found |= {
+            sample.id: Rejection("test product", f"{sample.product} is tested on")
+            for sample in samples
+            if sample.product.casefold() in tested
+        }
+    return found
+
+
+def _groups(
+    config: Config, samples: Sequence[Sample], photos: Mapping[str, Photo]
+) -> Sequence[int]:
+    """The group of near-duplicates of every picture; drawn ones have none beside them."""
+    hashed = [photo for sample in samples if (photo := photos[sample.id]).bits is not None]
+    limits = [getattr(part, "near_duplicate_bits", 0) for part in config.data.members().values()]
+    found = mix.groups_of(hashed, max(limits), mix.twins_of(hashed)).tolist() if hashed else []
+    known = {photo.sample.id: group for photo, group in zip(hashed, found, strict=True)}
+    return [known.get(sample.id, len(known) + i) for i, sample in enumerate(samples)]
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes about one picture after the other, and knows what has been kept."""
+
+    def __init__(self, config: Config, plan: _Plan, out: Path) -> None:
+        stage = _settings(config)
+        self.seed, self.grid = config.seed, as_grid(config.grid)
+        self.rule: Rule = config.grid.mask_rule
+        self.plan, self.out, self.teacher = plan, out, find(stage.teacher)
+        self.teacher_name, self.with_arms = stage.teacher, stage.arms
+        self.types = vocabulary(config.rewards.vocabulary or "default")
+        fewest, most = stage.words
+        self.rules = filters.Rules(tuple(stage.forbidden), fewest, most, self.types)
+        self.alike = filters.Alike(stage.alike)
+
+    def row(self, one: Planned) -> dict[str, Any]:
+        """The line of a picture."""
+        if not isinstance(one, Candidate):
+            sample, why = one
+            return {**self._about(sample), "rejected": [asdict(why)]}
+        reference = self.plan.references.find(one)
+        if reference is None:
+            why = Rejection("no reference", "there is no other good picture of this product here")
+            return {**self._about(one.sample), "list": one.list, "rejected": [asdict(why)]}
+        return self._written(one, reference)
+
+    def recall(self, row: Mapping[str, Any]) -> None:
+        """Take note of a line that an earlier process has written."""
+        if not row["rejected"]:
+            self.alike.add(row["id"], (row["product"], row["type"]), row["reasoning"])
+
+    def _about(self, sample: Sample) -> dict[str, Any]:
+        return {"id": sample.id, "product": sample.product, "picture": self._path(sample)}
+
+    def _written(self, one: Candidate, reference: Sample) -> dict[str, Any]:
+        sample, found = one.sample, self._facts(one.sample, reference)
+        asked = Asked(sample.id, found, str(self.grid), self._place(found, str(self.grid)))
+        draft, text, wrong = self._drafted(asked)
+        others: dict[str, str] = {}
+        for arm in lists.arms(asked.grid) if self.with_arms else ():
+            _, others[arm], also = self._drafted(self._arm(asked, arm))
+            wrong += [replace(why, reason=f"{why.reason} ({arm})") for why in also]
+        about = (sample.product, draft.type)
+        if not wrong and (twin := self.alike.find(about, draft.reasoning)) is not None:
+            wrong = [twin]
+        photo = self.plan.photos[sample.id]
+        row = {
+            **self._about(sample),
+            "list": one.list,
+            "group": one.group,
+            "camera": view_of(sample)[1],
+            "reference": {"id": reference.id, "picture": self._path(reference)},
+            "picture_sha256": photo.image_digest,
+            "mask_sha256": photo.mask_digest,
+            "location": asked.place,
+            "type": draft.type,
+            "label": sample.solution.type,
+            "teacher": self.teacher_name,
+            "seed": self.seed,
+            "facts": asdict(found),
+            "description": draft.description,
+            "reasoning": draft.reasoning,
+            "target": text,
+            "arms": others,
+            "rejected": [asdict(why) for why in wrong],
+        }
+        self.recall(row)
+        return row
+
+    def _drafted(self, asked: Asked) -> tuple[Any, str, list[Rejection]]:
+        draft = self.teacher.draft(asked, self.seed)
+        text = filters.target(draft, asked.place)
+        return draft, text, list(filters.rejections(asked, draft, text, self.rules))
+
+    def _facts(self, sample: Sample, reference: Sample) -> facts.Facts:
+        picture, good = images.open_image(sample), images.open_image(reference)
+        mask, kind = images.open_mask(sample), sample.solution.type
+        if mask is None or kind is None:
+            return facts.of_good(sample.product, picture, good)
+        place = self.types.find(kind)
+        named = (kind, None, None, kind)
+        if place is not None:
+            fine = place.kind or place.type_class or kind
+            named = (kind, place.type_class, place.group, fine)
+        return facts.of_defective(sample.product, picture, mask, good, named, self.rule)
+
+    def _place(self, found: facts.Facts, grid: str) -> str | None:
+        return None if found.defect is None else describe(found.defect.cells[grid], grid)
+
+    def _arm(self, asked: Asked, arm: str) -> Asked:
+        if arm == lists.COARSE:
+            return replace(asked, coarse=True)
+        return replace(asked, grid=arm, place=self._place(asked.facts, arm))
+
+    def _path(self, sample: Sample) -> str:
+        """What a list calls a picture: its file from `base` on, where it lies there. One without a
+        file of its own is given one."""
+        if isinstance(sample.image, Path):
+            file = sample.image.resolve()
+        else:
+            file = self.out / PICTURES / f"{sample.id}.png"
+            if not file.is_file():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _save(images.open_image(sample), file)
+        base = self.plan.base
+        return (file.relative_to(base) if file.is_relative_to(base) else file).as_posix()
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    """A picture is there whole, or not at all."""
+    unfinished = file.with_suffix(".unfinished")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(file)
+
+
+def _taken_up(drafts: Path, plan: _Plan, writer: _Writer) -> int:
+    """How many pictures are done. MismatchError if they are not the first ones of the plan."""
+    repair(drafts)
+    done = 0
+    for row in lists.rows(drafts) if drafts.is_file() else ():
+        one = plan.order[done] if done < len(plan.order) else None
+        sample = one.sample if isinstance(one, Candidate) else one and one[0]
+        if sample is None or sample.id != row["id"]:
+            raise MismatchError(
+                f"{drafts}, line {done + 1}: it is about {row['id']}, where these data have "
+                f"{sample.id if sample else 'no more pictures'}. Start a new run (without resume)."
+            )
+        writer.recall(row)
+        done += 1
+    return done
