@@ -218,8 +218,9 @@ def _outside(config: Config) -> Iterator[str]:
         return
     if config.stage.name not in ("evaluate", "report"):
         yield (
-            f"stage={config.stage.name} with backbone={asked.name}: an outside model can only be "
-            "asked. Use stage=evaluate."
+            f"stage={config.stage.name} with backbone={asked.name}: an outside model is only asked "
+            f"about test pictures, by stage=evaluate. stage={config.stage.name} needs weights that "
+            "are here: choose another backbone, or leave it out and say init=<run or hub id>."
         )
     if config.init is not None or config.weights.name != "published":
         yield (

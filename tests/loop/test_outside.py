@@ -123,7 +123,9 @@ def test_a_budget_is_one_of_a_run_however_often_it_goes_on(evaluate, service):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["stage=sft"], "can only be asked"),
+        (["stage=sft"], "choose another backbone"),
+        (["stage=predict"], r"only asked about test pictures.*init=<run or hub id>"),
+        (["stage=app"], r"only asked about test pictures.*init=<run or hub id>"),
         (["init=somewhere"], "no weights here"),
         (["location_format=box"], "location_format=words"),
         (["engine.ranks=2"], "backbone.concurrency"),

@@ -15,6 +15,7 @@ import pytest
 
 from iad_r1 import stages
 from iad_r1.backbones import twins
+from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError, MismatchError, TrainingError
 from iad_r1.loops import serve
@@ -184,6 +185,22 @@ def test_what_is_served_is_the_weights_with_the_limit_of_pictures_of_the_run(mod
     backbone.limit_pixels(25088)
     openai.write_served(backbone, tmp_path / "model")
     assert openai.mark(tmp_path / "model", chosen) != name
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_served_template_writes_what_the_tokenizer_puts_before_a_prompt(family, tmp_path):
+    """vLLM has the tokenizer put nothing before a chat, and LLaVA-1.5 was trained with `<s>`."""
+    folder = twins.build_twin(family, tmp_path / "twin", seed=1)
+    backbone = Backbone.load(folder, weights=False)
+    openai.write_served(backbone, tmp_path / "model")
+    template = (tmp_path / "model" / "chat_template.jinja").read_text()
+    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    ours = backbone.processor.apply_chat_template(said, add_generation_prompt=True)
+    served = backbone.processor.apply_chat_template(
+        said, chat_template=template, add_generation_prompt=True
+    )
+    tokens = backbone.tokenizer(served, add_special_tokens=False)["input_ids"]
+    assert tokens == backbone.tokenizer(ours)["input_ids"]
 
 
 def test_clients_are_shown_what_to_type_and_never_the_token(model, monkeypatch, tmp_path):

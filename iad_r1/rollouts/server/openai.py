@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,10 +24,20 @@ def write_served(backbone: Backbone, folder: Path) -> None:
     limit of pictures that it has now, and links to the weights."""
     assert backbone.folder is not None
     write_model(backbone, folder)
-    backbone.processor.save_pretrained(folder)
+    processor = copy.copy(backbone.processor)
+    processor.chat_template = _whole(backbone)
+    processor.save_pretrained(folder)
     for file in (file for pattern in WEIGHTS for file in backbone.folder.glob(pattern)):
         (folder / file.name).unlink(missing_ok=True)
         (folder / file.name).symlink_to(file.resolve())
+
+
+def _whole(backbone: Backbone) -> str:
+    """The chat template with the first token that the tokenizer writes before a prompt (LLaVA-1.5):
+    vLLM has it write none before a chat."""
+    tokenizer, template = backbone.tokenizer, backbone.processor.chat_template
+    begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return f"{{{{ bos_token }}}}{template}" if begins else template
 
 
 def options(backbone: Backbone, settings: VllmRollout, max_tokens: int) -> dict[str, Any]:
