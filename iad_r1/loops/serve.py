@@ -75,9 +75,10 @@ def weights(config: Config, folder: RunFolder, key: str | None) -> None:
     openai.write_served(backbone, model)
     chosen = openai.options(backbone, rollout, config.evaluate.max_tokens)
     name = f"{_name(config, start)}@{openai.mark(model, chosen)}"
-    typed = openai.command(model, chosen, name, stage.host, stage.port)
+    listens = stage.host.strip("[]")
+    typed = openai.command(model, chosen, name, listens, stage.port)
     print(f"{shlex.join(typed)}\n", flush=True)
-    host = ANYWHERE.get(stage.host, stage.host).strip("[]")
+    host = ANYWHERE.get(listens, listens)
     url = f"http://{f'[{host}]' if ':' in host else host}:{stage.port}"
     with started(typed, openai.environment(rollout, os.environ, key)) as server:
         wait_for(server, url)
