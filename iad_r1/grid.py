@@ -346,7 +346,7 @@ def cells_on(mask: np.ndarray, grids: Sequence[Grid], rule: Rule) -> list[frozen
     if rule == "max_overlap":
         return [frozenset((int(np.bincount(_cells_of_pixels(defective, grid)).argmax()),))
                 for grid in grids]  # fmt: skip
-    centroids = [_centroid(defective)] if rule == "centroid_all" else _centroids(defective)
+    centroids = _centroids(defective, together=rule == "centroid_all")
     kept = centroids[: _MULTI_LIMIT if rule == "multi" else 1]
     return [frozenset(grid.cell_at(x, y) for x, y in kept) for grid in grids]
 
@@ -366,27 +366,35 @@ def _cells_of_pixels(mask: np.ndarray, grid: Grid) -> np.ndarray:
     return row * grid.cols + col
 
 
-def _centroid(defective: np.ndarray) -> tuple[Fraction, Fraction]:
-    """(x, y) of the mean pixel centre, as exact shares of the image: no rounding at borders."""
-    import numpy as np
-
-    rows, cols = np.nonzero(defective)
-    height, width = defective.shape
-    centres = (int(2 * index.sum()) + len(index) for index in (cols, rows))
-    x, y = (Fraction(centre, 2 * len(rows)) for centre in centres)
-    return x / width, y / height
-
-
-def _centroids(defective: np.ndarray) -> list[tuple[Fraction, Fraction]]:
-    """The centroid of every 8-connected component, largest component first."""
+def _centroids(defective: np.ndarray, together: bool) -> list[tuple[Fraction, Fraction]]:
+    """(x, y) of the mean pixel centre of every 8-connected component, largest component first, or
+    of all of them `together`; as exact shares of the image: no rounding at borders."""
     import numpy as np
     from scipy import ndimage
 
-    labels = np.zeros(defective.shape, dtype=np.int32)
-    ndimage.label(defective, structure=np.ones((3, 3)), output=labels)
-    sizes = np.bincount(labels.ravel())
-    largest_first = sorted(range(1, len(sizes)), key=sizes.__getitem__, reverse=True)
-    return [_centroid(labels == label) for label in largest_first[:_MULTI_LIMIT]]
+    rows, cols = (np.flatnonzero(defective.any(axis)) for axis in (1, 0))
+    top, left = int(rows[0]), int(cols[0])
+    marked = defective[top : rows[-1] + 1, left : cols[-1] + 1]  # all around it is sound
+    components = [marked]
+    if not together:
+        labels = np.zeros(marked.shape, dtype=np.int32)
+        ndimage.label(marked, structure=np.ones((3, 3)), output=labels)
+        sizes = np.bincount(labels.ravel())
+        largest_first = sorted(range(1, len(sizes)), key=sizes.__getitem__, reverse=True)
+        components = [labels == label for label in largest_first[:_MULTI_LIMIT]]
+    return [_centroid(component, top, left, defective.shape) for component in components]
+
+
+def _centroid(
+    component: np.ndarray, top: int, left: int, shape: tuple[int, ...]
+) -> tuple[Fraction, Fraction]:
+    """Of the pixels of a part of an image of this shape."""
+    height, width = shape
+    rows, cols = component.nonzero()
+    n = len(rows)
+    x, y = (Fraction(2 * (int(at.sum()) + n * first) + n, 2 * n)
+            for at, first in ((cols, left), (rows, top)))  # fmt: skip
+    return x / width, y / height
 
 
 # --- what a place is worth ---------------------------------------------------------------------
