@@ -2,8 +2,9 @@
 
     python bench/doctor.py --quick             48 pictures and their masks, under 45 s
     python bench/doctor.py --json FILE         160, three rounds
+    python bench/doctor.py --many 150000       that many of 64 x 64 pixels, one round: minutes
 
-Half of the pictures are PNG, half JPEG, of 1024 x 1024 pixels; half are defective and have a PNG
+Half of the pictures are PNG, half JPEG, of 1024 x 1024 pixels if not said otherwise; half are defective and have a PNG
 mask. The plain loop decodes every file with PIL and takes the SHA-256 of its bytes. The doctor does
 that too, and also turns, hashes for likeness, places the masks, compares all with all and looks for
 files that nothing names; on one thread here. `ratio` is the plain loop's seconds divided by the
@@ -33,25 +34,25 @@ from iad_r1.command import compose
 from iad_r1.data import checkup
 from iad_r1.grid import Grid
 
-SIDE = 1024
+SIDE, SMALL = 1024, 64
 
 
-def make(root: Path, count: int) -> None:
+def make(root: Path, count: int, side: int) -> None:
     """A folder of photographs that no two of are alike."""
     rng = np.random.default_rng(0)
     for i in range(count):
         kind, part = ("good", "cut")[i // 2 % 2], ("train", "test")[i // 4 % 2]
-        file = root / "part" / part / kind / f"{i:04}{('.png', '.jpg')[i % 2]}"
+        file = root / "part" / part / kind / f"{i:06}{('.png', '.jpg')[i % 2]}"
         file.parent.mkdir(parents=True, exist_ok=True)
         shapes = Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8))
-        smooth = np.asarray(shapes.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.int16)
+        smooth = np.asarray(shapes.resize((side, side), Image.Resampling.BICUBIC), np.int16)
         noisy = smooth + rng.integers(-3, 4, smooth.shape, np.int16)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
         if kind == "cut":
             mask = root / "part" / "ground_truth" / kind / f"{file.stem}_mask.png"
             mask.parent.mkdir(parents=True, exist_ok=True)
-            marked = np.zeros((SIDE, SIDE), np.uint8)
-            marked[200:240, 300:380] = 255
+            marked = np.zeros((side, side), np.uint8)
+            marked[side // 5 : side // 4, side // 3 : side // 2] = 255
             Image.fromarray(marked).save(mask)
 
 
@@ -85,11 +86,11 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare(count: int, rounds: int) -> dict[str, Any]:
+def compare(count: int, rounds: int, side: int = SIDE) -> dict[str, Any]:
     """Medians of rounds that take turns."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make(root, count)
+        make(root, count, side)
         plain(root)  # files into the cache of the system, and PIL's decoders into memory
         before, runs = peak(), []
         for _ in range(rounds):
@@ -109,8 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small, under 45 s")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--many", type=int, help="this many small pictures, one round")
     options = parser.parse_args()
-    found = compare(48, 1) if options.quick else compare(160, 3)
+    if options.many:
+        found = compare(options.many, 1, SMALL)
+    else:
+        found = compare(48, 1) if options.quick else compare(160, 3)
     if options.json:
         record.write(options.json, found["ratio"], found)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")

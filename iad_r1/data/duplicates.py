@@ -97,9 +97,8 @@ def near(
     [m, 256] differ in at most `limit` bits, or they are `twins` [n, m]."""
     words = _words(others)
     for i, one in enumerate(_words(bits).T):
-        alike = _differ(words, one) <= limit
-        alike[_row(twins, i)] = True
-        yield np.flatnonzero(alike)
+        alike, row = _alike(words, one, limit), _row(twins, i)
+        yield np.union1d(alike, row) if len(row) else alike
 
 
 def groups(bits: NDArray[np.bool_], limit: int, twins: sparse.csr_array) -> NDArray[np.int32]:
@@ -118,10 +117,9 @@ def groups(bits: NDArray[np.bool_], limit: int, twins: sparse.csr_array) -> NDAr
         waiting = [first]
         while waiting:
             one = waiting.pop()
-            alike = _differ(words_left, words[:, one]) <= limit
+            near = left[_alike(words_left, words[:, one], limit)]
             if len(row := _row(twins, one)):
-                alike |= np.isin(left, row)
-            near = left[alike]
+                near = np.union1d(near, row)
             near = near[found[near] < 0]
             found[near] = number
             waiting += near.tolist()
@@ -138,9 +136,12 @@ def _words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(np.packbits(bits, axis=1).view(np.uint64).T)
 
 
-def _differ(words: NDArray[np.uint64], one: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """In how many bits hashes [4, n] differ from one [4]."""
-    return np.bitwise_count(words ^ one[:, None]).sum(axis=0, dtype=np.uint16)
+def _alike(words: NDArray[np.uint64], one: NDArray[np.uint64], limit: int) -> NDArray[np.intp]:
+    """Which of hashes [4, n] differ from one [4] in at most `limit` bits. Few do so in a quarter of
+    their bits: the others are not looked at further."""
+    some = np.flatnonzero(np.bitwise_count(words[0] ^ one[0]) <= limit)
+    differ = np.bitwise_count(words[:, some] ^ one[:, None]).sum(axis=0, dtype=np.uint16)
+    return some[differ <= limit]
 
 
 def _row(twins: sparse.csr_array, i: int) -> NDArray[np.signedinteger]:
