@@ -69,7 +69,7 @@ def doctor(root: Path) -> None:
     config = compose.compose(["stage=doctor", "data=photos", f"data.root={root}", "tracking=none"])
     source = checkup.listed("data", config.data, 0)
     checkup.opened(source, Grid(3, 3), "centroid_largest", 1, lambda: None)
-    checkup.compared(source)
+    checkup.compared(source, checkup.distinct(source))
     checkup.judged(source, Grid(3, 3), "centroid_largest", 0, alone=True, defects=False)
     checkup.passed_over(source)
     if any(problem.stops for problem in source.problems):

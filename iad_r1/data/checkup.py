@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,7 @@ STOPPING = {
 }
 NOTED = {
     "label": "Labels that a folder contradicts",
-    "leak": "Training pictures that nearly equal a test picture",
+    "leak": "Training pictures that nearly equal one to test or validate with",
     "duplicate": "The same picture more than once",
     "mask_large": "Masks that mark more than half of their picture",
     "type": "Types that the vocabulary does not hold",
@@ -329,12 +330,11 @@ def _file_of(say: str, source: Source) -> str:
 # --- between pictures --------------------------------------------------------------------------
 
 
-def compared(source: Source, tests: Sequence[Photo] = ()) -> None:
-    """What shows only when pictures are laid side by side; `tests` are those of benchmarks, which
-    `data` must not train on."""
-    photos = _distinct(source)
+def compared(source: Source, photos: Sequence[Photo], apart: Sequence[Photo] = ()) -> None:
+    """What shows only when the pictures of a source are laid side by side, and beside those kept
+    `apart` by benchmarks and other parts of `data`, which must not be trained on."""
     _identical(source, photos)
-    _near(source, photos, tests)
+    _near(source, photos, apart)
     _masks(source, photos)
     _labels(source)
     _balance(source)
@@ -362,24 +362,31 @@ def _identical(source: Source, photos: Iterable[Photo]) -> None:
         source.problems.append(Problem(kind, file, say, other))
 
 
-def tested(source: Source) -> list[Photo]:
-    """The test pictures of a source that can be opened."""
-    return [photo for photo in _distinct(source) if _part(photo) == "test"]
+def parted(source: Source, seed: int) -> Sequence[Photo]:
+    """What was seen of every picture, once each; of `data` in the part that a run has it in."""
+    photos: Sequence[Photo] = distinct(source)
+    if not source.trains:
+        return photos
+    with suppress(DataError):  # `judged` tells it
+        photos = mix.drawn(photos, source.settings, seed)
+    return mix.parted(source.settings, photos, [], seed).photos
 
 
-def _distinct(source: Source) -> list[Photo]:
+def is_apart(source: Source, photo: Photo) -> bool:
+    """Whether it tests or, of `data`, validates."""
+    part = mix.head(photo.sample)
+    return part == "test" or (source.trains and part == "validation")
+
+
+def distinct(source: Source) -> list[Photo]:
     """What was seen of every picture, once each."""
     return [look.photo for look in source.pictures if look.photo]
 
 
-def _part(photo: Photo) -> str:
-    return photo.sample.split.partition(".")[0]
-
-
-def _near(source: Source, photos: Sequence[Photo], tests: Sequence[Photo]) -> None:
+def _near(source: Source, photos: Sequence[Photo], apart: Sequence[Photo]) -> None:
     """Near-duplicates, and those of them that stand on both sides of training and test."""
     own = [photo for photo in photos if isinstance(photo.sample.image, Path)]
-    photos = [*own, *(photo for photo in tests if isinstance(photo.sample.image, Path))]
+    photos = [*own, *(photo for photo in apart if isinstance(photo.sample.image, Path))]
     if not own:
         return
     limit, twins = _near_bits(source.settings), mix.twins_of(photos)
@@ -387,17 +394,18 @@ def _near(source: Source, photos: Sequence[Photo], tests: Sequence[Photo]) -> No
     groups = Counter(mix.groups_of(own, limit, of_own).tolist())
     source.near_duplicates = sum(n for n in groups.values() if n > 1)
     trained = np.flatnonzero([photo.sample.split in mix.TRAINED for photo in own])
-    tested = np.flatnonzero([_part(photo) == "test" for photo in photos])
-    mine, shown = [photos[i] for i in trained], [photos[i] for i in tested]
-    alike = mix.near(mine, shown, limit, twins[trained][:, tested])
-    for photo, others in zip(mine, alike, strict=True):
-        if len(others):
+    kept = [i for i, photo in enumerate(photos) if i >= len(own) or is_apart(source, photo)]
+    mine, shown = [photos[i] for i in trained], [photos[i] for i in kept]
+    alike = mix.near(mine, shown, limit, twins[trained][:, kept])
+    for photo, places in zip(mine, alike, strict=True):
+        if len(places):
             source.leaks += 1
-            file, other = str(photo.sample.image), str(shown[others[0]].sample.image)
+            twin = shown[places[0]].sample
+            file, other, part = str(photo.sample.image), str(twin.image), mix.head(twin)
             mend = "It may be shown as a reference of that picture."
             if source.trains:
                 mend = f"{source.section}.drop_leaks=true leaves it out of training."
-            say = f"{file}: nearly equals the test picture {other}, so results on that flatter."
+            say = f"{file}: nearly equals the {part} picture {other}, so results on that flatter."
             source.problems.append(Problem("leak", file, f"{say} {mend}", other))
 
 

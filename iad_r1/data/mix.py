@@ -111,18 +111,15 @@ def load(
     for key, part in parts.items():
         photos = [look(s, grid, rule, isinstance(part, Trains)) for s in _samples(part, seed)]
         read[key] = drawn(photos, part, seed)
+    split = {
+        key: parted(part, read[key], [*tests, *_elsewhere(read, key, "test")], seed)
+        for key, part in parts.items()
+    }
+    ready = {key: found.photos for key, found in split.items()}
+    for key, part in parts.items():
+        split[key] = _apart(part, split[key], list(_elsewhere(ready, key, "validation")))
     own = {
-        key: _own(
-            part,
-            _name(key),
-            seed,
-            required,
-            read[key],
-            [*tests, *_others(read, key)],
-            choose,
-            grid,
-            rule,
-        )
+        key: _own(part, _name(key), seed, required, read[key], split[key], choose, grid, rule)
         for key, part in parts.items()
     }
     whole = _joined(own, getattr(settings, "weights", {}), seed)
@@ -149,11 +146,11 @@ def _name(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _others(read: Mapping[str, Sequence[Photo]], key: str) -> Iterator[Photo]:
-    """What the other parts test on."""
+def _elsewhere(read: Mapping[str, Sequence[Photo]], key: str, part: Part) -> Iterator[Photo]:
+    """What the other parts of `data` test or validate with."""
     for other, photos in read.items():
-        if other != key:
-            for photo in filter(_tests, photos):
+        for photo in photos if other != key else ():
+            if head(photo.sample) == part:
                 yield replace(photo, sample=_under(_name(other), photo.sample))
 
 
@@ -170,7 +167,7 @@ def tested(
     samples = _samples(settings, seed)
     if unsplit(samples, settings):
         samples = [photo.sample for photo in drawn(list(map(look, samples)), settings, seed)]
-    tests = sorted((s for s in samples if _head(s) == "test"), key=_order)
+    tests = sorted((s for s in samples if head(s) == "test"), key=_order)
     check_part(tests, "test", of=f"benchmark {name}")
     pools = _pools(samples, {})
     taken: Counter[str] = Counter()
@@ -188,14 +185,13 @@ def _own(
     seed: int,
     required: frozenset[Part],
     photos: Sequence[Photo],
-    tests: Sequence[Photo],
+    split: Parted,
     choose: Choose | None,
     grid: Grid,
     rule: Rule,
 ) -> Dataset:
-    """What `data` holds, or its part of that name. `tests` are pictures from elsewhere that are not
-    to be trained on."""
-    samples = [photo.sample for photo in photos]
+    """What `data` holds, or its part of that name: its photos, and how they are `split`."""
+    samples, groups = [photo.sample for photo in photos], split.groups
     _check_identical(photos)
     check_polarity(settings, photos)
     if not settings.tests:
@@ -205,25 +201,15 @@ def _own(
     for part in PLAIN:
         if part in required and part != "validation":
             check_part(samples, part)
-    groups: dict[str, int] = {}
-    leaks: dict[str, set[str]] = {}
-    if isinstance(settings, Trains):
-        twins = twins_of(photos)
-        leaks = _leaks(photos, twins, tests, settings.near_duplicate_bits)
-        dropped = set().union(*leaks.values()) if settings.drop_leaks else set()
-        samples = [replace(s, split=DROPPED) if s.id in dropped else s for s in samples]
+    samples = [photo.sample for photo in split.photos]
     counts = _sizes(samples)
     if isinstance(settings, TrainingSplit):
-        ids = [sample.id for sample in samples]
-        found = groups_of(photos, settings.near_duplicate_bits, twins)
-        groups = dict(zip(ids, found.tolist(), strict=True))
-        samples = _carved(samples, groups, settings, seed)
         counts = _counts(samples, groups)
         if "train" in required:
             check_part(samples, "train")
             check_part(samples, "validation")
     if isinstance(settings, Trains):
-        counts |= _leak_counts(samples, leaks)
+        counts |= _leak_counts(samples, split.leaks)
     if "validation" in required:
         check_part(samples, "validation")
     pools = _pools(samples, groups)
@@ -485,19 +471,70 @@ def _digest(shown: Path | Cut | Mask | Shapes | Image | None) -> str | None:
 # --- splitting ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Parted:
+    """The photos of a reader, each with its part as its split, or `DROPPED`."""
+
+    photos: Sequence[Photo]
+    groups: Mapping[str, int]  # of near-duplicates, by id, where some are carved for validation
+    leaks: Mapping[str, set[str]]  # training pictures that recur in a set to test or validate with
+
+
+def parted(
+    settings: ReaderSettings, photos: Sequence[Photo], tests: Sequence[Photo], seed: int
+) -> Parted:
+    """Photos of which it is known what tests, with those that validate, and without those that
+    recur in a test if they are to be left out. `tests` are from elsewhere."""
+    if not isinstance(settings, Trains):
+        return Parted(photos, {}, {})
+    twins = twins_of(photos)
+    leaks = _leaks(photos, twins, tests, settings.near_duplicate_bits)
+    photos = _without(photos, leaks, settings)
+    groups: dict[str, int] = {}
+    if isinstance(settings, TrainingSplit):
+        samples = [photo.sample for photo in photos]
+        found = groups_of(photos, settings.near_duplicate_bits, twins).tolist()
+        groups = {s.id: group for s, group in zip(samples, found, strict=True)}
+        carved = _carved(samples, groups, settings, seed)
+        photos = [replace(p, sample=s) for p, s in zip(photos, carved, strict=True)]
+    return Parted(photos, groups, leaks)
+
+
+def _apart(settings: ReaderSettings, split: Parted, validate: Sequence[Photo]) -> Parted:
+    """A part of `data` beside what the other parts `validate` with."""
+    if not isinstance(settings, Trains) or not validate:
+        return split
+    trained = [photo for photo in split.photos if photo.sample.split in TRAINED]
+    none = duplicates.pairs([], [], len(trained))
+    leaks = _leaks(trained, none, validate, settings.near_duplicate_bits)
+    photos = _without(split.photos, leaks, settings)
+    return Parted(photos, split.groups, {**split.leaks, **leaks})
+
+
+def _without(
+    photos: Sequence[Photo], leaks: Mapping[str, set[str]], settings: Trains
+) -> Sequence[Photo]:
+    """With those that leak as `DROPPED`, if they are to be."""
+    gone = set().union(*leaks.values()) if settings.drop_leaks else set()
+    return [
+        replace(p, sample=replace(p.sample, split=DROPPED)) if p.sample.id in gone else p
+        for p in photos
+    ]
+
+
 def _leaks(
     photos: Sequence[Photo], twins: sparse.csr_array, tests: Sequence[Photo], limit: int
 ) -> dict[str, set[str]]:
-    """By test set, the training pictures that nearly equal one of its pictures, here (where `twins`
-    are) or in `tests`."""
+    """By test or validation set, the training pictures that nearly equal one of its pictures, here
+    (where `twins` are) or in `tests`."""
     train = np.flatnonzero([photo.sample.split in TRAINED for photo in photos])
-    here = np.flatnonzero([_tests(photo) for photo in photos])
+    here = np.flatnonzero([_is_kept_apart(photo) for photo in photos])
     mine, hashed = [photos[i] for i in train], [test for test in tests if test.bits is not None]
     pairs = [twins[train][:, here]]
     if hashed:
         pairs.append(twins_of([*mine, *hashed])[: len(mine), len(mine) :])
     shown = [*(photos[i] for i in here), *hashed]
-    names = [photo.sample.split.partition(".")[2] or SPLIT_NAME for photo in shown]
+    names = [_set_of(photo.sample) for photo in shown]
     found: dict[str, set[str]] = {name: set() for name in names}
     numbers = {name: number for number, name in enumerate(found)}
     set_of = np.array([numbers[name] for name in names], np.intp)
@@ -508,6 +545,16 @@ def _leaks(
             if n:
                 found[name].add(photo.sample.id)
     return {name: ids for name, ids in found.items() if ids}
+
+
+def _is_kept_apart(photo: Photo) -> bool:
+    return head(photo.sample) in ("test", "validation")
+
+
+def _set_of(sample: Sample) -> str:
+    """What a set is called beside its leaks: "seen", "photos", "validation.photos"."""
+    part, _, name = sample.split.partition(".")
+    return sample.split if part == "validation" else name or SPLIT_NAME
 
 
 def near(
@@ -625,12 +672,9 @@ def carve(groups: Sequence[int], strata: Sequence[Stratum], share: float, seed: 
 # --- samples -----------------------------------------------------------------------------------
 
 
-def _head(sample: Sample) -> str:
+def head(sample: Sample) -> str:
+    """The part that it is in, before what its reader names it."""
     return sample.split.partition(".")[0]
-
-
-def _tests(photo: Photo) -> bool:
-    return _head(photo.sample) == "test"
 
 
 def _under(name: str, sample: Sample) -> Sample:
@@ -657,7 +701,7 @@ def _by_name(samples: Iterable[Sample], part: Part) -> dict[str, tuple[Sample, .
     """The samples of a part by what follows it in the name of their split."""
     found: dict[str, list[Sample]] = {}
     for sample in samples:
-        if _head(sample) == part:
+        if head(sample) == part:
             name = sample.split.partition(".")[2] or SPLIT_NAME
             found.setdefault(name, []).append(replace(sample, split=f"{part}.{name}"))
     return {name: tuple(of_name) for name, of_name in found.items()}
@@ -863,7 +907,8 @@ def _counts(samples: Sequence[Sample], groups: Mapping[str, int]) -> dict[str, i
 
 
 def _leak_counts(samples: Sequence[Sample], leaks: Mapping[str, set[str]]) -> dict[str, int]:
-    """Training pictures that are near-duplicates of test pictures, in all and by test set."""
+    """Training pictures that are near-duplicates of pictures to test or validate with, in all and
+    by set."""
     return {
         "leaks": len(set().union(*leaks.values())),
         "leaks_dropped": len(_of(samples, DROPPED)),

@@ -85,21 +85,22 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
 
 
 def leaks(config: Config, counts: Mapping[str, int]) -> Iterator[str]:
-    """What to say of training pictures that are near-duplicates of test pictures, for each data set
-    that is trained on."""
+    """What to say of training pictures that are near-duplicates of pictures to test or validate
+    with, for each data set that is trained on."""
     for key in config.data.members():
         name = key.rpartition(".")[2]
         found = {k.removeprefix(f"{name}."): n for k, n in counts.items() if k.startswith(name)}
         if not found.get("leaks"):
             continue
-        sets = ", ".join(
+        sets = [
             f"{split.removeprefix('leaks.')} {n:,}"
             for split, n in found.items()
             if split.startswith("leaks.")
-        )
+        ]
+        validate = any(text.startswith("validation") for text in sets)
         what = (
             f"{found['leaks']:,} training pictures{f' of {name}' * bool(name)} are near-duplicates "
-            f"of test pictures ({sets})"
+            f"of test {'or validation ' * validate}pictures ({', '.join(sets)})"
         )
         if found["leaks_dropped"]:
             yield f"{what} and were left out"

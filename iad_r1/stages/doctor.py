@@ -86,17 +86,24 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> dict[str, 
     grid, rule = as_grid(config.grid), config.grid.mask_rule
     sources = [checkup.listed(name, of, config.seed) for name, of in chosen(config).items()]
     workers = stage.workers or len(os.sched_getaffinity(0))
-    pictures = sum(len(checkup.to_open(source)) for source in sources)
-    with progress("opening", pictures) as bar, cache.Kept(trusted=False) as kept:
+    to_open = sum(len(checkup.to_open(source)) for source in sources)
+    with progress("opening", to_open) as bar, cache.Kept(trusted=False) as kept:
         for source in sources:
             checkup.opened(source, grid, rule, workers, bar.advance, kept)
     words = config.rewards.vocabulary or "default"
     views = sights(config, stage)
     name, own = next(iter(views.items()))
-    tests = [p for source in sources if not source.trains for p in checkup.tested(source)]
+    pictures = {
+        source.section: checkup.distinct(source)
+        if len(sources) == 1
+        else checkup.parted(source, config.seed)
+        for source in sources
+    }
     defects = any("Yes" in source.answers.values() for source in sources if source.trains)
     for source in sources:
-        checkup.compared(source, tests if source.trains else ())
+        others = [other for other in sources if source.trains and other is not source]
+        apart = [p for o in others for p in pictures[o.section] if checkup.is_apart(o, p)]
+        checkup.compared(source, pictures[source.section], apart)
         checkup.types(source, rewards.vocabulary(words), words)
         source.problems += sizes.too_small(source.looks, name, own, stage.smallest_defect)
         checkup.judged(source, grid, rule, config.seed, not config.benchmark, defects)

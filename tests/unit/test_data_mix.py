@@ -155,6 +155,30 @@ def test_training_pictures_that_a_test_holds_are_counted_for_every_part_and_test
     ]
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_so_are_those_that_another_part_validates_with(drop, root):
+    plates = data.for_run(mixed(root, "stage=pipeline", "data/parts=[photos]"))
+    (kept, *_) = (s for s in plates.validation["photos"] if s.solution.answer == "Yes")
+    clip = next((root / "Expert-AD").rglob("audiojack_0003_NG*.jpg")).relative_to(root)
+    leak(root, str(clip), str(kept.image))
+    chosen = mixed(root, "stage=pipeline", f"data.parts.expert_ad.drop_leaks={drop}".lower())
+    found = data.for_run(chosen)
+    assert found.counts["expert_ad.leaks.validation.photos"] == found.counts["expert_ad.leaks"] == 1
+    assert found.validation == plates.validation
+    names = {Path(str(s.image)).name for s in (*found.sft, *found.rl)}
+    assert (clip.name in names) is not drop
+    (said,) = opening.leaks(chosen, found.counts)
+    assert "near-duplicates of test or validation pictures (validation.photos 1)" in said
+
+
+def test_pictures_to_train_on_that_the_data_itself_validates_with_are_leaks(root):
+    for i, kind in enumerate(("good", "scratch")):
+        picture(root / f"parts/plate/val/{kind}/val{i}.png")
+    leak(root, "parts/plate/train/good/train0.png", "parts/plate/val/good/val0.png")
+    found = data.for_run(made(root, "data=photos", f"data.root={root}/parts", "stage=pipeline"))
+    assert found.counts["leaks"] == found.counts["leaks.validation"] == 1
+
+
 def test_they_are_left_out_on_demand(root):
     clip = next((root / "Expert-AD").rglob("audiojack_0003_NG*.jpg")).relative_to(root)
     leak(root, str(clip), "MPDD/tubes/test/good/000.png")

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from iad_r1 import stages
+from iad_r1 import data, stages
 from iad_r1.backbones import published as backbones
 from iad_r1.command import compose
 from iad_r1.data import checkup, faults, images, published
@@ -244,7 +244,7 @@ def test_the_same_file_twice_is_named_where_a_part_of_it_is_the_picture(tmp_path
         sample = Sample(path.name, "d", "test", "bolt", Cut(path, (0, 0, 9, 9)), Solution("No"))
         source.looks.append(checkup.Look(sample, None, None))
     checkup.opened(source, Grid(3, 3), "centroid_largest", 1, lambda: None)
-    checkup.compared(source)
+    checkup.compared(source, checkup.distinct(source))
     (problem,) = [p for p in source.problems if p.kind == "duplicate"]
     assert {problem.file, problem.beside} == {str(file), str(copy)}
     assert "Cut(" not in problem.say
@@ -489,6 +489,29 @@ def test_training_pictures_that_a_benchmark_tests_are_leaks(clean, tmp_path):
     assert {row["source"] for row in found["classes"]} == {"data", "benchmark.mvtec"}
 
 
+def test_training_pictures_that_another_part_keeps_apart_are_leaks_as_a_run_counts_them(tmp_path):
+    root = miniatures.expert_ad(tmp_path / "Expert-AD").parent
+    plates = root / "plates" / "plate"
+    for seed in range(30):
+        split, kind = ("train", "validation", "test")[seed // 10], ("good", "cut")[seed % 2]
+        picture(plates / split / kind / f"{seed}.png", seed)
+    clips = sorted((root / "Expert-AD").rglob("audiojack_*_NG*.jpg"))[:2]
+    shutil.copy(plates / "test" / "cut" / "21.png", clips[0])
+    shutil.copy(plates / "validation" / "cut" / "11.png", clips[1])
+    parts = ["data=mix", "data/parts=[expert_ad,photos]", f"benchmark.root={root}",
+             f"data.parts.photos.root={root}/plates"]  # fmt: skip
+    found, _ = examined(tmp_path, *parts)
+    assert [problem["file"] for problem in found["problems"] if problem["kind"] == "leak"] == [
+        str(clip) for clip in clips
+    ]
+    assert "the test picture" in told(found, "leak")[0]
+    assert "the validation picture" in told(found, "leak")[1]
+    config = compose.compose(["stage=pipeline", "backbone=qwen25vl_3b", "tracking=none", *parts])
+    counts = data.for_run(config).counts
+    assert counts["expert_ad.leaks"] == found["leaks"] == 2
+    assert counts["expert_ad.leaks.photos"] == counts["expert_ad.leaks.validation.photos"] == 1
+
+
 def test_what_nearly_equals_what_is_that_of_comparing_all_with_all(tmp_path):
     rng = np.random.default_rng(5)
     scenes = rng.random((12, 256)) < 0.5
@@ -503,14 +526,14 @@ def test_what_nearly_equals_what_is_that_of_comparing_all_with_all(tmp_path):
     alike = differ <= checkup.NEAR_BITS
     assert 60 < alike.sum() < 60 * 60 and ((differ > 0) & alike).any()
     settings = mvtec.Settings(name="mvtec", root=str(tmp_path), variant="fixed")
-    source, own, elsewhere = checkup.Source("data", settings), seen[:40], seen[40:]
+    source, own = checkup.Source("data", settings), seen[:40]
     source.looks = [checkup.Look(photo.sample, photo, SIZE) for photo in own]
-    checkup.compared(source, elsewhere)
-    tests = [i for i, part in enumerate(parts) if part == "test"]
+    kept = [i for i, part in enumerate(parts) if part not in TRAINED]
+    checkup.compared(source, own, [seen[i] for i in kept if i >= 40])
     expected = {
-        str(seen[i].sample.image): str(seen[min(j for j in tests if alike[i, j])].sample.image)
+        str(seen[i].sample.image): str(seen[min(j for j in kept if alike[i, j])].sample.image)
         for i in range(40)
-        if parts[i] in TRAINED and any(alike[i, j] for j in tests)
+        if parts[i] in TRAINED and any(alike[i, j] for j in kept)
     }
     assert {p.file: p.beside for p in source.problems if p.kind == "leak"} == expected
     assert source.leaks == len(expected) > 5
@@ -532,7 +555,7 @@ def test_a_picture_that_several_questions_ask_about_is_opened_and_counted_once(t
     checkup.opened(source, Grid(3, 3), "centroid_largest", 2, lambda: opened.append(None))
     assert len(opened) == len(checkup.to_open(source)) == 1
     assert [look.photo.sample.id for look in source.looks if look.photo] == ["d/0", "d/1", "d/2"]
-    checkup.compared(source)
+    checkup.compared(source, checkup.distinct(source))
     assert not [p for p in source.problems if p.kind == "duplicate"] and not source.near_duplicates
     assert checkup.content([source], {})["pictures"] == 1
     (problem,) = [p for p in source.problems if p.kind == "reading"]
