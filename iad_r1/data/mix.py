@@ -234,7 +234,7 @@ def _own(
         test=test,
         counts=counts,
         good=_good([*chain(*validation.values(), *test.values())], pools),
-        leaks={test: frozenset(ids) for test, ids in leaks.items()},
+        leaks={test: frozenset(ids) for test, ids in split.leaks.items()},
     )
 
 
