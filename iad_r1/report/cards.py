@@ -20,15 +20,23 @@ _TAG = re.compile(r"&lt;(/?)(think|location|type|answer)&gt;")
 
 def views(run: RunData) -> list[Row]:
     """The (stage, shots) pairs a reader can switch between; `key` is safe as a CSS class and
-    `before` the position of the stage before, at the same number of reference pictures."""
-    pairs = {(item.shots, wording.stage_order(item.stage), item.stage) for item in run.evaluations}
+    `before` the position of the stage before, of several runs that of the first, at the same number
+    of reference pictures."""
+    pairs = dict.fromkeys((item.shots, item.stage) for item in run.evaluations)
+    order = [member.label for member in run.members] or wording.STAGES
     found: list[Row] = []
-    for index, (shots, _, stage) in enumerate(sorted(pairs)):
-        before = index - 1 if found and found[-1]["shots"] == shots else None
+    for index, (shots, stage) in enumerate(sorted(pairs, key=lambda pair: _place(pair, order))):
+        earlier = [n for n, view in enumerate(found) if view["shots"] == shots]
+        before = earlier[0 if run.members else -1] if earlier else None
         label = f"{wording.stage_name(stage)}, {shots}-shot"
         key = f"v{index}"
         found.append({"key": key, "stage": stage, "shots": shots, "label": label, "before": before})
     return found
+
+
+def _place(pair: tuple[int, str], order: Sequence[str]) -> tuple[int, int, str]:
+    shots, stage = pair
+    return shots, order.index(stage) if stage in order else len(order), stage
 
 
 def default_view(found: Sequence[Row]) -> str | None:

@@ -193,9 +193,10 @@ def calibration(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
         return _drawn(figure)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
+def bars(rows: Sequence[Mapping[str, Any]], title: str, gains: bool = True) -> Drawing:
     """Balanced accuracy before and after, as figures 22 to 28 of the paper have it: a group per set
-    of images, a bar per stage with its interval, and what the last is above the first, relatively.
+    of images, a bar per stage with its interval, and what the last is above the first, relatively
+    (`gains`).
 
     Rows are {label, stage, value, ci95, paper}; `paper` is what the paper prints for it, or None.
     """
@@ -216,7 +217,7 @@ def bars(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
                 if row["paper"] is not None:
                     sides = [at - 0.46 * width, at + 0.46 * width]
                     axes.plot(sides, [row["paper"]] * 2, color=INK, lw=1.6)
-        for place, label in enumerate(labels):
+        for place, label in enumerate(labels if gains else ()):
             values = {row["stage"]: row["value"] for row in rows if row["label"] == label}
             _gain(axes, values.get(stages[0]), values.get(stages[-1]), place)
         if any(row["paper"] is not None for row in rows):

@@ -1,18 +1,25 @@
-"""The runs of several models joined: one `summary.json`, one table and one report.
+"""Several runs put together: one `summary.json`, one table and one report.
 
-A model's label stands where a run that trains names its stages.
+They are the models of one `stage=evaluate models=[...]`, or earlier runs that `stage=report
+runs=[...]` names.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from iad_r1 import report
-from iad_r1.errors import TrainingError
-from iad_r1.report import gallery, terminal, wording
-from iad_r1.store.run_folder import RunFolder
+from iad_r1.errors import DataError, TrainingError
+from iad_r1.report import gallery, several, terminal, wording
+from iad_r1.report.several import Member
+from iad_r1.store.run_folder import RunFolder, write_text
+
+Row = dict[str, Any]
 
 
 def join(folder: RunFolder, labels: Sequence[str]) -> None:
@@ -22,23 +29,8 @@ def join(folder: RunFolder, labels: Sequence[str]) -> None:
     """
     runs = {label: RunFolder(folder.path / "models" / label) for label in labels}
     ended = {label: run for label, run in runs.items() if _finished(run)}
-    results = [row for label, run in ended.items() for row in _rows(label, run)]
-    seconds = {label: sum(run.summary()["seconds"].values()) for label, run in ended.items()}
-    folder.update_summary(results=results, comparisons=[], seconds=seconds)
-    for label, run in ended.items():
-        _take_answers(folder, label, run)
     if ended:
-        first = next(iter(ended.values()))
-        folder.update_summary(baselines=first.summary().get("baselines", []))
-        folder.update_manifest(data=first.read_json("manifest.json")["data"])
-        shutil.copyfile(first.path / gallery.LIST, folder.path / gallery.LIST)
-        shown = folder.path / gallery.FOLDER
-        shutil.copytree(first.path / gallery.FOLDER, shown, dirs_exist_ok=True)
-        report.build(folder.path)
-        terminal.print_summary(folder.summary(), folder.path)
-    if len(ended) > 1:
-        listed = ",".join(str(run.path) for run in ended.values())
-        print(f"\nIs one better than another? python run.py stage=compare 'runs=[{listed}]'")
+        _put_together(folder, ended)
     if failed := list(_failures({label: run for label, run in runs.items() if label not in ended})):
         raise TrainingError(
             f"{len(failed)} of {len(runs)} models were not evaluated; the others are in "
@@ -47,21 +39,134 @@ def join(folder: RunFolder, labels: Sequence[str]) -> None:
         )
 
 
+def gather(folder: RunFolder, runs: Sequence[str]) -> None:
+    """Put earlier runs together, each with the last weights that it has evaluated."""
+    found: dict[str, RunFolder] = {}
+    for run in map(RunFolder.open, runs):
+        name = re.sub(r"[^\w=,+-]+", "-", f"{run.path.parent.name}_{_last(run)}")
+        numbered = (name if n == 1 else f"{name}-{n}" for n in range(1, len(runs) + 1))
+        found[next(label for label in numbered if label not in found)] = run
+    _put_together(folder, found)
+
+
+def check(run: RunFolder) -> None:
+    """DataError unless this run can stand in a report with others."""
+    if (run.path / several.FILE).is_file():
+        raise DataError(
+            f"{run.path} holds several runs already. Name them instead: "
+            + ", ".join(member.folder for member in several.read(run.path))
+            + "."
+        )
+    _last(run)
+
+
+def _last(run: RunFolder) -> str:
+    """The most trained weights that a run has evaluated."""
+    stages = [row["stage"] for row in run.summary().get("results") or []]
+    if not stages:
+        raise DataError(
+            f"{run.path} was not evaluated, so it has nothing to show beside others. Evaluate it "
+            f"first: python run.py stage=evaluate init={run.path}."
+        )
+    return max(stages, key=wording.stage_order)
+
+
+def _put_together(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
+    stages = {label: _last(run) for label, run in runs.items()}
+    rows = {
+        key: [row for label, run in runs.items() for row in _rows(run, key, stages[label], label)]
+        for key in ("results", "thresholds", "mmad")
+    }
+    summaries = {label: run.summary() for label, run in runs.items()}
+    asked = {label: found["asked"] for label, found in summaries.items() if "asked" in found}
+    folder.update_summary(
+        **{key: found for key, found in rows.items() if found or key == "results"},
+        comparisons=[],
+        baselines=next((s["baselines"] for s in summaries.values() if s.get("baselines")), []),
+        seconds={label: sum(s.get("seconds", {}).values()) for label, s in summaries.items()},
+        **({"asked": asked} if asked else {}),
+    )
+    for label, run in runs.items():
+        _take_answers(folder, label, run, stages[label])
+    _take_steps(folder, runs)
+    _take_pictures(folder, list(runs.values()))
+    members = [_member(label, run, stages[label]) for label, run in runs.items()]
+    several.write(folder.path, members)
+    read = [run.read_json("manifest.json").get("data") for run in runs.values()]
+    if all(one == read[0] for one in read) and read[0]:
+        folder.update_manifest(data=read[0])
+    report.build(folder.path)
+    terminal.print_summary(folder.summary(), folder.path)
+
+
+def _member(label: str, run: RunFolder, stage: str) -> Member:
+    manifest = run.read_json("manifest.json")
+    return Member(
+        label,
+        str(run.path),
+        stage,
+        run.read_json("config.json"),
+        (manifest.get("code") or {}).get("commit"),
+        (manifest.get("data") or {}).get("fingerprints") or {},
+    )
+
+
 def _finished(run: RunFolder) -> bool:
     return run.read_json("manifest.json").get("status") == "finished"
 
 
-def _rows(label: str, run: RunFolder) -> Iterator[dict[str, Any]]:
-    for row in run.summary()["results"]:
-        yield {**row, "stage": label}
+def _rows(run: RunFolder, key: str, stage: str, label: str) -> Iterator[Row]:
+    """What the summary of a run says under `key` of its last weights, under its label."""
+    for row in run.summary().get(key) or []:
+        if row["stage"] == stage:
+            yield {**row, "stage": label}
 
 
-def _take_answers(folder: RunFolder, label: str, run: RunFolder) -> None:
+def _take_answers(folder: RunFolder, label: str, run: RunFolder, stage: str) -> None:
+    """Copy the answers of these weights; those of nearest good patches beside them are the same
+    beside every run that judged the same pictures, so the first ones stay."""
     (folder.path / "predictions").mkdir(exist_ok=True)
     for file in sorted((run.path / "predictions").glob("*.jsonl")):
-        stage, asked = file.name.split(".", 1)  # the split and the shots
-        name = stage if stage == wording.PATCHCORE else label  # the same beside every model
-        shutil.copyfile(file, folder.path / "predictions" / f"{name}.{asked}")
+        of, asked = file.name.split(".", 1)  # the split and the shots
+        if of == stage:
+            shutil.copyfile(file, folder.path / "predictions" / f"{label}.{asked}")
+        elif of == wording.PATCHCORE:
+            beside = folder.path / "predictions" / file.name
+            if not beside.exists():
+                shutil.copyfile(file, beside)
+
+
+def _take_steps(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
+    lines = []
+    for label, run in runs.items():
+        file = run.path / "metrics.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            lines.append(json.dumps({**json.loads(line), "run": label}) + "\n")
+    if lines:
+        write_text(folder.path / "metrics.jsonl", "".join(lines))
+
+
+def _take_pictures(folder: RunFolder, runs: Sequence[RunFolder]) -> None:
+    """Copy the stored pictures, those that several runs show once."""
+    pictures: dict[str, Row] = {}
+    for run in runs:
+        for row in gallery.read(run.path):
+            if row["id"] not in pictures and all(map(_is_there, _files(run.path, row))):
+                pictures[row["id"]] = row
+                for file in _files(run.path, row):
+                    to = folder.path / file.relative_to(run.path)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, to)
+    text = "".join(json.dumps(row) + "\n" for row in pictures.values())
+    write_text(folder.path / gallery.LIST, text)
+
+
+def _files(folder: Path, row: Row) -> list[Path]:
+    return [folder / row[key] for key in ("image", "mask") if row[key]]
+
+
+def _is_there(file: Path) -> bool:
+    return file.is_file()
 
 
 def _failures(runs: dict[str, RunFolder]) -> Iterator[str]:

@@ -13,7 +13,17 @@ from markupsafe import Markup
 from iad_r1.judge import averages, mmad, paper
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import factory_view
-from iad_r1.report import cards, figures, paper_tables, story, tables, templating, training, wording
+from iad_r1.report import (
+    cards,
+    figures,
+    paper_tables,
+    several,
+    story,
+    tables,
+    templating,
+    training,
+    wording,
+)
 from iad_r1.report.run_data import Evaluation, RunData, load
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
@@ -77,17 +87,27 @@ def _context(run: RunData, keep: Keep) -> Row:
     views = cards.views(run)
     seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
-    published = paper.beside([*rows, *means], run.config)
+    published = _published(run, [*rows, *means])
     return {
-        "title": str(run.config.get("name") or run.folder.parent.name),
+        "title": _title(run),
         "facts": _facts(run),
-        "verdict": story.verdict(found) if (found := _to_judge(run, rows, means)) else None,
-        "findings": list(story.findings(run, rows, changes, against)),
+        "verdict": _verdict(run, rows, means),
+        "findings": [] if run.members else list(story.findings(run, rows, changes, against)),
+        "members": run.members,
+        "warnings": list(story.warnings(rows, changes, main)) if run.members else [],
+        "apart": several.differences(run.members) if run.members else [],
+        "asked": run.summary.get("asked") if run.members else None,
         "run": run,
-        "few_products": [item for item in main if _n_products(item) < FEW_PRODUCTS],
+        "few_products": list(
+            {item.split: item for item in main if _n_products(item) < FEW_PRODUCTS}.values()
+        ),
         "n_products": _n_products,
         "validated": any(wording.is_validation(item.split) for item in run.evaluations),
-        "missing": [*run.missing, *tables.disagreements([*rows, *means], run.summary)],
+        "missing": [
+            *run.missing,
+            *tables.disagreements([*rows, *means], run.summary),
+            *tables.unlike(run),
+        ],
         "groups": _groups([*rows, *means], changes),
         "averaged": means[0]["of"] if means else [],
         "published": published,
@@ -123,14 +143,14 @@ def _context(run: RunData, keep: Keep) -> Row:
         "views": views,
         "view": cards.default_view(views),
         "cards": cards.cards(run, views),
-        "config": training.flat(run.config),
-        "manifest": training.flat(run.manifest),
+        "config": wording.flat(run.config),
+        "manifest": wording.flat(run.manifest),
     }
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """The line under the title: what was run, on what, when."""
-    facts = [("run", run.folder.name)]
+    facts = [] if run.members else [("run", run.folder.name)]
     for section in ("stage", "backbone", "data", "benchmark", "rewards", "grid", "tuning"):
         if name := wording.chosen(run.config, section):
             facts.append((section, name))
@@ -141,16 +161,37 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return facts
 
 
-def _to_judge(run: RunData, rows: Sequence[Row], means: Sequence[Row]) -> list[Row]:
-    """The rows of the last weights that the report begins with: the average over benchmarks, else
-    each test split; of the fewest reference pictures."""
-    last = tables.last_stage(run)
-    averaged = [row for row in means if row["stage"] == last]
+def _title(run: RunData) -> str:
+    labels = [member.label for member in run.members]
+    if labels:
+        return ", ".join(labels) if len(labels) < 4 else f"{len(labels)} runs side by side"
+    return str(run.config.get("name") or run.folder.parent.name)
+
+
+def _verdict(run: RunData, rows: Sequence[Row], means: Sequence[Row]) -> str | None:
+    """What the report begins with: of the average over benchmarks, else of each test split, with
+    the fewest reference pictures."""
+    main = {(item.stage, item.split, item.shots) for item in tables.main_evaluations(run)}
+    found = [row for row in rows if (row["stage"], row["split"], row["shots"]) in main]
+    found = [row for row in found if not wording.is_validation(row["split"])] or found
+    if run.members:
+        few = min((row["shots"] for row in means), default=0)
+        return story.ranking(run, [row for row in means if row["shots"] == few] or found)
+    averaged = [row for row in means if row["stage"] == tables.last_stage(run)]
     if averaged:
-        return [min(averaged, key=lambda row: row["shots"])]
-    main = {(item.split, item.shots) for item in tables.main_evaluations(run)}
-    found = [row for row in rows if row["stage"] == last and (row["split"], row["shots"]) in main]
-    return [row for row in found if not wording.is_validation(row["split"])] or found
+        found = [min(averaged, key=lambda row: row["shots"])]
+    return story.verdict(found) if found else None
+
+
+def _published(run: RunData, rows: Sequence[Row]) -> list[Row]:
+    """The paper's numbers beside ours; of several runs, each by what its own folder calls it."""
+    if not run.members:
+        return paper.beside(rows, run.config)
+    found = []
+    for member in run.members:
+        own = [{**row, "stage": member.stage} for row in rows if row["stage"] == member.label]
+        found += [{**row, "stage": member.label} for row in paper.beside(own, member.config)]
+    return found
 
 
 def _n_products(item: Evaluation) -> int:
@@ -162,7 +203,8 @@ def _n_products(item: Evaluation) -> int:
 
 def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
     """The headline table: per (split, shots), a line per metric with a cell per stage."""
-    stages = sorted(dict.fromkeys(row["stage"] for row in rows), key=wording.stage_order)
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    stages.sort(key=wording.stage_order)  # of several runs, as they were named
     groups = []
     for split, shots in dict.fromkeys((row["split"], row["shots"]) for row in rows):
         here = {r["stage"]: r for r in rows if (r["split"], r["shots"]) == (split, shots)}
@@ -231,8 +273,9 @@ def _bars(run: RunData, rows: Sequence[Row], published: Sequence[Row], keep: Kee
     ]  # fmt: skip
     if len({point["stage"] for point in points}) < 2:
         return None
-    name = wording.chosen(run.config, "backbone") or "model"
-    return keep("before-and-after", figures.bars(points, f"{name}: balanced accuracy, %"))
+    name = "" if run.members else f"{wording.chosen(run.config, 'backbone') or 'model'}: "
+    drawing = figures.bars(points, f"{name}balanced accuracy, %", gains=not run.members)
+    return keep("before-and-after", drawing)
 
 
 def _factory(rows: Sequence[Row]) -> list[Row]:
@@ -272,7 +315,10 @@ def _curves(run: RunData, keep: Keep) -> list[Row]:
         for title, series in of_stage.items():
             name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
             shown = f"{stage}: {title.replace('_', ' ')}"
-            svg = keep(f"curve-{stage}-{name}", figures.curves(training.readable(series), shown))
+            svg = keep(
+                f"curve-{stage}-{name}",
+                figures.curves(series if run.members else training.readable(series), shown),
+            )
             row["leading" if training.leads(title) else "folded"].append(svg)
         found.append(row)
     return found

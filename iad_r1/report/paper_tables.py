@@ -50,11 +50,14 @@ def table(name: str, beside: Sequence[Row]) -> pandas.DataFrame:
             for other in paper.contradictions(of[place], *asked, place[1], place[0])
         ]
         found.append(_line(asked, PAPER, columns, of, "; ".join(notes)))
-        ours = [r for r in beside if (r["model"], r["method"]) == (_model(asked), asked[2])]
-        here = {(row["dataset"], row["shots"]): row["ours"] for row in ours}
-        if here.keys() & set(columns):
-            apart = any(row["incomparable"] for row in ours)
-            found.append(_line(asked, APART if apart else HERE, columns, here, ""))
+        same = [r for r in beside if (r["model"], r["method"]) == (_model(asked), asked[2])]
+        for stage in dict.fromkeys(row["stage"] for row in same):
+            ours = [row for row in same if row["stage"] == stage]
+            here = {(row["dataset"], row["shots"]): row["ours"] for row in ours}
+            if here.keys() & set(columns):
+                source = APART if any(row["incomparable"] for row in ours) else HERE
+                source += "" if stage in wording.STAGES else f": {stage}"  # one of several runs
+                found.append(_line(asked, source, columns, here, ""))
     return pandas.DataFrame(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from iad_r1.errors import DataError
 from iad_r1.grid import Grid
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import read_predictions
-from iad_r1.report import gallery, wording
+from iad_r1.report import gallery, several, wording
+from iad_r1.report.several import Member
 from iad_r1.types import Prediction
 
 _FILE = re.compile(r"(?P<stage>[^.]+)\.(?P<split>.+)\.(?P<shots>\d+)shot\.jsonl")
@@ -37,7 +38,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunData:
-    """One run folder. `missing` says in plain sentences what it does not hold."""
+    """One run folder. `missing` says in plain sentences what it does not hold.
+
+    Where `members` were put together, their labels stand for stages, and `config` holds the
+    sections that they share.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -48,6 +53,7 @@ class RunData:
     baselines: Mapping[str, Evaluation]  # by split, of nearest good patches beside a model
     pictures: tuple[Mapping[str, Any], ...]  # gallery.jsonl, those whose file exists
     missing: tuple[str, ...] = field(default=())
+    members: tuple[Member, ...] = field(default=())  # several runs, by their labels
 
     @property
     def seed(self) -> int:
@@ -84,7 +90,9 @@ def load(folder: Path) -> RunData:
             f"{folder} is not a run folder: it holds no config.json. "
             "Give one as init=outputs/<name>/<timestamp>."
         )
-    found = sorted(_evaluations(folder), key=_order)
+    members = several.read(folder)
+    labels = [member.label for member in members]
+    found = sorted(_evaluations(folder), key=lambda item: _order(item, labels))
     models = [item for item in found if item.stage != wording.PATCHCORE]
     evaluations = models or found
     steps = _steps(folder / "metrics.jsonl")
@@ -96,10 +104,12 @@ def load(folder: Path) -> RunData:
     rows = gallery.read(folder)
     pictures = [row for row in rows if (folder / row["image"]).is_file()]
     manifest = _json(folder / "manifest.json")
-    missing = _missing(bool(evaluations), bool(steps), manifest, len(rows), len(pictures))
+    trained = bool(steps) or bool(members)  # models that were only evaluated have no curves
+    known = bool(manifest) or bool(members)  # each of them has its own
+    missing = _missing(bool(evaluations), trained, known, manifest, len(rows), len(pictures))
     return RunData(
         folder=folder,
-        config=_json(folder / "config.json"),
+        config=several.shared(members) if members else _json(folder / "config.json"),
         manifest=manifest,
         summary=_json(folder / "summary.json"),
         steps=tuple(steps),
@@ -107,11 +117,17 @@ def load(folder: Path) -> RunData:
         baselines={i.split: i for i in found if models and i.stage == wording.PATCHCORE},
         pictures=tuple(pictures),
         missing=tuple(missing),
+        members=members,
     )
 
 
 def _missing(
-    evaluated: bool, trained: bool, manifest: Mapping[str, Any], listed: int, found: int
+    evaluated: bool,
+    trained: bool,
+    known: bool,
+    manifest: Mapping[str, Any],
+    listed: int,
+    found: int,
 ) -> Iterator[str]:
     if manifest.get("status") in UNFINISHED:
         yield f"This run did not finish ({manifest['status']}): the report shows what it left."
@@ -119,7 +135,7 @@ def _missing(
         yield "No predictions are stored here: this run was not evaluated."
     if not trained:
         yield "metrics.jsonl is missing or empty: there are no training curves."
-    if not manifest:
+    if not known:
         yield "manifest.json is missing: code version and hardware are not recorded."
     if not listed:
         yield "gallery.jsonl is missing: there are no pictures to show."
@@ -127,11 +143,13 @@ def _missing(
         yield f"{listed - found} of {listed} pictures named in gallery.jsonl are gone."
 
 
-def _order(evaluation: Evaluation) -> tuple[Any, ...]:
+def _order(evaluation: Evaluation, labels: Sequence[str]) -> tuple[Any, ...]:
     # "seen" before "new": the easier claim first, as in every table of the project.
     known = [*wording.SPLIT_NAMES, *(wording.VALIDATION + name for name in wording.SPLIT_NAMES)]
     place = known.index(evaluation.split) if evaluation.split in known else len(known)
     stage = wording.stage_order(evaluation.stage)
+    if evaluation.stage in labels:
+        stage = labels.index(evaluation.stage)
     return place, evaluation.split, evaluation.shots, stage, evaluation.stage
 
 
@@ -149,7 +167,7 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
 
 def _steps(path: Path) -> list[Mapping[str, Any]]:
     """Lines of metrics.jsonl in order; a step that a resumed run took again counts once."""
-    latest: dict[tuple[str, int], Mapping[str, Any]] = {}
+    latest: dict[tuple[str | None, str, int], Mapping[str, Any]] = {}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -158,7 +176,7 @@ def _steps(path: Path) -> list[Mapping[str, Any]]:
             raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, Mapping) or not {"stage", "step"} <= set(row):
             raise DataError(f"{path}, line {number}: has no stage and step.")
-        latest[row["stage"], row["step"]] = row
+        latest[row.get("run"), row["stage"], row["step"]] = row
     return sorted(
         latest.values(), key=lambda line: (wording.stage_order(line["stage"]), line["step"])
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iad_r1.judge.compare import paired_difference
+from iad_r1.judge.rates import METRICS
 from iad_r1.report import tables, wording
 from iad_r1.report.run_data import Evaluation, RunData
 
@@ -26,6 +28,57 @@ def verdict(rows: Sequence[Row]) -> str:
     name = wording.model_name(rows[0]["stage"])
     parts = [f"on {wording.split_name(row['split'])} {_errors(row)}" for row in rows]
     return f"{name[:1].upper()}{name[1:]}: {'; '.join(parts)}."
+
+
+def ranking(run: RunData, rows: Sequence[Row]) -> str | None:
+    """The whole of several runs in one sentence: which is best on each split, and whether its
+    difference to the next one is clear."""
+    parts = []
+    for split, shots in dict.fromkeys((row["split"], row["shots"]) for row in rows):
+        here = [row for row in rows if (row["split"], row["shots"]) == (split, shots)]
+        metric = wording.headline(here[0])[0]
+        sign = -1 if METRICS[metric].higher_is_better else 1
+        defined = [row for row in here if row[metric] is not None]
+        if len(defined) > 1:
+            best, other = sorted(defined, key=lambda row: sign * row[metric])[:2]
+            sides = [f"{row['stage']} {row[metric]:.1f}{_PERCENT}" for row in (best, other)]
+            parts.append(
+                f"on {wording.split_name(split)} the best {wording.METRIC_NAMES[metric]} is that "
+                f"of {sides[0]}, next is {sides[1]}{_told_apart(run, best, other, metric)}"
+            )
+    return f"{len(run.members)} runs: {'; '.join(parts)}." if parts else None
+
+
+def _told_apart(run: RunData, best: Row, other: Row, metric: str) -> str:
+    """Whether the same images tell two runs apart; nothing of an average, or without images."""
+    found = {item.stage: item for item in run.evaluations
+             if item.group == (best["split"], best["shots"])}  # fmt: skip
+    if not {best["stage"], other["stage"]} <= set(found):
+        return ""
+    pair = tables.common(found[other["stage"]], found[best["stage"]])
+    if not pair.after.predictions:
+        return ""
+    change = paired_difference(pair.before.predictions, pair.after.predictions, metric, run.seed)
+    return ", and that is clear" if wording.clear(change) else ", which may be chance"
+
+
+def warnings(
+    rows: Sequence[Row], changes: Sequence[Row], main: Sequence[Evaluation]
+) -> Iterator[str]:
+    """What to know of several runs: how each differs from the first, and which hardly look at the
+    picture."""
+    places = {(item.split, item.shots) for item in main}
+    for row in changes:
+        if row["metric"] == LEADING[0] and (row["split"], row["shots"]) in places:
+            verdict = "may be chance" if row["verdict"] == "not clear" else f"is {row['verdict']}"
+            yield (
+                f"{row['split']}, {row['shots']}-shot: {row['to']} differs from {row['from']} by "
+                f"{wording.points(row['delta'])} points of {wording.METRIC_NAMES[row['metric']]} "
+                f"(95{_PERCENT} interval {_range(row['ci95'])}); that {verdict}."
+            )
+    for row in rows:
+        for said in _collapse(row):
+            yield f"{row['stage']}, {row['split']}, {row['shots']}-shot: {said}"
 
 
 def _errors(row: Row) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -70,34 +72,86 @@ def disagreements(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
 # ----------------------------------------------------------------------- before and after
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two evaluations on the images that both have judged."""
+
+    before: Evaluation
+    after: Evaluation
+
+    @property
+    def place(self) -> Row:
+        split, shots = self.after.group
+        return {"from": self.before.stage, "to": self.after.stage, "split": split, "shots": shots}
+
+
+def pairs(run: RunData) -> Iterator[tuple[Evaluation, Evaluation]]:
+    """What is compared: each stage of training with the one before it, or each of several runs with
+    the first of them."""
+    for group in run.groups().values():
+        if run.members:
+            yield from ((group[0], after) for after in group[1:])
+        else:
+            yield from pairwise(item for item in group if item.stage in wording.STAGES)
+
+
+def common(before: Evaluation, after: Evaluation) -> Pair:
+    """Both, without the images that the other has not judged."""
+    ids = [{row.id for row in side.predictions} for side in (before, after)]
+    if ids[0] == ids[1]:
+        return Pair(before, after)
+    both = ids[0] & ids[1]
+    kept = (
+        replace(side, predictions=tuple(row for row in side.predictions if row.id in both))
+        for side in (before, after)
+    )
+    return Pair(*kept)
+
+
+def unlike(run: RunData) -> Iterator[str]:
+    """Where two that are compared did not judge the same images, in words."""
+    for before, after in pairs(run):
+        n = len(common(before, after).after.predictions)
+        counts = len(before.predictions), len(after.predictions)
+        if (n, n) != counts:
+            names = [wording.model_name(side.stage) for side in (before, after)]
+            said = f"compared on the {n:,} that both judged" if n else "so they are not compared"
+            yield (
+                f"{after.split}, {after.shots}-shot: {names[0]} and {names[1]} judged different "
+                f"images ({counts[0]:,} and {counts[1]:,}); {said}."
+            )
+
+
 def comparisons(run: RunData) -> list[Row]:
-    """Each stage of training against the one before it on the same images, for every metric of
-    COMPARED. Of several models none comes before another.
+    """Paired differences on the same images of all that is compared (`pairs`), for every metric of
+    COMPARED. Places on different grids are not compared.
 
     Last the means over several benchmarks. Rows: {from, to, split, shots, metric, delta, ci95, n,
     n_changed, verdict}.
     """
     found = []
-    for (split, shots), group in run.groups().items():
-        for before, after in pairwise(item for item in group if item.stage in wording.STAGES):
-            place = {"from": before.stage, "to": after.stage, "split": split, "shots": shots}
-            found += [
-                {**place, **row}
-                for row in compared(before.predictions, after.predictions, run.seed)
-            ]
+    for pair in itertools.starmap(common, pairs(run)):
+        if pair.after.predictions:
+            rows = compared(pair.before.predictions, pair.after.predictions, run.seed)
+            found += [{**pair.place, **row} for row in rows]
+    if run.members and run.grid is None:
+        found = [row for row in found if row["metric"] != "location_accuracy"]
     means = averages.of_comparisons(found, run.benchmarks)
     return [*found, *({**row, "verdict": verdict(row["metric"], row)} for row in means)]
 
 
 def reference_gain(run: RunData) -> list[Row]:
-    """What reference pictures change for the last stage: k-shot against 0-shot, same images."""
-    last = last_stage(run)
-    zero = {item.split: item for item in run.evaluations if item.stage == last and item.shots == 0}
+    """What reference pictures change for the last stage, or each run: k-shot against 0-shot, same
+    images."""
+    last = last_evaluations(run)
+    zero = {(item.stage, item.split): item for item in last if item.shots == 0}
     found = []
-    for item in run.evaluations:
-        if item.stage == last and item.shots > 0 and item.split in zero:
+    for item in last:
+        if item.shots > 0 and (item.stage, item.split) in zero:
             place = {"from": "0-shot", "to": f"{item.shots}-shot", "split": item.split}
-            rows = compared(zero[item.split].predictions, item.predictions, run.seed)
+            place["stage"] = item.stage
+            pair = common(zero[item.stage, item.split], item)
+            rows = compared(pair.before.predictions, pair.after.predictions, run.seed)
             shown = (*wording.HEADLINE, rows[0]["metric"])  # the first is the one to read first
             found += [{**place, **row} for row in rows if row["metric"] in shown]
     return found
@@ -128,8 +182,9 @@ def against_patches(run: RunData) -> list[Row]:
     found = []
     for item in main_evaluations(run):
         patches = run.baselines.get(item.split)
-        if patches is None or len(patches.predictions) != len(item.predictions):
-            continue  # one of them is not finished
+        judged = {row.id for row in item.predictions}
+        if patches is None or {row.id for row in patches.predictions} != judged:
+            continue  # one of them is not finished, or judged other pictures
         rows = [summarise(side.predictions, run.seed) for side in (patches, item)]
         place = {"from": patches.stage, "to": item.stage, "split": item.split, "shots": item.shots}
         metric = wording.headline(rows[0])[0]
@@ -146,26 +201,31 @@ def last_stage(run: RunData) -> str | None:
 
 
 def last_evaluations(run: RunData) -> list[Evaluation]:
-    """The evaluations of the last stage, all splits and shots."""
+    """The evaluations of the last stage, or of all of several runs; all splits and shots."""
+    if run.members:
+        return list(run.evaluations)
     return [item for item in run.evaluations if item.stage == last_stage(run)]
 
 
 def main_evaluations(run: RunData) -> list[Evaluation]:
-    """The last stage's evaluation of each split with the fewest reference pictures."""
-    chosen: dict[str, Evaluation] = {}
+    """The last stage's evaluation of each split with the fewest reference pictures; of several
+    runs, that of each."""
+    chosen: dict[tuple[str, str], Evaluation] = {}
     for item in sorted(last_evaluations(run), key=lambda item: item.shots):
-        chosen.setdefault(item.split, item)
-    return [item for item in last_evaluations(run) if chosen[item.split] is item]
+        chosen.setdefault((item.stage, item.split), item)
+    return [item for item in last_evaluations(run) if chosen[item.stage, item.split] is item]
 
 
 # ------------------------------------------------------------------------------- products
 
 
 def products(run: RunData, evaluation: Evaluation) -> Row:
-    """Rows per product, the worst first, with the change since the stage before."""
+    """Rows per product, the worst first, with the change since the stage before; of several runs,
+    over the first."""
     table = per_product(evaluation.predictions, run.seed)
     group = run.groups()[evaluation.group]
-    earlier = group[group.index(evaluation) - 1] if group.index(evaluation) > 0 else None
+    at = group.index(evaluation)
+    earlier = group[0 if run.members else at - 1] if at > 0 else None
     rows = [
         {"product": name, **row, "change": _product_change(name, earlier, evaluation, run.seed)}
         for name, row in table.items()
@@ -178,6 +238,7 @@ def products(run: RunData, evaluation: Evaluation) -> Row:
         )
     )
     return {
+        "stage": evaluation.stage,
         "split": evaluation.split,
         "shots": evaluation.shots,
         "rows": rows,
@@ -191,7 +252,10 @@ def _product_change(
 ) -> Row | None:
     if before is None:
         return None
-    sides = [[p for p in side.predictions if p.product == product] for side in (before, after)]
+    pair = common(before, after)
+    sides = [
+        [p for p in side.predictions if p.product == product] for side in (pair.before, pair.after)
+    ]
     return paired_difference(sides[0], sides[1], "balanced_accuracy", seed)
 
 
@@ -222,6 +286,7 @@ def places(evaluation: Evaluation, grid: Grid) -> Row | None:
         hits[cell] += row.location_correct is True
     totals = said.sum(axis=1).tolist()
     return {
+        "stage": evaluation.stage,
         "split": evaluation.split,
         "shots": evaluation.shots,
         "names": [words(cell, grid) for cell in range(n)],
@@ -301,7 +366,7 @@ def types(evaluation: Evaluation) -> Row | None:
         }
         for gold in golds
     ]
-    place = {"split": evaluation.split, "shots": evaluation.shots}
+    place = {"stage": evaluation.stage, "split": evaluation.split, "shots": evaluation.shots}
     return {**place, "columns": shown, "rest": len(rest), "rows": lines}
 
 
@@ -327,7 +392,8 @@ def scores(run: RunData, rows: Sequence[Row]) -> list[Row]:
 
 
 def thresholds(run: RunData) -> list[Row]:
-    """What thresholds of the score cost, of the last stage: where each was chosen is in the row."""
+    """What thresholds of the score cost, of the last stage or of each of several
+    runs: where each was chosen is in the row."""
     asked = run.config.get("evaluate") or {}
     limits: dict[Rule, float | None] = {
         "miss": asked.get("at_miss"),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iad_r1.judge import paper
-from iad_r1.report import wording
+from iad_r1.report import several, wording
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
 
@@ -38,7 +38,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             style="dim",
             highlight=False,
         )
-        if beside := paper.beside(results, RunFolder(folder).read_json("config.json")):
+        config = RunFolder(folder).read_json("config.json")
+        if beside := [] if several.read(folder) else paper.beside(results, config):
             console.print(_published(beside))
             for line in _notes(beside):
                 console.print(line, style="dim", markup=False, highlight=False)
@@ -55,6 +56,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def _headline(summary: Mapping[str, Any], folder: Path) -> str:
     config = RunFolder(folder).read_json("config.json")
     parts = [str(config.get("name") or folder.parent.name)]
+    if members := several.read(folder):
+        config = several.shared(members)
+        parts = [f"{len(members)} runs"]
     for section in ("backbone", "data", "benchmark", "rewards", "tuning"):
         name = wording.chosen(config, section)
         parts += [f"{section}={name}"] if name else []
@@ -241,6 +245,9 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
         chosen += f" location_format={written}" if written != "words" else ""
         command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
         yield "next", command
+    elif len(members := several.read(folder)) > 1:
+        runs = ",".join(member.folder for member in members)
+        yield "next", f"python run.py stage=compare 'runs=[{runs}]'"
     elif results:
         yield "next", f"python run.py stage=report init={here}"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from iad_r1.report import overlay
 from iad_r1.report.run_data import RunData
 
-NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch")
+NOT_CURVES = ("stage", "step", "not_finite", "phase", "epoch", "run")
 # Which curves share a panel; the first pattern that fits a whole name decides, else it is alone.
 PANELS = (
     (r"reward(_normal|_anomalous)?", "reward"),
@@ -36,6 +36,8 @@ LEADING = (
 DYNAMICS = {"reward": "total reward", "length_mean": "completion length, tokens"}
 SAMPLES = 3  # rollout rows shown of the first and of the last file of a stage
 
+OVERLAID = ("reward", "loss", "kl", "length_mean", "yes_rate")  # of several runs, a panel each
+
 ABOUT = ("product", "solution")  # columns of a rollout row that say what was asked
 
 Row = dict[str, Any]
@@ -43,14 +45,18 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 
 def panels(run: RunData) -> dict[str, dict[str, Series]]:
-    """Stage to panel title to curves, each a pair of steps and values."""
+    """Stage to panel title to curves, each a pair of steps and values. Of several runs a panel has
+    one quantity, and a curve for each run."""
     found: dict[str, dict[str, Series]] = {}
     for line in run.steps:
         stage = found.setdefault(line["stage"], {})
         for name, value in line.items():
             if name in NOT_CURVES or isinstance(value, str | bool | list | dict):
                 continue
-            steps, values = stage.setdefault(_panel(name), {}).setdefault(name, ([], []))
+            if run.members and name not in OVERLAID:
+                continue
+            panel, curve = (name, line["run"]) if run.members else (_panel(name), name)
+            steps, values = stage.setdefault(panel, {}).setdefault(curve, ([], []))
             steps.append(line["step"])
             values.append(math.nan if value is None else float(value))
     return {stage: dict(sorted(of.items(), key=_rank)) for stage, of in found.items()}
@@ -72,11 +78,11 @@ def leads(title: str) -> bool:
 def dynamics(panels: Mapping[str, Series]) -> dict[str, Series]:
     """The total reward and the length of completions, which the paper's figure 9 shows; empty of a
     stage without them."""
-    found = {
-        title: {name: line for panel in panels.values() for name, line in panel.items()
-                if name == metric}
-        for metric, title in DYNAMICS.items()
-    }  # fmt: skip
+    found = {}
+    for metric, title in DYNAMICS.items():
+        curves = panels.get(_panel(metric), {})
+        alone = {metric: curves[metric]} if metric in curves else {}
+        found[title] = alone or panels.get(metric, {})  # of several runs a panel is one metric
     return found if all(found.values()) else {}
 
 
@@ -96,6 +102,7 @@ def not_finite(run: RunData) -> list[str]:
     """Steps whose numbers were NaN or infinite, in words."""
     return [
         f"{name} was {value} at step {line['step']} of {line['stage']}"
+        + (f", {line['run']}" if run.members else "")
         for line in run.steps
         for name, value in (line.get("not_finite") or {}).items()
     ]
@@ -150,16 +157,3 @@ def _numbers(row: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{prefix}{name}"] = float(value)
     return found
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A configuration as ("grpo.group_size", "8") lines."""
-    lines: list[tuple[str, str]] = []
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            lines += flat(value, f"{prefix}{name}.")
-        elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-            lines += flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
-        else:
-            lines.append((f"{prefix}{name}", "null" if value is None else str(value)))
-    return lines

@@ -139,3 +139,16 @@ def chosen(config: Mapping[str, Any], section: str) -> str:
     if not isinstance(values, Mapping):
         return ""
     return "+".join(values) if section == "benchmark" else str(values.get("name") or "")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A configuration as ("grpo.group_size", "8") lines."""
+    lines: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            lines += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
+            lines += flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
+        else:
+            lines.append((f"{prefix}{name}", "null" if value is None else str(value)))
+    return lines

@@ -1,0 +1,214 @@
+"""`stage=report runs=[...]`: several runs on one page, what they share and in what they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iad_r1.command import compose
+from iad_r1.errors import ConfigError, DataError, MismatchError
+from iad_r1.judge import predictions
+from iad_r1.judge.rates import summarise
+from iad_r1.report import (
+    cards,
+    figures,
+    gallery,
+    joined,
+    page,
+    run_data,
+    several,
+    story,
+    tables,
+    training,
+)
+from iad_r1.stages import find
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Prediction, Sample, Solution
+
+CONFIG: dict[str, Any] = {
+    "name": "made", "seed": 0, "backbone": {"name": "tiny", "source": "built"},
+    "data": {"name": "photos"}, "grid": {"name": "3x3", "rows": 3, "cols": 3},
+    "evaluate": {"limit": None},
+}  # fmt: skip
+
+
+def answers(said: str) -> list[Prediction]:
+    """One image per letter: y and n are answers to defects, Y and N to good parts."""
+    return [
+        Prediction(
+            id=f"{i}", dataset="made", split="seen", product="part", shots=0,
+            gold_answer="yes" if letter in "yn" else "no", gold_location=None, gold_type=None,
+            completion="<think>It is clean.</think>", status="ok",
+            answer="yes" if letter in "yY" else "no", location=None, type=None,
+            location_correct=None, type_correct=None, p_yes=None, n_tokens=1, stop="stop",
+        )
+        for i, letter in enumerate(said)
+    ]  # fmt: skip
+
+
+def write(folder: RunFolder, stage: str, rows: list[Prediction]) -> dict[str, Any]:
+    predictions.append(folder.predictions(stage, "seen", 0), rows)
+    return {"stage": stage, "split": "seen", "shots": 0, **summarise(rows, 0)}
+
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Make:
+    """`made("a", "yyNN")`: a run that answers so; returns its path."""
+
+    def make(name: str, said: str, changed: dict[str, Any] | None = None) -> str:
+        folder = RunFolder(tmp_path / name / "2026-01-01")
+        folder.write_json("config.json", {**CONFIG, **(changed or {})})
+        rows = [write(folder, "sft", answers("nnNN")), write(folder, "grpo", answers(said))]
+        folder.update_summary(results=rows, seconds={"evaluate": 1.5}, **(
+            {"thresholds": [{"stage": stage, "split": "seen"} for stage in ("sft", "grpo")]}
+        ))  # fmt: skip
+        samples = [
+            Sample(row.id, "made", "seen", "part",
+                   Image.fromarray(np.full((8, 8, 3), 90, np.uint8)),
+                   Solution(row.gold_answer.capitalize()))
+            for row in answers(said)
+        ]  # fmt: skip
+        gallery.save(folder.path, samples, 3)
+        steps = [{"stage": "grpo", "step": n, "reward": n / 10, "length_mean": 9, "lr": 1}
+                 for n in range(3)]  # fmt: skip
+        (folder.path / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+        return str(folder.path)
+
+    return make
+
+
+@pytest.fixture
+def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., run_data.RunData]:
+    """The runs put together and read back; the page is not drawn."""
+    monkeypatch.setattr(joined.report, "build", lambda folder: folder)
+
+    def put(*runs: str) -> run_data.RunData:
+        folder = RunFolder(tmp_path / "joined")
+        folder.write_json("config.json", {"name": "report-tiny", "backbone": {"name": "other"}})
+        joined.gather(folder, runs)
+        return run_data.load(folder.path)
+
+    return put
+
+
+def test_each_run_stands_under_its_label_with_the_last_weights_it_has_evaluated(made, together):
+    run = together(made("b", "yyNN"), made("a", "ynNN"))
+    assert [item.stage for item in run.evaluations] == ["b_grpo", "a_grpo"], "as they were named"
+    assert [row["stage"] for row in run.summary["results"]] == ["b_grpo", "a_grpo"]
+    assert [row["stage"] for row in run.summary["thresholds"]] == ["b_grpo", "a_grpo"]
+    assert run.summary["results"][0]["balanced_accuracy"] == 100.0
+    assert run.summary["seconds"] == {"b_grpo": 1.5, "a_grpo": 1.5}
+    assert len(run.pictures) == 3, "those of both runs once"
+    assert not run.missing
+
+
+def test_what_the_runs_do_not_share_is_listed_and_is_no_setting_of_the_page(made, together):
+    other = {"seed": 1, "grid": {"name": "2x2", "rows": 2, "cols": 2}, "name": "else"}
+    run = together(made("a", "yyNN"), made("b", "yyNN", other))
+    assert "seed" not in run.config and run.grid is None and run.config["data"] == CONFIG["data"]
+    assert dict(several.differences(run.members)) == {
+        "seed": ["0", "1"], "grid.name": ["3x3", "2x2"], "grid.rows": ["3", "2"],
+        "grid.cols": ["3", "2"],
+    }  # fmt: skip
+    rows = [row["metric"] for row in tables.comparisons(run)]
+    assert "balanced_accuracy" in rows and "location_accuracy" not in rows
+
+
+def test_every_run_is_compared_with_the_first_on_the_same_images(made, together):
+    run = together(made("a", "nnNN"), made("b", "yyNN"), made("c", "yyNY"))
+    changes = [row for row in tables.comparisons(run) if row["metric"] == "balanced_accuracy"]
+    assert [(row["from"], row["to"], row["delta"]) for row in changes] == [
+        ("a_grpo", "b_grpo", 50.0), ("a_grpo", "c_grpo", 25.0)
+    ]  # fmt: skip
+    views = cards.views(run)
+    assert [view["before"] for view in views] == [None, 0, 0]
+    changed = [[answer["change"] for answer in card["answers"]] for card in cards.cards(run, views)]
+    assert ["", "mended", "mended"] in changed
+    assert not list(tables.unlike(run))
+
+
+def test_other_images_are_left_out_of_a_comparison_and_counted(made, together):
+    first, second = made("a", "nnNN"), made("b", "yyNNN")
+    run = together(first, second)
+    (row,) = (r for r in tables.comparisons(run) if r["metric"] == "balanced_accuracy")
+    assert (row["n"], row["delta"]) == (4, 50.0)
+    (said,) = tables.unlike(run)
+    assert "(4 and 5); compared on the 4 that both judged" in said
+
+
+def test_without_a_common_image_there_is_no_difference_and_that_is_said(made, together):
+    first, second = made("a", "yyNN"), made("b", "yyNN")
+    file = Path(second) / "predictions" / "grpo.seen.0shot.jsonl"
+    rows = [replace(row, id=f"other{row.id}") for row in answers("yyNN")]
+    file.unlink()
+    predictions.append(file, rows)
+    run = together(first, second)
+    assert tables.comparisons(run) == []
+    assert "so they are not compared" in " ".join(tables.unlike(run))
+    assert tables.products(run, run.evaluations[1])["rows"][0]["change"]["delta"] is None
+
+
+def test_the_same_images_with_other_labels_are_refused(made, together):
+    run = together(made("a", "yyNN"), made("b", "yYNN"))
+    with pytest.raises(MismatchError, match="another label"):
+        tables.comparisons(run)
+
+
+def test_curves_of_all_runs_share_a_panel(made, together):
+    run = together(made("a", "yyNN"), made("b", "yyNN"))
+    panels = training.panels(run)["grpo"]
+    assert set(panels) == {"reward", "length_mean"}
+    assert list(panels["reward"]) == ["a_grpo", "b_grpo"]
+    assert list(training.dynamics(panels)["total reward"]) == ["a_grpo", "b_grpo"]
+
+
+def test_the_first_sentence_says_which_is_best_and_whether_it_may_be_chance(made, together):
+    run = together(made("a", "yyNN"), made("b", "ynNN"), made("c", "nnNN"))
+    said = story.ranking(run, tables.summaries(run))
+    assert said == (
+        "3 runs: on products seen in training the best balanced accuracy is that of a_grpo "
+        "100.0\xa0%, next is b_grpo 75.0\xa0%, which may be chance."
+    )
+
+
+def test_the_page_names_the_runs_their_folders_and_what_asking_cost(made, together, monkeypatch):
+    monkeypatch.setattr(figures.Drawing, "png", lambda drawing: b"")
+    runs = made("a", "yyNN"), made("b", "yyNN", {"seed": 7})
+    for number, run in enumerate(runs):
+        RunFolder(Path(run)).update_summary(asked={"replies": 40 + number, "dollars": 0.25})
+    folder = together(*runs).folder
+    html = page.build(folder).read_text(encoding="utf-8")
+    text = " ".join(html.split())
+    for said in (*runs, "<h1>Inspection report: a_grpo, b_grpo</h1>", "<td>seed</td><td>0</td>",
+                 "wrong by a_grpo, right here",
+                 "<td>b_grpo</td><td>41</td><td>0.25</td>"):  # fmt: skip
+        assert said in text, said
+    assert "last change" not in text and 'class="notice"' not in text
+
+
+def test_what_cannot_stand_side_by_side_is_refused_before_anything_starts(made, together, tmp_path):
+    one, two = made("a", "yyNN"), made("b", "yyNN")
+    for typed, said in (
+        ([f"runs=[{one}]"], "two or more different runs"),
+        ([f"runs=[{one},{one}]"], "two or more different runs"),
+        ([f"runs=[{one},{two}]", f"init={one}"], "add it to runs instead"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            compose.compose(["stage=report", *typed])
+    stage = find("report")
+    stage.check_inputs(compose.compose(["stage=report", f"runs=[{one},{two}]"]))
+    holds_both = str(together(one, two).folder)
+    RunFolder(Path(two)).update_summary(results=[])
+    for other, said in ((two, "was not evaluated"), (holds_both, "holds several runs already")):
+        with pytest.raises(DataError, match=said):
+            stage.check_inputs(compose.compose(["stage=report", f"runs=[{one},{other}]"]))
