@@ -38,11 +38,7 @@ def run(config: Config, folder: RunFolder) -> None:
     stage = config.stage
     assert isinstance(stage, ScoreSettings)
     rows = read(Path(str(stage.predictions)))
-    dataset = _data(config)
-    folder.update_manifest(
-        data={"name": dataset.name, "fingerprint": dataset.fingerprint,
-              "fingerprints": dict(dataset.fingerprints), "counts": dict(dataset.counts)}
-    )  # fmt: skip
+    dataset = open_data(config, folder)
     asked = splits(config, dataset)
     matched = match(rows, asked, roots(config))
     counts = check(matched, stage)
@@ -84,16 +80,22 @@ def roots(config: Config) -> list[str]:
     return [root for root in found if root is not None]
 
 
-def _data(config: Config) -> Dataset:
+def open_data(config: Config, folder: RunFolder) -> Dataset:
+    """The benchmarks, else the splits of `data`, noted in the manifest."""
     required: set[Part] = set(config.evaluate.splits)
     if config.benchmark:
         required -= {"test"}
     with cache.Kept() as kept:
-        return mix.load(
+        found = mix.load(
             config.data, as_grid(config.grid), config.grid.mask_rule, config.seed,
             frozenset(required), config.benchmark, config.evaluate.limit,
             lambda *asked: mix.inspect(*asked, kept=kept),
         )  # fmt: skip
+    folder.update_manifest(
+        data={"name": found.name, "fingerprint": found.fingerprint,
+              "fingerprints": dict(found.fingerprints), "counts": dict(found.counts)}
+    )  # fmt: skip
+    return found
 
 
 # --- which picture a row is about ----------------------------------------------------------------

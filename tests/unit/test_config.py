@@ -51,6 +51,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("stage", "serve"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
         ("stage", "audit"): [f"stage.completions={tmp_path}"],
         ("stage", "score"): [f"predictions={tmp_path}/answers.csv"],
+        ("stage", "export"): ["format=lmms_eval"],
         ("stage", "compare"): [f"runs=[{tmp_path}/a,{tmp_path}/b]"],
         ("method", "patchcore"): ["stage=evaluate"],
         ("rewards", "sc_grpo_box"): ["location_format=box"],
