@@ -247,6 +247,8 @@ class Prediction:
     gold_cells: str | None = None  # all cells that the mask of the defect touches
     marked: Marked | None = None  # then `location` is the cell it points at
     votes: tuple[str, ...] = ()  # all answers, where several were drawn; `answer` is the majority
+    # of a question whose likeliest letter answers: the probability of each; empty: it came to none
+    letters: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +40,14 @@ def grade(
     p_yes: float | None = None,
     mask: NDArray[np.bool_] | None = None,
     marked: Marked | None = None,
+    letters: Mapping[str, float] | None = None,
 ) -> Prediction:
     """What was said against what is true.
 
     `mask` [H, W] is True where the picture is defective; None: not known, or it is not. `marked` is
     what the completion marks, where a place is said in numbers: its place is the cell that holds
-    the point.
+    the point. `letters` are the probabilities of the options' letters where the likeliest of them
+    answers, and not the text; empty: the completion did not come to its answer, which is invalid.
     The place is right when it names exactly the annotated cells; the type when the vocabulary puts
     it into the same class (`same_class`), or the words are equal.
     """
@@ -53,6 +56,11 @@ def grade(
     form = grader.form if prompt is None else prompts.form(prompt)
     truncated = completion.stop is StopReason.LENGTH
     parsed = schema.parse(completion.text, truncated, options)
+    answer = schema.read_answer(completion.text, grader.evaluator, options, form, truncated)
+    read = completion.text
+    if letters is not None:
+        read = max(letters, key=letters.__getitem__, default="")  # of equal ones the first
+        answer = read or schema.INVALID
     place = parsed.location if marked is None else _cell(marked, grader.grid)
     return Prediction(
         id=sample.id,
@@ -65,7 +73,7 @@ def grade(
         gold_type=gold.type,
         completion=completion.text,
         status=str(parsed.status),
-        answer=schema.read_answer(completion.text, grader.evaluator, options, form, truncated),
+        answer=answer,
         location=place,
         type=parsed.type,
         location_correct=_same_place(place, gold.location, grader.grid),
@@ -76,13 +84,12 @@ def grade(
         references=tuple(reference.id for reference in sample.references[:shots]),
         subtask=sample.question.subtask,
         gold_option=options[gold.answer] if options else None,
-        released_answer=schema.read_answer(completion.text, "mmad_compat", options)
-        if options
-        else None,
+        released_answer=schema.read_answer(read, "mmad_compat", options) if options else None,
         gold_cells=None
         if mask is None
         else describe(cells_touched(mask, grader.grid), grader.grid),
         marked=marked,
+        letters=letters,
     )
 
 

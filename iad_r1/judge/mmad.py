@@ -53,11 +53,12 @@ def of_answers(answers: Mapping[Place, Sequence[Prediction]], seed: int) -> list
 
 
 def table(rows: Sequence[Prediction], seed: int, resamples: int = 1000) -> dict[str, Any]:
-    """{sets: {set: {n, invalid, cells, strict, lenient}}, average, strict, lenient, released,
-    ci95}.
+    """{choices, sets: {set: {n, invalid, cells, strict, lenient}}, average, strict, lenient,
+    released, ci95}.
 
     `cells` counts {n, right, invalid} by column; `strict` and `lenient` of a set are percentages
-    by subtask, with their "average". `ci95` is of the strict average, over pictures: questions
+    by subtask, with their "average". `choices` says what has answered: "logprob", the likeliest
+    letter, or "text". `ci95` is of the strict average, over pictures: questions
     about one picture are drawn together. `released` is {sets, average} as the script gives them.
     """
     sets = list(dict.fromkeys(row.dataset for row in rows))
@@ -74,6 +75,7 @@ def table(rows: Sequence[Prediction], seed: int, resamples: int = 1000) -> dict[
             },
         }
     return {
+        "choices": "text" if all(row.letters is None for row in rows) else "logprob",
         "sets": found,
         "average": {
             name: _mean([found[s]["strict"].get(name) for s in sets])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -13,13 +13,14 @@ from zlib import crc32
 
 import torch
 
-from iad_r1 import data
+from iad_r1 import data, prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.boxes import Frame
 from iad_r1.data import images
 from iad_r1.data.ahead import Ahead
 from iad_r1.data.marked import marked
+from iad_r1.errors import DataError
 from iad_r1.judge import averages
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.judge.predictions import append, read_predictions, repair
@@ -127,9 +128,10 @@ def graded(
     shots: int,
     p_yes: float | None,
     frame: Frame | None = None,
+    letters: Mapping[str, float] | None = None,
 ) -> Prediction:
     """A completion against what is true, the mask of a defect included. `frame`: the coordinates
-    in which it writes the place; None: in words."""
+    in which it writes the place; None: in words. `letters`: as `grade` takes them."""
     mask = images.open_mask(sample) if sample.solution.answer == "Yes" else None
     return grade(
         grader,
@@ -140,6 +142,7 @@ def graded(
         p_yes=p_yes,
         mask=mask,
         marked=None if frame is None else marked(drawn.text, frame, mask),
+        letters=letters,
     )
 
 
@@ -189,7 +192,9 @@ class Asking:
                     yield prompt, (self.seed, crc32(mine[number].id.encode()), shots)
 
         temperature = self.settings.temperature if count > 1 else 0.0
-        sampling = Sampling(count, self.settings.max_tokens, temperature, choice=self._choice(mine))
+        choice = self._choice(mine)
+        told = choice if self.alone else None
+        sampling = Sampling(count, self.settings.max_tokens, temperature, choice=told)
         if self.alone and (split, shots) not in self.checked:
             self._check_inputs(mine[:PROBES], shots)
             self.checked.add((split, shots))
@@ -202,11 +207,12 @@ class Asking:
                     for prompt in [asked.pop(n)]
                     for drawn in group
                 ]
-                shares = self._p_yes(batch)
+                shares, letters = self._p_yes(batch), self._letters(batch, choice)
                 answers = [
-                    judge(sample, drawn, split, shots, shares.get(n), self.prompter.frame(sample))
+                    judge(sample, drawn, split, shots, shares.get(n), self.prompter.frame(sample),
+                          letters.get(n))
                     for n, (sample, _, drawn) in enumerate(batch)
-                ]
+                ]  # fmt: skip
                 if count > 1:
                     starts = range(0, len(answers), count)
                     answers = [majority(answers[start : start + count]) for start in starts]
@@ -231,8 +237,44 @@ class Asking:
             compare_inputs(self.sampler, replace(prompt, inputs=inputs))
 
     def _choice(self, samples: Sequence[Sample]) -> Choice | None:
-        asks = any(sample.question.options is None for sample in samples)
-        return YES_OR_NO if self.alone and asks else None
+        """What is weighed in the answers: yes and no, or all letters of options; None: nothing.
+        DataError if some questions have options whose letters answer, and others have none."""
+        asked = [sample for sample in samples if sample.question.options is not None]
+        if not asked or self.settings.choices == "text":
+            return YES_OR_NO if len(asked) < len(samples) else None
+        found = {letter for sample in asked for letter in sample.question.answers}
+        starts = {self._before_letter(sample) for sample in asked}
+        if len(asked) < len(samples) or len(starts) > 1:
+            raise DataError(
+                f"evaluate.choices=logprob: {samples[0].dataset} mixes questions with options and "
+                "without, or prompts that are answered in tags and without. Use "
+                "evaluate.choices=text."
+            )
+        return Choice(starts.pop(), tuple(sorted(found)))
+
+    def _before_letter(self, sample: Sample) -> str:
+        """What a completion says before its letter: nothing, unless its prompt asks for tags."""
+        tagged = prompts.form(sample.question.prompt or self.prompter.template) == "tagged"
+        return YES_OR_NO.after if tagged else ""
+
+    def _letters(
+        self, batch: Sequence[tuple[Sample, Prompt, Completion]], choice: Choice | None
+    ) -> dict[int, dict[str, float]]:
+        """The probability of each letter by place in the batch, of the questions with options,
+        where the likeliest letter answers; empty for a completion that does not come to it."""
+        if choice is None or self.settings.choices == "text":
+            return {}
+        rows = [n for n, (sample, *_) in enumerate(batch) if sample.question.options is not None]
+        drawn = [batch[n][2] for n in rows]
+        if self.alone:
+            weighed = [one.choice for one in drawn]
+        else:
+            totals = weigh(self.backbone, [batch[n][1] for n in rows], drawn, choice)
+            weighed = [None if one is None else one.double().softmax(0).tolist() for one in totals]
+        return {
+            n: {} if shares is None else _among(choice.words, shares, batch[n][0].question.answers)
+            for n, shares in zip(rows, weighed, strict=True)
+        }
 
     def _p_yes(self, batch: Sequence[tuple[Sample, Prompt, Completion]]) -> dict[int, float | None]:
         """P(yes) by place in the batch, of the questions that ask for yes or no."""
@@ -245,7 +287,12 @@ class Asking:
         return dict(zip(rows, found, strict=True))
 
 
-@torch.no_grad()
+def _among(words: Sequence[str], shares: Sequence[float], own: Sequence[str]) -> dict[str, float]:
+    """The probabilities of some words among themselves, given those among more words."""
+    found = {word: share for word, share in zip(words, shares, strict=True) if word in own}
+    return {word: share / sum(found.values()) for word, share in found.items()}
+
+
 def p_yes(
     backbone: Backbone,
     asked: Sequence[Prompt],
@@ -253,23 +300,33 @@ def p_yes(
     choice: Choice = YES_OR_NO,
 ) -> list[float | None]:
     """P("Yes") against P("No") where the answer is written, given all the model said before;
-    None for a completion that opens no answer.
+    None for a completion that opens no answer."""
+    totals = weigh(backbone, asked, drawn, choice)
+    return [None if one is None else float(one.softmax(0)[0]) for one in totals]
 
-    Both words are continued from the same text, as a group of two.
+
+@torch.no_grad()
+def weigh(
+    backbone: Backbone, asked: Sequence[Prompt], drawn: Sequence[Completion], choice: Choice
+) -> list[torch.Tensor | None]:
+    """[words] The log-prob of each word of `choice` where a completion comes to it; None for one
+    that does not.
+
+    All words are continued from the same text, as a group.
     """
     found = [choice.tokens(backbone, completion.text) for completion in drawn]
-    pairs = [[(*shared, *word) for word in words] for shared, words in filter(None, found)]
+    groups = [[(*shared, *word) for word in words] for shared, words in filter(None, found)]
     rows = [i for i, read in enumerate(found) if read]
-    shares: list[float | None] = [None] * len(drawn)
+    told: list[torch.Tensor | None] = [None] * len(drawn)
     if not rows:
-        return shares
+        return told
     said = completion_logprobs(
-        backbone.model, [asked[i].inputs for i in rows], pairs, entropy=False
+        backbone.model, [asked[i].inputs for i in rows], groups, entropy=False
     )
-    totals = (said.logprob * said.mask).sum(1).view(-1, 2)
-    for i, share in zip(rows, torch.softmax(totals, 1)[:, 0].tolist(), strict=True):
-        shares[i] = share
-    return shares
+    totals = (said.logprob * said.mask).sum(1).view(-1, len(choice.words)).cpu()
+    for i, of_words in zip(rows, totals, strict=True):
+        told[i] = of_words
+    return told
 
 
 def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from iad_r1.store.run_folder import write_json, write_text
 from iad_r1.types import Prediction
 
 CHANGED_SHOWN = 500  # rows of the page's table of changed images; compare.json has all
-ASKED = ("prompt", "evaluator", "max_tokens", "max_pixels", "max_size", "limit")
+ASKED = ("prompt", "evaluator", "choices", "max_tokens", "max_pixels", "max_size", "limit")
 FORESTED = ("accuracy", "balanced_accuracy", "overkill_rate", "location_accuracy")
 COLUMNS: tuple[str, ...] = (
     "from", "to", "split", "shots", "metric", "before", "after", "delta", "low", "high", "n",
@@ -188,7 +188,11 @@ def _differences(first: Named, other: Named) -> Iterator[str]:
     data."""
     pair = f"{first.name} and {other.name}"
     for key in ASKED:
-        a, b = ((of.run.config.get("evaluate") or {}).get(key) for of in (first, other))
+        # an older version always read the text
+        a, b = (
+            {"choices": "text", **(of.run.config.get("evaluate") or {})}.get(key)
+            for of in (first, other)
+        )
         if a != b:
             yield f"{pair} differ in evaluate.{key}: {a} and {b}."
     if first.run.grid != other.run.grid:

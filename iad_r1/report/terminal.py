@@ -192,7 +192,8 @@ def _notes(beside: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _mmad(row: Mapping[str, Any]) -> Table:
     """MMAD by set and subtask, an unreadable answer wrong."""
-    title = f"MMAD, {wording.stage_name(row['stage'])}, {row['shots']}-shot"
+    how = ", the likeliest letter answers" if row.get("choices") == "logprob" else ""
+    title = f"MMAD, {wording.stage_name(row['stage'])}, {row['shots']}-shot{how}"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     names = [name for name in row["average"] if row["average"][name] is not None]
     for column in ("", *names, "unreadable"):

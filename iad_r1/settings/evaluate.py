@@ -14,13 +14,15 @@ class Evaluate(Pictures):
 
     With `samples` above 1 that many are drawn at `temperature`; else the one answer is greedy.
     `at_miss` and `at_overkill` are the rates, in percent, that thresholds of the score are to
-    keep; null: no such threshold is looked for.
+    keep; null: no such threshold is looked for. `choices` says what answers a question with
+    options: the text, or the likeliest of their letters where the answer is written.
     """
 
     prompt: str
     splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)]
     shots: Annotated[list[Count0], Field(min_length=1)]
     evaluator: Literal["strict", "iadr1_compat", "mmad_compat"]
+    choices: Literal["text", "logprob"]
     max_tokens: Count
     max_length: Count | None
     batch_size: Count

@@ -242,6 +242,12 @@ def _outside(config: Config) -> Iterator[str]:
             f"location_format={config.location_format} with backbone={asked.name}: in which "
             "coordinates an outside model writes boxes is not known. Use location_format=words."
         )
+    if pictures.choices == "logprob":
+        yield (
+            f"evaluate.choices=logprob with backbone={asked.name}: an outside model tells the "
+            "log-probs of a few tokens, and a letter may be none of them. Use "
+            "evaluate.choices=text."
+        )
     if asked.budget is not None and None in (asked.dollars_in, asked.dollars_out):
         yield (
             "backbone.budget needs the prices of a million tokens: backbone.dollars_in and "

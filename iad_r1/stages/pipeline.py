@@ -217,7 +217,8 @@ def evaluation(config: Config) -> str:
     evaluate = config.evaluate
     shots = ", ".join(f"{count}-shot" for count in evaluate.shots)
     limit = f", first {evaluate.limit:,} images" if evaluate.limit else ""
-    return f"{', '.join(evaluate.splits)}, {shots}, graded by {evaluate.evaluator}{limit}"
+    letters = ", letters by log-prob" if evaluate.choices == "logprob" else ""
+    return f"{', '.join(evaluate.splits)}, {shots}, graded by {evaluate.evaluator}{letters}{limit}"
 
 
 def _patches(config: Config) -> str:

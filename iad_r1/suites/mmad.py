@@ -5,6 +5,7 @@
 
 `gpt_answer` is the letter that MMAD's scripts read in the completion. The completion itself is in a
 key of ours that they leave alone, so that `stage=score` judges such a file as the evaluation was.
+Where the likeliest letter has answered and not the text, it is the completion.
 The table has the columns of those that MMAD has published, sets in rows, percent.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from iad_r1.judge import mmad
 from iad_r1.schema import INVALID
 from iad_r1.store.run_folder import write_json, write_text
-from iad_r1.types import Prediction, Sample
+from iad_r1.types import Prediction, Sample, StopReason
 
 DETECTED = ("Recall", "Precision", "F1", "Overkill", "Miss")
 AVERAGE = "Average"
@@ -57,6 +58,7 @@ def entry(row: Prediction, sample: Sample) -> dict[str, Any]:
     number = int(row.id.rpartition("#")[2]) + 1
     listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
     said = row.released_answer
+    letter = "" if row.answer == INVALID else row.answer
     return {
         "image": mmad.image_of(row),
         "question": {
@@ -67,8 +69,8 @@ def entry(row: Prediction, sample: Sample) -> dict[str, Any]:
         "question_type": row.subtask,
         "correct_answer": row.gold_answer,
         "gpt_answer": "" if said is None or said == INVALID else said,
-        "completion": row.completion,
-        "stop": row.stop,
+        "completion": row.completion if row.letters is None else letter,
+        "stop": row.stop if row.letters is None else StopReason.STOP,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import vllm_cases
+from miniatures import mmad
 from vllm_cases import prompts
 
 from iad_r1 import data
@@ -190,6 +191,17 @@ def test_predictions_are_those_of_transformers(run_before, engines, monkeypatch)
     ours = answers(run_before, *ENGINE)
     assert all(one.p_yes is not None for one in ours)
     same(ours, answers(run_before, "rollout=hf"))
+
+
+def test_letters_of_options_are_weighed_as_by_transformers(run_before, engines, tmp_path):
+    asked = ["benchmark=mmad", f"benchmark.mmad.root={mmad(tmp_path)}", "evaluate.choices=logprob",
+             "evaluate.shots=[0]", "evaluate.limit=6", "evaluate.max_tokens=4"]  # fmt: skip
+    ours, theirs = answers(run_before, *asked, *ENGINE), answers(run_before, *asked, "rollout=hf")
+    first, second = ({one.id: one for one in found} for found in (ours, theirs))
+    assert first.keys() == second.keys() and len(first) >= 6
+    for key, one in first.items():
+        assert one.letters and one.letters == pytest.approx(second[key].letters, abs=LIMIT)
+        assert one.answer == second[key].answer
 
 
 def test_an_inspector_says_the_same_through_either(run_before, tmp_path, monkeypatch):

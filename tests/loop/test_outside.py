@@ -131,6 +131,7 @@ def test_a_budget_is_one_of_a_run_however_often_it_goes_on(evaluate, service):
         (["engine.ranks=2"], "backbone.concurrency"),
         (["backbone.budget=1.0"], "needs the prices"),
         (["evaluate.max_pixels=9216"], "evaluate.max_size"),
+        (["evaluate.choices=logprob"], "evaluate.choices=text"),
         (["backbone.key=sk-123-abc"], "backbone.key"),
     ],
 )

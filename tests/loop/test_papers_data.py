@@ -6,14 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from miniatures import GOOD, SCRATCHED, anomaly_r1, expert_ad, mmad
 from small_run import SMALL
 
 from iad_r1 import data
 from iad_r1.backbones import tiny
-from iad_r1.backbones.backbone import Backbone
+from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.command import compose
 from iad_r1.errors import DataError
+from iad_r1.judge import mmad as judge_mmad
+from iad_r1.judge.predictions import append, read_predictions
 from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
 from iad_r1.loops import evaluate, lengths, sft
@@ -22,6 +25,7 @@ from iad_r1.loops.opening import corpus
 from iad_r1.loops.results import result_of
 from iad_r1.settings.config import Config
 from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Completion, StopReason
 
 
 def small(*overrides: str) -> Config:
@@ -82,6 +86,69 @@ def test_questions_of_mmad_are_asked_and_judged_by_their_letters(context, tmp_pa
         assert answer.answer in {*"ABCDE", "invalid"} and len(answer.references) == 1
     row = result_of(context.config, context.stage, "mmad_VisA", 1, found)
     assert (row["dataset"], row["n"], row["balanced_accuracy"]) == ("VisA", 10, None)
+
+
+def test_the_likeliest_letter_answers_where_that_is_asked_for(context, tmp_path):
+    """Its log-prob is that of a plain forward after the prompt, among the question's options."""
+    config = small("stage=evaluate", "init=x", "benchmark=mmad", "evaluate.choices=logprob",
+                   f"benchmark.mmad.root={mmad(tmp_path / 'mmad')}")  # fmt: skip
+    samples = data.for_run(config).test["mmad_VisA"]
+    asking = evaluate.open_asking(config, context.backbone)
+    found = [answer for batch in asking.answers(samples, "mmad_VisA", 1) for answer in batch]
+    for answer, sample in zip(found, samples, strict=True):
+        assert answer.letters is not None and sample.question.options is not None
+        assert list(answer.letters) == sorted(sample.question.options)
+        assert sum(answer.letters.values()) == pytest.approx(1)
+        assert answer.letters[answer.answer] == max(answer.letters.values())
+        assert answer.released_answer == answer.answer
+    assert len({len(answer.letters or ()) for answer in found}) > 1  # two options, and more
+    by_hand = {
+        letter: _logprob(context.backbone, asking.prompter.encode(samples[0], 1), letter)
+        for letter in samples[0].question.answers
+    }
+    shares = torch.tensor(list(by_hand.values())).softmax(0).tolist()
+    assert found[0].letters == pytest.approx(dict(zip(by_hand, shares, strict=True)), abs=1e-5)
+    assert judge_mmad.table(found, 0)["choices"] == "logprob"
+    path = tmp_path / "answers.jsonl"
+    append(path, found)
+    assert list(read_predictions(path).values()) == found
+
+
+def _logprob(backbone: Backbone, prompt: Prompt, text: str) -> float:
+    """Of a text after a prompt, in a forward of its own."""
+    tokens = backbone.encode_target(text).tokens[:-1]
+    after = torch.tensor([tokens])
+    inputs = {**prompt.inputs, "input_ids": torch.cat([prompt.inputs["input_ids"], after], 1)}
+    for name, filler in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.full_like(after, filler)], 1)
+    with torch.no_grad():
+        logits = backbone.model(**inputs).logits[0, -len(tokens) - 1 : -1]
+    logits[:, list(backbone.placeholders)] = -torch.inf  # which are never said
+    return float(logits.log_softmax(1).gather(1, after.T).sum())
+
+
+def test_a_letter_is_read_where_the_prompt_has_it_written(context, tmp_path):
+    """In tags if the prompt asks for them: an answer that opens none is invalid, and its text is
+    not looked at."""
+    config = small("stage=evaluate", "init=x", "benchmark=mmad", "evaluate.choices=logprob",
+                   f"benchmark.mmad.root={mmad(tmp_path / 'mmad')}")  # fmt: skip
+    samples = data.for_run(config).test["mmad_VisA"][:2]
+    asking = evaluate.open_asking(config, context.backbone)
+    direct = asking._choice(samples)
+    assert direct is not None and direct.after == ""
+    tagged = [replace(s, question=replace(s.question, prompt="anomaly_r1_train")) for s in samples]
+    choice = asking._choice(tagged)
+    assert choice is not None and choice.after == "<answer>"
+    prompt = asking.prompter.encode(samples[0], 0)
+    said = Completion("The answer is B", (1,), (0.0,), StopReason.STOP)
+    reasoned = replace(said, text="<think>It is B.</think><answer>A</answer>")
+    letters = asking._letters([(tagged[0], prompt, said), (tagged[0], prompt, reasoned)], choice)
+    assert letters[0] == {} and sum(letters[1].values()) == pytest.approx(1)
+    row = evaluate.graded(asking.grader, tagged[0], said, "s", 0, None, letters=letters[0])
+    assert (row.answer, row.letters) == ("invalid", {})
+    with pytest.raises(DataError, match=r"mixes questions .* Use evaluate\.choices=text"):
+        asking._choice([samples[0], tagged[1]])
 
 
 def test_questions_of_anomaly_r1_are_rewarded_by_their_letters(context, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from miniatures import mmad as miniature
 
+from iad_r1 import schema
 from iad_r1.command import compose
 from iad_r1.data.readers import mmad as reader
 from iad_r1.errors import DataError
@@ -119,6 +120,26 @@ def test_a_file_of_answers_is_scored_as_the_evaluation_was(scored, rows, asked, 
     assert expected["strict"] != expected["released"]["average"]  # they read it differently
     (again,) = scored(written(tmp_path / "mmad", rows, asked))["mmad"]
     assert {key: again[key] for key in expected} == json.loads(json.dumps(expected))
+
+
+def test_letters_that_were_weighed_are_what_was_said(scored, rows, asked, tmp_path):
+    """The text says other things than the likeliest letters, and one came to no letter."""
+    weighed = [
+        replace(row, letters={row.gold_answer: 1.0}, answer=row.gold_answer,
+                released_answer=row.gold_answer, completion="I cannot say.")
+        for row in rows
+    ]  # fmt: skip
+    none = schema.read_answer("", "mmad_compat", options_of(asked, weighed[0].id))
+    weighed[0] = replace(weighed[0], letters={}, answer="invalid", released_answer=none)
+    expected = mmad.table(weighed, 0)
+    assert expected["choices"] == "logprob"
+    (again,) = scored(written(tmp_path / "mmad", weighed, asked))["mmad"]
+    assert again["strict"] == expected["strict"] < 100
+    assert again["released"] == expected["released"]
+
+
+def options_of(asked: Sequence[Sample], id: str) -> Any:
+    return next(sample.question.options for sample in asked if sample.id == id)
 
 
 def test_completions_about_options_in_another_order_are_refused(scored, root, tmp_path):
