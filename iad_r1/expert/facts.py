@@ -26,7 +26,9 @@ SAMPLED = (
 )
 BIN = 8.0  # L*, a* and b*: colours that lie in neighbouring bins are alike
 SEEN = 0.0005  # of the pixels of a good picture: colours of fewer do not count
-GREY = 8.0  # chroma, under which there is no hue to name
+GREY = 10.0  # chroma, under which there is no hue to name; of very dark colours, under `DARK_GREY`
+DARK, DARK_GREY = 20.0, 20.0  # L*, and chroma
+NEAR = 20.0  # CIE 1976 difference of colours that are much alike
 PALE = 45.0  # chroma of a yellow or an orange that is called tan
 
 # (hue angle in degrees up to which, name)
@@ -57,10 +59,13 @@ class Defect:
     parts: int
     elongation: float  # length by width of the largest part; 1: as long as wide
     angle: float  # degrees that its length is turned from horizontal, 0 to 90
+    fill: float  # its pixels by those of an ellipse with its moments; 1: an ellipse, less: ragged
     lighter: float | None  # L*
     redder: float | None  # a*
     yellower: float | None  # b*
-    colour: str
+    redness: float  # a* of the defect itself
+    yellowness: float  # b*
+    colour: str  # the most frequent
     colour_around: str | None
     unseen: float
     unseen_around: float
@@ -72,7 +77,9 @@ class Facts:
 
     product: str
     size: tuple[int, int]  # width, height
-    colour: str  # the median
+    colour: str  # the most frequent
+    colour_share: float  # of the pixels much alike to it
+    colour_change: float  # how far it is from the most frequent one of the good picture
     lightness: float  # mean L*
     spread: float  # standard deviation of L*
     lighter_than_good: float  # L*
@@ -100,7 +107,7 @@ def of_defective(
     """
     whole, reference = _small(picture), _small(good)
     largest, parts = _parts(mask)
-    elongation, angle = shape(largest)
+    elongation, angle, fill = shape(largest)
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(cols[0])
     height, width = int(rows[-1]) + 1 - top, int(cols[-1]) + 1 - left
@@ -123,11 +130,14 @@ def of_defective(
         parts=parts,
         elongation=elongation,
         angle=angle,
+        fill=fill,
         lighter=None if difference is None else float(difference[0]),
         redder=None if difference is None else float(difference[1]),
         yellower=None if difference is None else float(difference[2]),
-        colour=colour_name(np.median(inside, axis=0)),
-        colour_around=colour_name(np.median(around, axis=0)) if len(around) else None,
+        redness=float(inside[:, 1].mean()),
+        yellowness=float(inside[:, 2].mean()),
+        colour=colour_name(main(inside)),
+        colour_around=colour_name(main(around)) if len(around) else None,
         unseen=_unseen(inside, palette),
         unseen_around=_unseen(around, palette),
     )
@@ -141,10 +151,14 @@ def _facts(
     good: NDArray[np.float32],
     defect: Defect | None,
 ) -> Facts:
+    colour = main(whole)
+    alike = np.linalg.norm(whole - colour, axis=1) < NEAR
     return Facts(
         product=product,
         size=picture.size,
-        colour=colour_name(np.median(whole, axis=0)),
+        colour=colour_name(colour),
+        colour_share=float(alike.mean()),
+        colour_change=float(np.linalg.norm(colour - main(good))),
         lightness=float(whole[:, 0].mean()),
         spread=float(whole[:, 0].std()),
         lighter_than_good=float(whole[:, 0].mean() - good[:, 0].mean()),
@@ -163,14 +177,17 @@ def _parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
     return labels == sizes.argmax() + 1, int((sizes >= SMALLEST_PART * sizes.max()).sum())
 
 
-def shape(part: NDArray[np.bool_]) -> tuple[float, float]:
-    """How many times as long as wide a part [H, W] is, by the second moments of its pixels, and how
-    many degrees (0 to 90) its length is turned from horizontal."""
+def shape(part: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """By the second moments of the pixels of a part [H, W]: how many times as long as wide it is,
+    how many degrees (0 to 90) its length is turned from horizontal, and what share it has of an
+    ellipse with these moments."""
     points = np.stack(part.nonzero()[::-1]).astype(np.float64)  # x, y
     moments = np.cov(points, bias=True) + np.eye(2) / 12  # a pixel is a square, no point
     values, vectors = np.linalg.eigh(moments)
     x, y = np.abs(vectors[:, 1])
-    return float(np.sqrt(values[1] / values[0])), float(np.degrees(np.arctan2(y, x)))
+    ellipse = 4 * np.pi * np.sqrt(values.prod())
+    turned = float(np.degrees(np.arctan2(y, x)))
+    return float(np.sqrt(values[1] / values[0])), turned, float(part.sum() / ellipse)
 
 
 # --- colours -------------------------------------------------------------------------------------
@@ -194,7 +211,7 @@ def lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 def colour_name(colour: NDArray[np.floating]) -> str:
     """The word for a colour (L*, a*, b*)."""
     lightness, a, b = map(float, colour)
-    if np.hypot(a, b) < GREY:
+    if np.hypot(a, b) < (DARK_GREY if lightness < DARK else GREY):
         return next(name for most, name in _GREYS if lightness < most)
     hue = np.degrees(np.arctan2(b, a)) % 360
     name = next(name for most, name in _HUES if hue <= most)
@@ -203,6 +220,13 @@ def colour_name(colour: NDArray[np.floating]) -> str:
     if name in ("orange", "yellow") and np.hypot(a, b) < PALE:
         return "tan"
     return f"dark {name}" if lightness < 30 else f"light {name}" if lightness > 75 else name
+
+
+def main(colours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[3] the mean of the bin that holds most of some colours [n, 3]. A median may be a colour that
+    none of them is."""
+    flat = np.ravel_multi_index(tuple(_bins(colours).T), (40, 40, 40))
+    return colours[flat == np.bincount(flat).argmax()].mean(0)
 
 
 def _small(picture: Image.Image) -> NDArray[np.float32]:

@@ -77,6 +77,13 @@ def test_how_long_and_how_turned_it_is(part, elongation, angle):
         assert found[1] == pytest.approx(angle, abs=1e-6)
 
 
+def test_a_full_shape_fills_its_ellipse_and_a_frame_does_not():
+    # of a square of side a the moments are a * a / 12, and the ellipse is pi / 3 of it
+    assert shape(marked((20, 30, 30, 30)))[2] == pytest.approx(3 / np.pi)
+    frame = marked((20, 30, 30, 30)) & ~marked((22, 32, 26, 26))
+    assert shape(frame)[2] < 0.25
+
+
 def test_parts_are_counted_without_crumbs_and_the_largest_tells_the_shape():
     crumb, second, largest = (5, 5, 2, 2), (40, 40, 10, 10), (60, 60, 25, 5)
     found = defect(marked(crumb, second, largest))
@@ -134,6 +141,22 @@ def test_another_light_is_unseen_around_the_defect_too():
     assert found.unseen == found.unseen_around == 1.0
 
 
+def test_the_color_that_is_named_is_one_that_is_there():
+    # half red and half green: the median of every channel is a brown that is nowhere
+    mask = marked((40, 40, 20, 20))
+    values = np.asarray(painted(mask, (200, 30, 30))).copy()
+    values[40:60, 40:49] = (30, 120, 40)
+    assert defect(mask, Image.fromarray(values)).colour == "red"
+
+
+def test_how_much_of_a_picture_has_its_main_color_and_how_far_that_of_the_good_one_is():
+    picture = painted(marked((0, 0, 100, 40)), (200, 30, 30))
+    found = of_good("nut", picture, plain((48, 48, 48)))
+    assert found.colour == "gray"
+    assert found.colour_share == pytest.approx(0.6, abs=0.01)
+    assert found.colour_change == pytest.approx(50.03 - 19.87, abs=0.05)
+
+
 def test_a_defect_that_fills_the_picture_has_nothing_around_it():
     found = defect(marked((0, 0, 100, 100)))
     assert found.share == 1.0
@@ -143,7 +166,7 @@ def test_a_defect_that_fills_the_picture_has_nothing_around_it():
 def test_a_good_picture_is_described_beside_another_one():
     found = of_good("nut", plain(GRAY), plain((48, 48, 48)))
     assert found.defect is None
-    assert (found.colour, found.size) == ("gray", (100, 100))
+    assert (found.colour, found.colour_share, found.size) == ("gray", 1.0, (100, 100))
     assert found.lightness == pytest.approx(50.03, abs=0.05)
     assert found.lighter_than_good == pytest.approx(50.03 - 19.87, abs=0.05)
     assert found.spread == pytest.approx(0.0, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +50,7 @@ RULES = Rules(tuple(STAGE.forbidden), STAGE.words[0], STAGE.words[1], TYPES)
 def facts(kind: str | None = "cracked", **changed: Any) -> Facts:
     """A picture of 90 x 90 pixels; a defect lies at the top left, `at` moves it."""
     left, top, width, height = changed.pop("at", (5, 5, 15, 10))
-    picture = Facts("brass nut", (90, 90), "tan", 55.0, 12.0, 0.0, None)
+    picture = Facts("brass nut", (90, 90), "tan", 0.6, 3.0, 55.0, 12.0, 0.0, None)
     if kind is None:
         return replace(picture, **changed)
     mask = np.zeros((90, 90), np.bool_)
@@ -61,8 +62,9 @@ def facts(kind: str | None = "cracked", **changed: Any) -> Facts:
         cells={str(g): tuple(c) for g, c in zip(GRIDS, lying, strict=True)},
         touched={str(g): tuple(cells_touched(mask, g)) for g in GRIDS},
         pixels=int(mask.sum()), share=float(mask.mean()), box=(left, top, width, height),
-        at_border=False, parts=1, elongation=1.5, angle=0.0, lighter=-12.0, redder=0.0,
-        yellower=0.0, colour="dark gray", colour_around="tan", unseen=0.9, unseen_around=0.0,
+        at_border=False, parts=1, elongation=1.5, angle=0.0, fill=0.9, lighter=-12.0, redder=0.0,
+        yellower=0.0, redness=0.0, yellowness=0.0, colour="dark gray", colour_around="tan",
+        unseen=0.9, unseen_around=0.0,
     )  # fmt: skip
     return replace(picture, defect=replace(found, **changed))
 
@@ -94,13 +96,19 @@ numbers = st.floats(-60, 60)
     grid=st.sampled_from(["1x1", "2x2", "3x3", "4x4", "5x5"]),
     at=st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 30), st.integers(1, 30)),
     picture=st.fixed_dictionaries(
-        {"lightness": st.floats(0, 100), "spread": st.floats(0, 50), "lighter_than_good": numbers}
+        {
+            "lightness": st.floats(0, 100), "spread": st.floats(0, 50),
+            "lighter_than_good": numbers, "colour_share": st.floats(0, 1),
+            "colour_change": st.floats(0, 60),
+        }
     ),
     defect=st.fixed_dictionaries(
         {
             "parts": st.integers(1, 14), "elongation": st.floats(1, 20), "angle": st.floats(0, 90),
+            "fill": st.floats(0, 1),
             "lighter": st.none() | numbers, "redder": st.none() | numbers,
-            "yellower": st.none() | numbers, "colour_around": st.sampled_from([None, "tan", "red"]),
+            "yellower": st.none() | numbers, "redness": numbers, "yellowness": numbers,
+            "colour_around": st.sampled_from([None, "tan", "red"]),
             "unseen": st.floats(0, 1), "share": st.floats(0.0001, 1), "at_border": st.booleans(),
         }
     ),
@@ -131,6 +139,16 @@ def test_what_facts_do_not_say_is_not_said():
     words = {word for draft in texts for word in f"{draft.description} {draft.reasoning}".split()}
     assert "brighter" in words  # than what surrounds it
     assert words.isdisjoint(("darker", "thin", "elongated", "horizontally", "separate", "border"))
+
+
+def test_a_good_part_matches_in_color_only_where_the_good_one_beside_it_has_that_color():
+    def matched(change: float) -> list[str]:
+        found = facts(None, colour_change=change)
+        whole = " ".join(written(asked(found, id=str(i)))[0].reasoning for i in range(100))
+        return re.findall("in form and color|in shape as in color", whole)
+
+    assert matched(3.0)
+    assert not matched(30.0)
 
 
 def test_a_scratch_is_a_linear_one_only_if_it_is_thin_and_no_label_is_changed_else():
