@@ -5,11 +5,12 @@
     python bench/doctor.py --many 150000       that many of 64 x 64 pixels, one round: minutes
 
 Half of the pictures are PNG, half JPEG, of 1024 x 1024 pixels if not said otherwise; half are
-defective and have a PNG mask. The plain loop decodes every file with PIL and takes the SHA-256 of its bytes. The doctor does
-that too, and also turns, hashes for likeness, places the masks, compares all with all and looks for
-files that nothing names; on one thread here. `ratio` is the plain loop's seconds divided by the
-doctor's, of CPU time, which other people's work on the machine lengthens less than the clock's.
-`peak_mib` is what the resident memory of the process grew by while the doctor worked.
+defective and have a PNG mask. The plain loop decodes every file with PIL and takes the SHA-256 of
+its bytes. The doctor does that too, and also turns, hashes for likeness, places the masks, compares
+all with all and looks for files that nothing names; on one thread here. `ratio` is the plain loop's
+seconds divided by the doctor's, of CPU time, which other people's work on the machine lengthens
+less than the clock's. `peak_mib` is what the resident memory of the process grew by while the
+doctor worked.
 """
 
 from __future__ import annotations
