@@ -259,7 +259,8 @@ class Dataset:
     `counts` says how many items were read, used and left out, and why. `fingerprints` holds that of
     everything that was read, by the section of its settings. `good` holds, by the split of a sample
     ("test.seen") and its product, good pictures to compare with, none of which is judged there;
-    `leaks` by test set the ids of training pictures that nearly equal one of its pictures.
+    `leaks` by set to test or validate with the ids of training pictures that nearly equal one of
+    its pictures.
     """
 
     name: str

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SIZE = 24
@@ -62,6 +65,18 @@ def sft_row(images: str | list[str], target: str, asked: str = QUESTION) -> dict
             {"role": "assistant", "content": target},
         ],
     }
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Folders of this name cannot be looked into, as those of another user."""
+    scan = os.scandir
+
+    def refused(folder: Any) -> Any:
+        if Path(folder).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
 
 
 def expert_ad(root: Path) -> Path:

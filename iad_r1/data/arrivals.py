@@ -48,7 +48,8 @@ def listed(named: str | Sequence[str]) -> list[Path]:
     for text in [named] if isinstance(named, str) else named:
         path = Path(text)
         if path.is_dir():
-            pictures = sorted(_below(path))
+            with folders.readable():
+                pictures = sorted(_below(path))
         elif path.exists():
             pictures = [path]
         else:
@@ -123,15 +124,18 @@ def _look(path: Path) -> Arrival | None:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The pictures in a folder and those below it, but for hidden ones. Raises OSError."""
-    for place, inner, files in os.walk(folder, onerror=_raise):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    """The pictures in a folder and those below it, but for hidden ones; links are followed. Raises
+    OSError."""
+    seen: set[str] = set()  # a folder may be a link to one that holds it
+    for place, inner, files in os.walk(folder, onerror=folders.raised, followlinks=True):
+        inner[:] = sorted(name for name in inner if not folders.is_hidden(name))
+        real = os.path.realpath(place)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
         yield from (path for name in files if _is_picture(path := Path(place, name)))
 
 
 def _is_picture(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
-
-
-def _raise(error: OSError) -> None:
-    raise error

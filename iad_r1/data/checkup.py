@@ -147,7 +147,7 @@ class Source:
 def listed(section: str, settings: ReaderSettings, seed: int) -> Source:
     """All that a reader can read; what it cannot is among the problems."""
     source = Source(section, settings)
-    with faults.gathered() as found:
+    with faults.gathered() as found, folders.readable():
         for sample in reader(settings.name).read(settings, seed):
             source.looks.append(Look(sample, None, None))
     source.problems += [Problem("layout", _file_of(str(e), source), str(e)) for e in found]
@@ -596,14 +596,19 @@ def _named(source: Source) -> Iterator[str]:
 
 
 def _walk(folder: str, hidden: bool) -> Iterator[tuple[str, bool]]:
-    """Every file below a folder, and whether it or a folder above it is hidden."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            veiled = hidden or entry.name.startswith(".")
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, veiled)
-            else:
-                yield entry.path, veiled
+    """Every file below a folder, and whether it or a folder above it is hidden; a folder that
+    cannot be looked into is one."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield folder, hidden
+        return
+    for entry in entries:
+        veiled = hidden or folders.is_hidden(entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, veiled)
+        else:
+            yield entry.path, veiled
 
 
 def _reason(where: Path, hidden: bool) -> str:

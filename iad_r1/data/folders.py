@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,8 @@ MASKS = frozenset(
     ("annotation", "annotations", "ground truth", "groundtruth", "gt", "label", "labels", "mask",
      "masks", "segmentation", "segmentations")
 )  # fmt: skip
+# what systems put beside the files of a disk or archive
+SYSTEM = frozenset(("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"))
 NEGATIONS = frozenset(("not", "no", "non"))
 # before the name of a type or a view: "defect_scratch", "def_front"
 PREFIXES = frozenset(("def", "defect", "defects", "ko", "ng", "nio", "nok"))
@@ -326,6 +329,24 @@ def wrong(error: ValidationError) -> str:
     return f"{'.'.join(map(str, said['loc']))}: {said['msg'].lower()}."
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Inside, a folder or file that cannot be looked into raises DataError. It is never left out,
+    for nobody would miss what lies there."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or 'The folder'} cannot be looked into ({error.strerror or error}). "
+            "Make it readable, or take it out of the folder."
+        ) from None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's."""
+    return name.startswith(".") or name in SYSTEM
+
+
 def pictures(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises DataError for one of a format that is not read."""
     found: list[Path] = []
@@ -375,6 +396,11 @@ def _beside(images: Sequence[Path]) -> set[Path]:
     }
 
 
+def raised(error: OSError) -> None:
+    """For `os.walk`, which leaves out what it cannot look into."""
+    raise error
+
+
 def children(parent: Path) -> list[Path]:
     """The folders in a folder, by name."""
     return [parent / entry.name for entry in _visible(parent) if entry.is_dir()]
@@ -385,5 +411,5 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        found = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+        found = [entry for entry in entries if not is_hidden(entry.name)]
     return sorted(found, key=lambda entry: entry.name)

@@ -47,6 +47,12 @@ def open_image(sample: Sample) -> Image.Image:
 
 
 def _cut(picture: Image.Image, cut: Cut) -> Image.Image:
+    with opened(cut.file, "image") as image:
+        if smaller(image) > 1:
+            raise DataError(
+                f"{cut.file}: {cut.box} is a part of a JPEG of more than {LARGE:,} pixels, which "
+                "is decoded smaller, so that part lies elsewhere. Cut the file up."
+            )
     if cut.box[2] > picture.width or cut.box[3] > picture.height:
         raise DataError(
             f"{cut.file}: the part {cut.box} is not inside of the picture, which is read with "

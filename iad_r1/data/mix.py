@@ -34,7 +34,7 @@ from scipy import sparse
 
 from iad_r1.data import EVERY, Part, duplicates, images, views
 from iad_r1.data.cache import Answer, Kept
-from iad_r1.data.folders import UNSPLIT
+from iad_r1.data.folders import UNSPLIT, readable
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe, parse_cells
 from iad_r1.settings.data import (
@@ -277,7 +277,8 @@ def _weighted(samples: Sequence[Sample], weight: float, stream: str) -> Iterator
 def _samples(settings: ReaderSettings, seed: int) -> list[Sample]:
     """All that a reader knows of. No mask for two pictures, and no picture twice, but in parts that
     a reader names itself, and with and without a reference."""
-    found = list(reader(settings.name).read(settings, seed))
+    with readable():
+        found = list(reader(settings.name).read(settings, seed))
     if not found:
         raise DataError(nothing(settings, settings.announce()))
     for _, say in repeated(found):

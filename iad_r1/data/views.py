@@ -20,6 +20,7 @@ from PIL import Image
 
 from iad_r1.data import images
 from iad_r1.data.drawn import world
+from iad_r1.errors import DataError
 from iad_r1.grid import Grid, Rule, cells_from_mask, describe
 from iad_r1.settings.data import Views
 from iad_r1.types import Sample, Solution
@@ -92,7 +93,10 @@ class Viewer:
         shown = self._open(sample).mirrored(mirrored).moved(rng)
         kind = sample.solution.type
         if draws:
-            damaged, kind = world.damaged(rng, shown.picture)
+            try:
+                damaged, kind = world.damaged(rng, shown.picture)
+            except DataError as error:
+                raise DataError(f"{sample.where or sample.id}: {error}") from None
             shown = _Photograph(damaged.image, damaged.mask.astype(np.uint8) * 255)
         solution = Solution("No")
         if draws or sample.solution.answer == "Yes":

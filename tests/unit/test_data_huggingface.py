@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,14 @@ def test_a_row_that_cannot_be_read_is_named(change, say, tmp_path):
     as_parquet(table(some), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=say):
         read(tmp_path)
+
+
+def test_a_row_that_says_another_split_than_its_tables_name_is_read_as_it_says_and_told(tmp_path):
+    some = [{**row, "split": ("train", "test")[i % 2]} for i, row in enumerate(rows(0))]
+    as_parquet(table(some), tmp_path / "train-00000-of-00001.parquet")
+    assert Counter(sample.split for sample in read(tmp_path)) == {"train": 4, "test": 4}
+    said = told(tmp_path).announce()
+    assert "4 of them in the split that their row says, and not in train" in said
 
 
 def test_classes_none_of_which_says_good_are_not_taken_for_defects(tmp_path):

@@ -96,6 +96,14 @@ def test_questions_under_several_keys_are_one_after_the_other(root):
     assert ids == [f"mmad/{path}#{i}" for i in range(9)]
 
 
+@pytest.mark.parametrize("nothing", [None, 5, {}, "none"])
+def test_a_conversation_that_is_none_is_refused_by_name(nothing, root):
+    path = "VisA/candle/test/bad/000.JPG"
+    edit(root, path, lambda entry: entry.update(conversation=nothing))
+    with pytest.raises(DataError, match=r"mmad\.json, VisA/candle/test/bad/000\.JPG: turns\.0"):
+        read(root)
+
+
 def test_sets_are_chosen_by_name(root):
     chosen = read(root, subsets=["VisA", "GoodsAD"])
     assert list(chosen.test) == ["mmad_VisA", "mmad_GoodsAD"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from iad_r1.data import images, mix, views
 from iad_r1.data.drawn import world
 from iad_r1.data.drawn.defects import DEFECT_TYPES
 from iad_r1.data.readers import photos
+from iad_r1.errors import DataError
 from iad_r1.grid import Grid, cells_from_mask, describe
 from iad_r1.settings.data import Views
 from iad_r1.types import Dataset, Sample, Solution
@@ -99,6 +101,15 @@ def test_a_drawn_defect_changes_a_photograph_where_its_mask_says_and_nowhere_els
         assert damaged.mask.any()
         assert (difference[damaged.mask] >= world.CHANGE_ON_PHOTOGRAPHS).all()
         assert (difference[~damaged.mask] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 50), (2, 50), (11, 11)])
+def test_a_photograph_without_room_for_a_defect_is_refused_by_name(size) -> None:
+    sliver = replace(GOOD, image=Image.new("RGB", size), where="sliver.png")
+    with pytest.raises(DataError, match=r"sliver\.png: a picture of .* is too small to draw"):
+        list(drawn([sliver], 4))
+    noise = np.random.default_rng(0).integers(0, 255, (world.SMALLEST_SQUARE, 60, 3), np.uint8)
+    assert all(world.damaged(np.random.default_rng(k), noise)[0].mask.any() for k in range(40))
 
 
 def test_the_reference_of_a_view_is_mirrored_as_the_view_is() -> None:

@@ -226,6 +226,22 @@ def test_masks_without_a_picture_and_formats_that_are_not_read_are_each_named(tm
     assert found["masks"]["unmatched"] == 1 and found["skipped"]["format not read"] == 2
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    root = tmp_path / "plates"
+    for seed in range(40):
+        split, kind = ("train", "test")[seed % 2], ("good", "cut")[seed // 2 % 2]
+        picture(root / "plate" / split / kind / f"{seed}.png", seed)
+    (root / "lost+found").mkdir()
+    miniatures.refuse_to_list(monkeypatch, "lost+found")
+    assert photos(root, tmp_path)[0]["ok"]
+    miniatures.refuse_to_list(monkeypatch, "cut")
+    found, _ = photos(root, tmp_path)
+    assert not found["ok"] and "cut cannot be looked into" in told(found, "layout")[0]
+    with pytest.raises(DataError, match="cut cannot be looked into"):
+        data.for_run(compose.compose(["stage=sft", "tracking=none", "data=photos",
+                                      f"data.root={root}"]))  # fmt: skip
+
+
 def test_what_is_left_alone_is_named_by_where_it_lies_below_the_root(tmp_path):
     root = tmp_path / "thumbnails" / "masks" / "parts"
     sound(root)

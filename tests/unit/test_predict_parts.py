@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from miniatures import refuse_to_list
 from PIL import Image
 
 import iad_r1
@@ -70,6 +71,23 @@ def test_files_folders_and_globs_name_pictures_once_and_in_order(tmp_path):
     assert listed(several) == [tmp_path / "part[1].png", tmp_path / "deep" / "c.png"]
     with pytest.raises(DataError, match=r"nothing\*\.png: this leads to no picture"):
         listed([str(tmp_path / "b.png"), f"{tmp_path}/nothing*.png"])
+
+
+def test_links_to_folders_are_followed_once_and_what_cannot_be_looked_into_is_named(
+    tmp_path, monkeypatch
+):
+    picture(tmp_path / "far" / "a.png")
+    for name in ("watched", "watched/lost+found"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "watched" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "watched")
+    watched = str(tmp_path / "watched")
+    assert listed(watched) == [tmp_path / "watched" / "link" / "a.png"]
+    refuse_to_list(monkeypatch, "lost+found")
+    assert len(listed(watched)) == 1
+    refuse_to_list(monkeypatch, "link")
+    with pytest.raises(DataError, match=r"link cannot be looked into \(Permission denied\)"):
+        listed(watched)
 
 
 def test_what_lands_is_handed_out_once_it_rests_oldest_first_and_again_when_it_is_written_again(

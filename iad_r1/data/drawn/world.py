@@ -27,6 +27,7 @@ from iad_r1.data.drawn.surfaces import (
     Surface,
     pixel_centres,
 )
+from iad_r1.errors import DataError
 
 SEEN_PRODUCTS: tuple[str, ...] = tuple(SEEN)
 NEW_PRODUCTS: tuple[str, ...] = tuple(NEW)
@@ -38,6 +39,7 @@ SMALLEST_CHANGE = (
 )
 CHANGE_ON_PHOTOGRAPHS = 16  # the same for photographs, whose surfaces are less even
 SQUARE = (0.3, 1.0)  # side of the square of a photograph that a defect is drawn into, of its own
+SMALLEST_SQUARE = 12  # pixels of its side: in fewer, defects have no shape
 SMALLEST_MASK = 24.0  # square units; a fainter defect is drawn again
 
 
@@ -84,12 +86,18 @@ def draw(rng: np.random.Generator, product: str, defect: str | None, size: int) 
 def damaged(rng: np.random.Generator, photograph: NDArray[np.uint8]) -> tuple[Picture, str]:
     """A photograph [H, W, 3] of a good part with a drawn defect somewhere, and the defect's type.
 
-    It is drawn into a square of random size, so that defects are small and large.
+    It is drawn into a square of random size, so that defects are small and large. Raises DataError
+    for a photograph without room for the smallest.
     """
     height, width = photograph.shape[:2]
+    if min(height, width) < SMALLEST_SQUARE:
+        raise DataError(
+            f"a picture of {width}x{height} pixels is too small to draw a defect into. Leave it "
+            "out, or train on the photographs themselves (data.views=null)."
+        )
     while True:  # a defect that matches the surface cannot be seen: draw another one
         kind = DEFECT_TYPES[rng.integers(len(DEFECT_TYPES))]
-        side = max(2, round(rng.uniform(*SQUARE) * min(height, width)))
+        side = max(SMALLEST_SQUARE, round(rng.uniform(*SQUARE) * min(height, width)))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         square = (slice(top, top + side), slice(left, left + side))
         before = photograph[square]

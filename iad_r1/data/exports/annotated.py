@@ -65,7 +65,7 @@ class Annotated:
     `size` is its (width, height); None where places are shares of it. `split` is "" where the
     export says none. `mask` is a file that marks the defects better than the marks do. `listed` is
     where the picture lies in its data set, where that is no file below the root, and `product` what
-    it shows, where the export says it.
+    it shows, where the export says it. `overruled` is another split, after which its file is named.
     """
 
     image: Path
@@ -76,6 +76,7 @@ class Annotated:
     mask: Path | None = None
     listed: Path | None = None
     product: str = ""
+    overruled: str = ""
 
     @property
     def place(self) -> Path:
@@ -113,6 +114,11 @@ def reading(tree: Tree, dataset: str, source: str, found: Sequence[Annotated]) -
         said.append(f"{without} of them without an annotation, which are good")
     if inside := [picture for picture in found if picture.listed]:
         said.append(f"{len(inside)} of them unpacked to {inside[0].image.parents[1]}")
+    if overruled := [picture for picture in found if picture.overruled]:
+        said.append(
+            f"{len(overruled)} of them in the split that their row says, and not in "
+            f"{overruled[0].overruled}, after which their table is named"
+        )
     if left := len(unknown) - len(good):
         said.append(f"{left} left out that it does not know")
     return Reading(sorted(samples, key=lambda sample: sample.id), ", ".join(said))

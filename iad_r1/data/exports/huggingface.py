@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
                 where = f"{file}, row {n}"
                 files_of = {name: unpacked.get((n, at)) for name, at in inside.items()}
                 split = only_split({_split(row["split"], where)} if row.get("split") else (), where)
-                yield _of_row(tree, file, where, row, files_of, split or said)
+                one = _of_row(tree, file, where, row, files_of, split or said)
+                yield replace(one, overruled=said if split and split != said else "")
 
 
 def _of_row(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
-from iad_r1.data.folders import PICTURES, SPLIT_NAMES, UNOPENED, words
+from iad_r1.data.folders import PICTURES, SPLIT_NAMES, UNOPENED, is_hidden, raised, words
 from iad_r1.errors import DataError
 
 # folders of masks, which are no pictures to judge
@@ -31,8 +31,8 @@ class Tree:
 
     def _walk(self) -> None:
         seen: set[str] = set()  # a folder may be a link to one that holds it
-        for folder, inner, files in os.walk(self.root, followlinks=True):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for folder, inner, files in os.walk(self.root, onerror=raised, followlinks=True):
+            inner[:] = sorted(name for name in inner if not is_hidden(name))
             real = os.path.realpath(folder)
             if real in seen:
                 inner.clear()

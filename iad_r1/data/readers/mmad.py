@@ -138,7 +138,8 @@ def _of_picture(
 def _entry(row: Any, where: str) -> Entry:
     """The questions are under every key that begins with "conversation"."""
     row = folders.mapping(row, where)
-    turns = [turn for key in row if key.startswith("conversation") for turn in row[key]]
+    told = [row[key] for key in row if key.startswith("conversation")]
+    turns = [turn for of in told for turn in (of if isinstance(of, list) else [of])]
     try:
         return Entry.model_validate({**row, "turns": turns})
     except ValidationError as error:

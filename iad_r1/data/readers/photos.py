@@ -71,6 +71,7 @@ def samples(root: Path, form: str | None) -> Iterator[Sample]:
     yield from _open(root, form).samples
 
 
+@folders.readable()
 def _open(root: Path, form: str | None) -> exports.Reading:
     """What is in a folder. Raises DataError."""
     dataset = root.resolve().name
