@@ -41,6 +41,12 @@ def ranking(run: RunData, rows: Sequence[Row]) -> str | None:
         defined = [row for row in here if row[metric] is not None]
         if len(defined) > 1:
             best, other = sorted(defined, key=lambda row: sign * row[metric])[:2]
+            if best[metric] == other[metric]:
+                parts.append(
+                    f"on {wording.split_name(split)} {best['stage']} and {other['stage']} have the "
+                    f"same {wording.METRIC_NAMES[metric]}, {best[metric]:.1f}{_PERCENT}"
+                )
+                continue
             sides = [f"{row['stage']} {row[metric]:.1f}{_PERCENT}" for row in (best, other)]
             parts.append(
                 f"on {wording.split_name(split)} the best {wording.METRIC_NAMES[metric]} is that "

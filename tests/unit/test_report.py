@@ -28,8 +28,10 @@ from iad_r1.grid import cells_from_mask, describe
 from iad_r1.judge.rates import summarise
 from iad_r1.report import (
     cards,
+    comparison,
     figures,
     gallery,
+    joined,
     overlay,
     page,
     run_data,
@@ -39,6 +41,7 @@ from iad_r1.report import (
     wording,
 )
 from iad_r1.schema import Status
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Prediction, Sample, Solution
 
 PRODUCTS = {"seen": ("washer", "gear", "tile", "cap"), "new": ("plate", "mesh", "<b>odd & co</b>")}
@@ -415,6 +418,71 @@ def test_a_stage_that_logs_no_reward_has_no_dynamics(complete):
     }  # fmt: skip
 
 
+@pytest.mark.slow
+def test_pages_work_in_a_browser_and_run_no_script_that_somebody_else_wrote(
+    tmp_path, browser_page, monkeypatch
+):
+    """The report, that of two runs, and their comparison; on a desktop, a phone, and on paper."""
+    script = "<script>window.planted=1</script>"
+    broken = "<img src=x onerror=window.planted=1>"
+    monkeypatch.setitem(PRODUCTS, "new", (f"plate {script}", f"mesh {broken}"))
+    monkeypatch.setattr(sys.modules[__name__], "TYPES", (f"dent {script}", "stain", "scratch"))
+    runs = [make_run(tmp_path / "outputs" / name / "2026", ("sft", "grpo"), 24) for name in "ab"]
+    for run in runs:
+        for file in [*run.glob("predictions/*"), run / "gallery.jsonl"]:
+            text = file.read_text().replace("I look at", script)
+            file.write_text(text.replace("new/0000", f"new/{script}.png"))
+        rows = tables.summaries(run_data.load(run))
+        (run / "summary.json").write_text(json.dumps({"results": rows, "seconds": {}}))
+        report.build(run)
+    both = RunFolder(tmp_path / "both")
+    both.write_json("config.json", {})
+    joined.gather(both, [str(run) for run in runs])
+    found = comparison.compare(comparison.load([str(run) for run in runs]), False, 0)
+    found.content["changed"].append({**found.content["results"][0], "id": f"new/{script}.png",
+        "product": script, "from": "A", "to": "B", "gold": "yes", "before": "no", "after": "yes",
+        "change": "mended"})  # fmt: skip
+    comparison.write(found, tmp_path / "compared", 20)
+    page = browser_page
+    pages = [runs[0] / "report.html", both.path / "report.html", tmp_path / "compared/compare.html"]
+    for file in pages:
+        for width in (1280, 390):
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme, media="screen")
+                page.set_viewport_size({"width": width, "height": 800})
+                page.goto(file.as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") == width, file
+                dark = page.evaluate("getComputedStyle(document.body).color")
+                assert (dark == "rgb(230, 233, 238)") == (scheme == "dark")
+        assert page.evaluate("window.planted") is None, file
+        assert page.evaluate("document.scripts.length") == 1, "ours alone"
+        assert page.evaluate("document.images.length") > 4
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert script in page.inner_text("body"), "it is text"
+        assert script in page.text_content(".trace")
+        page.emulate_media(media="print", color_scheme="dark")  # on paper it is light
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 33, 40)"
+        assert not page.is_visible("#gallery-controls") and not page.is_visible("nav")
+        page.emulate_media(media="screen")
+        cards = page.locator("#gallery-cards .card:visible")
+        every = cards.count()
+        page.select_option("select[name=verdict]", "wrong")
+        assert 0 < cards.count() < every
+        shown = page.locator("#gallery-cards .card:visible .answer:visible .chip")
+        assert set(shown.all_inner_texts()) == {"wrong"}
+        page.select_option("select[name=verdict]", "")
+        page.select_option("select[name=product]", f"plate {script}")
+        names = [card.get_attribute("data-product") for card in cards.all()]
+        assert names and set(names) == {f"plate {script}"}
+        page.uncheck("input[name=overlay]")
+        assert page.locator("#gallery-cards .picture svg:visible").count() == 0
+        if page.locator("#factory-controls").count():
+            cell = page.locator("#factory-table .missed").first
+            before = cell.inner_text()
+            page.fill("input[name=prior]", "2")
+            assert float(cell.inner_text()) == pytest.approx(4 * float(before), abs=0.21)
+
+
 def test_every_picture_carries_every_stages_answer(complete, complete_page):
     html = (complete / "report.html").read_text(encoding="utf-8")
     assert html.count('<article class="card"') == 32
@@ -725,7 +793,6 @@ def test_the_factory_table_uses_the_starting_prior(complete_page, complete):
 def test_stage_report_rebuilds_the_named_run(tmp_path, capsys):
     from iad_r1 import stages
     from iad_r1.command import compose
-    from iad_r1.store.run_folder import RunFolder
 
     folder = make_run(tmp_path / "earlier", stages=(), images=0, pictures=0)
     write_training(folder, ("sft",), np.random.default_rng(5))

@@ -179,6 +179,9 @@ def test_the_first_sentence_says_which_is_best_and_whether_it_may_be_chance(made
         "3 runs: on products seen in training the best balanced accuracy is that of a_grpo "
         "100.0\xa0%, next is b_grpo 75.0\xa0%, which may be chance."
     )
+    alike = [row for row in tables.summaries(run) if row["stage"] != "b_grpo"]
+    said = story.ranking(run, [{**row, "balanced_accuracy": 50.0} for row in alike])
+    assert said and "a_grpo and c_grpo have the same balanced accuracy, 50.0\xa0%" in said
 
 
 def test_the_page_names_the_runs_their_folders_and_what_asking_cost(made, together, monkeypatch):

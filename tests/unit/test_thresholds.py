@@ -56,6 +56,10 @@ def test_average_precision_best_f1_and_brier_are_sklearns(rows):
         100 * metrics.average_precision_score(golds, given_scores)
     )
     assert summary["f1_max"] == pytest.approx(100 * f1.max())
+    rejected, caught, _ = metrics.roc_curve(golds, given_scores)
+    assert scores.roc(scored(rows)) == {
+        "false_positive": (100 * rejected).tolist(), "true_positive": (100 * caught).tolist()
+    }  # fmt: skip
     assert summary["brier"] == pytest.approx(metrics.brier_score_loss(golds, given_scores))
 
 
