@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iad_r1.judge.intervals import Interval, percentiles
 from iad_r1.schema import INVALID
@@ -34,6 +35,7 @@ SUBTASKS = (
 NORMAL, ANOMALOUS = f"{DETECTION}, normal", f"{DETECTION}, anomalous"
 # the halves of anomaly detection are averaged, so each is a column
 COLUMNS = (NORMAL, ANOMALOUS, *SUBTASKS[1:])
+AVERAGE = "Average"  # of the sets, as MMAD's own tables call it
 RELEASED_LETTERS = frozenset("ABCDE")
 
 Place = tuple[str, str, int]  # stage, split, shots
@@ -54,12 +56,13 @@ def of_answers(answers: Mapping[Place, Sequence[Prediction]], seed: int) -> list
 
 def table(rows: Sequence[Prediction], seed: int, resamples: int = 1000) -> dict[str, Any]:
     """{choices, sets: {set: {n, invalid, cells, strict, lenient}}, average, strict, lenient,
-    released, ci95}.
+    released, ci95, intervals}.
 
     `cells` counts {n, right, invalid} by column; `strict` and `lenient` of a set are percentages
     by subtask, with their "average". `choices` says what has answered: "logprob", the likeliest
     letter, or "text". `ci95` is of the strict average, over pictures: questions
-    about one picture are drawn together. `released` is {sets, average} as the script gives them.
+    about one picture are drawn together; `intervals` are the same of every set and subtask, and of
+    the means over sets under AVERAGE. `released` is {sets, average} as the script gives them.
     """
     sets = list(dict.fromkeys(row.dataset for row in rows))
     found: dict[str, Any] = {}
@@ -74,6 +77,7 @@ def table(rows: Sequence[Prediction], seed: int, resamples: int = 1000) -> dict[
                 for kind in ("strict", "lenient")
             },
         }
+    intervals = _intervals(rows, sets, seed, resamples)
     return {
         "choices": "text" if all(row.letters is None for row in rows) else "logprob",
         "sets": found,
@@ -86,7 +90,8 @@ def table(rows: Sequence[Prediction], seed: int, resamples: int = 1000) -> dict[
             for kind in ("strict", "lenient")
         },
         "released": released(rows),
-        "ci95": _interval(rows, sets, seed, resamples),
+        "ci95": intervals.get(AVERAGE, {}).get("average"),
+        "intervals": intervals,
     }
 
 
@@ -135,11 +140,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
-def _interval(
+def _intervals(
     rows: Sequence[Prediction], sets: Sequence[str], seed: int, resamples: int
-) -> Interval | None:
-    """Of the strict average: pictures are drawn within each set, with all their questions."""
-    rng, averages = np.random.default_rng(seed), []
+) -> dict[str, dict[str, Interval | None]]:
+    """Of the strict rates, by set and subtask, and of their means under AVERAGE: pictures are drawn
+    within each set, with all their questions."""
+    rng = np.random.default_rng(seed)
+    drawn_rates: dict[str, NDArray[np.float64]] = {}  # [resamples, subtasks and their mean]
     for name in sets:
         here = [row for row in rows if row.dataset == name]
         images = {image: i for i, image in enumerate(dict.fromkeys(map(image_of, here)))}
@@ -154,14 +161,28 @@ def _interval(
             rates = right / asked
         detection = rates[:, :2].mean(axis=1, keepdims=True)  # undefined unless both halves are
         both = np.concatenate([detection, rates[:, 2:]], axis=1)
-        known = ~np.isnan(both)
-        if known.any():
-            with np.errstate(invalid="ignore"):  # a draw of few pictures may leave nothing
-                averages.append(np.where(known, both, 0).sum(axis=1) / known.sum(axis=1))
-    if not averages:
-        return None
-    whole = np.mean(averages, axis=0)
-    return percentiles(100 * whole[~np.isnan(whole)])
+        drawn_rates[name] = np.concatenate([both, _mean_of_known(both, 1)[:, None]], axis=1)
+    found = {name: _bounds(rates) for name, rates in drawn_rates.items()}
+    known = [rates for rates in drawn_rates.values() if not np.isnan(rates).all()]
+    if known:
+        whole = np.stack(known)  # [sets, resamples, ...]
+        means = _mean_of_known(whole[..., :-1], 0)
+        found[AVERAGE] = _bounds(np.concatenate([means, whole[..., -1:].mean(axis=0)], axis=1))
+    return found
+
+
+def _mean_of_known(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """The mean of what is no NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):  # a draw of few pictures may leave nothing
+        return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
+
+
+def _bounds(rates: NDArray[np.float64]) -> dict[str, Interval | None]:
+    """Of the columns of [resamples, subtasks and their mean], in percent."""
+    columns = zip((*SUBTASKS, "average"), rates.T, strict=True)
+    known = ((name, column[~np.isnan(column)]) for name, column in columns)
+    return {name: percentiles(100 * column) if column.size else None for name, column in known}
 
 
 def released(rows: Sequence[Prediction]) -> dict[str, Any]:

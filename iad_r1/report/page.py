@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from iad_r1.judge import averages, mmad, paper
+from iad_r1.judge import averages, mmad, mmad_published, paper
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import (
@@ -88,6 +88,9 @@ def _context(run: RunData, keep: Keep) -> Row:
     seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
     published = _published(run, [*rows, *means])
+    of_mmad = mmad.of_answers(
+        {(e.stage, e.split, e.shots): e.predictions for e in run.evaluations}, run.seed
+    )
     return {
         "title": _title(run),
         "facts": _facts(run),
@@ -131,9 +134,8 @@ def _context(run: RunData, keep: Keep) -> Row:
         "types": [table for item in main if (table := tables.types(item))],
         "scores": scored,
         "thresholds": tables.thresholds(run),
-        "mmad": mmad.of_answers(
-            {(e.stage, e.split, e.shots): e.predictions for e in run.evaluations}, run.seed
-        ),
+        "mmad": of_mmad,
+        "mmad_published": _mmad_published(run, of_mmad),
         "score_figures": list(_score_figures(scored, keep)),
         "curves": _curves(run, keep),
         "not_finite": training.not_finite(run),
@@ -192,6 +194,18 @@ def _published(run: RunData, rows: Sequence[Row]) -> list[Row]:
         own = [{**row, "stage": member.stage} for row in rows if row["stage"] == member.label]
         found += [{**row, "stage": member.label} for row in paper.beside(own, member.config)]
     return found
+
+
+def _mmad_published(run: RunData, found: Sequence[Row]) -> list[Row]:
+    """MMAD's published accuracies beside ours; of several runs, each by its own settings."""
+    if not run.members:
+        return mmad_published.beside(found, run.config)
+    joined = []
+    for member in run.members:
+        own = [{**row, "stage": member.stage} for row in found if row["stage"] == member.label]
+        beside = mmad_published.beside(own, member.config)
+        joined += [{**row, "stage": member.label} for row in beside]
+    return joined
 
 
 def _n_products(item: Evaluation) -> int:

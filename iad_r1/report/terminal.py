@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from iad_r1.judge import paper
+from iad_r1.judge import mmad, mmad_published, paper
 from iad_r1.report import several, wording
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
@@ -46,6 +46,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
+        joined = [] if several.read(folder) else summary.get("mmad") or []
+        for row in mmad_published.beside(joined, config):
+            console.print(_mmad_published(row))
+            for line in _mmad_published_notes(row):
+                console.print(line, style="dim", markup=False, highlight=False)
         lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
         for line in lines:
             console.print(line, style="dim", highlight=False)
@@ -203,6 +208,34 @@ def _mmad(row: Mapping[str, Any]) -> Table:
         table.add_row(name, *cells, f"{of_set['invalid']:,} of {of_set['n']:,}")
     table.add_row("average", *(wording.percent(row["average"][task]) for task in names), "")
     return table
+
+
+def _mmad_published(row: Mapping[str, Any]) -> Table:
+    """MMAD's published accuracies and ours: the averages of the sets, or where some are missing of
+    those that were asked."""
+    title = f"Beside MMAD's published {row['model']}, {row['shots']}-shot"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("sets", "subtask", "published", "here", "difference"):
+        table.add_column(column, justify="left" if column in ("sets", "subtask") else "right")
+    whole = [each for each in row["rows"] if each["dataset"] == mmad.AVERAGE]
+    for each in whole or [each for each in row["rows"] if each["subtask"] == "average"]:
+        change = f"{wording.points(each['difference'])} {wording.interval(each['ci95'])}".rstrip()
+        change = change if wording.clear(each) or not each["ci95"] else f"~ {change}"
+        table.add_row(
+            "all" if whole else each["dataset"],
+            each["subtask"],
+            wording.percent(each["published"]),
+            wording.percent(each["ours"]),
+            "not comparable" if row["incomparable"] else escape(change),
+        )
+    return table
+
+
+def _mmad_published_notes(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["incomparable"]:
+        yield f"Not comparable with MMAD's numbers: {row['incomparable']}."
+    for note in row["notes"]:
+        yield f"{row['model']}: {note}."
 
 
 def _mmad_totals(row: Mapping[str, Any]) -> str:

@@ -25,7 +25,6 @@ from iad_r1.store.run_folder import write_json, write_text
 from iad_r1.types import Prediction, Sample, StopReason
 
 DETECTED = ("Recall", "Precision", "F1", "Overkill", "Miss")
-AVERAGE = "Average"
 
 
 def write(
@@ -79,15 +78,15 @@ def accuracy(rows: Sequence[Prediction]) -> str:
     shares = mmad.released_shares(rows)
     tasks = [task for task in mmad.SUBTASKS if any(task in of_set for of_set in shares.values())]
     table = {
-        name: {AVERAGE: float(np.mean([of_set[task] for task in tasks])), **of_set}
+        name: {mmad.AVERAGE: float(np.mean([of_set[task] for task in tasks])), **of_set}
         for name, of_set in shares.items()
     }
     detected = DETECTED if mmad.DETECTION in tasks else ()
-    columns = [*tasks, AVERAGE, *detected]
+    columns = [*tasks, mmad.AVERAGE, *detected]
     means = {name: float(np.mean([row[name] for row in table.values()])) for name in columns}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["", *columns])
-    for name, row in {**table, AVERAGE: means}.items():
+    for name, row in {**table, mmad.AVERAGE: means}.items():
         writer.writerow([name, *(row[column] for column in columns)])
     return out.getvalue()

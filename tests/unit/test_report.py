@@ -812,3 +812,27 @@ def test_replaced_rows_keep_their_meaning(complete):
 
 if __name__ == "__main__":  # python tests/unit/test_report.py <folder>: to look at one
     print(report.build(make_run(Path(sys.argv[1]), images=240, pictures=24)))
+
+
+def test_the_published_accuracies_of_mmad_stand_beside_ours(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    config = {**CONFIG, "backbone": {**CONFIG["backbone"], "name": "qwen25vl_7b"},
+              "weights": {"name": "published"}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    found = [
+        replace(
+            answered(rng, drawn(rng, i, "seen", True), "grpo", 1, False),
+            id=f"mmad/VisA/candle/test/bad/{i}.JPG#0", dataset="VisA", gold_answer="A",
+            answer="AB"[i % 4 == 0], subtask="Defect Analysis", gold_option="a", p_yes=None,
+            split="mmad_VisA",
+        )
+        for i in range(20)
+    ]  # fmt: skip
+    file = tmp_path / "predictions" / "base.mmad_VisA.1shot.jsonl"
+    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in found))
+    (tmp_path / "summary.json").write_text("{}")
+    words = " ".join(" ".join(built(tmp_path).words).split())
+    section = words.partition("Beside MMAD's published Qwen2.5-VL-7B-Instruct, 1-shot")[2]
+    assert "VisA: 20 questions here, 10,622 published." in section
+    assert "73.3 +1.7 [" in section  # published, and 15 of 20 less that
