@@ -125,11 +125,10 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
         )
     if p_yes is not None and not 0 <= p_yes <= 1:
         raise DataError(f"{where}: p_yes={p_yes} is no probability. Call it score.")
-    shots = row.get("shots")
     return Answer(
         where, str(picture), None if text is None else str(text), p_yes, score,
-        _label(_first(row, LABEL), where), None, int(shots) if shots not in (None, "") else None,
-        str(row.get("stop") or "stop"), int(row.get("n_tokens") or 0),
+        _label(_first(row, LABEL), where), None, _count(row, "shots", where),
+        str(row.get("stop") or "stop"), _count(row, "n_tokens", where) or 0,
     )  # fmt: skip
 
 
@@ -146,8 +145,15 @@ def _number(row: Mapping[str, Any], names: Sequence[str], where: str) -> float |
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {found!r} is no score.")
+        raise DataError(f"{where}: {found!r} is no number.")
     return value
+
+
+def _count(row: Mapping[str, Any], name: str, where: str) -> int | None:
+    found = _number(row, (name,), where)
+    if found is not None and (found < 0 or found != int(found)):
+        raise DataError(f"{where}: {name}={row[name]} is no whole number from 0 on.")
+    return None if found is None else int(found)
 
 
 def _label(value: Any, where: str) -> bool | None:

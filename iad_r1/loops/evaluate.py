@@ -13,7 +13,7 @@ from zlib import crc32
 
 import torch
 
-from iad_r1 import data, prompts
+from iad_r1 import prompts
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
 from iad_r1.boxes import Frame
@@ -27,7 +27,7 @@ from iad_r1.judge.predictions import append, read_predictions, repair
 from iad_r1.judge.votes import majority
 from iad_r1.learn.context import Run
 from iad_r1.loops.outside import Outside
-from iad_r1.loops.results import Answers, open_grader, result_of, splits
+from iad_r1.loops.results import Answers, open_grader, result_of, splits, tested
 from iad_r1.processes import distributed
 from iad_r1.report import tables
 from iad_r1.rollouts import open_sampler
@@ -38,7 +38,7 @@ from iad_r1.rollouts.sampling import Choice, Sampler, Sampling, Seed
 from iad_r1.settings.config import Config
 from iad_r1.settings.evaluate import Evaluate
 from iad_r1.store.progress import Bar
-from iad_r1.types import Completion, Dataset, Prediction, Sample
+from iad_r1.types import Completion, Prediction, Sample
 
 PROBES = 2  # prompts of a split whose pictures are also prepared by transformers, to compare
 YES_OR_NO = Choice("<answer>", ("Yes", "No"))
@@ -80,15 +80,6 @@ def shots_of(samples: Sequence[Sample], asked: Evaluate) -> Sequence[int]:
     has none."""
     alone = 0 in asked.shots and not any(sample.references for sample in samples)
     return [0] if alone else asked.shots
-
-
-def tested(config: Config, dataset: Dataset) -> Sequence[str]:
-    """The splits of benchmarks that are averaged: a multiple choice only with others."""
-    if not data.benchmarks(config):
-        return []
-    found = dataset.test
-    verdicts = [name for name, samples in found.items() if samples[0].question.options is None]
-    return verdicts or list(found)
 
 
 def answer_all(

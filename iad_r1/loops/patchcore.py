@@ -22,7 +22,7 @@ from iad_r1.grid import as_grid, words
 from iad_r1.judge import averages
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.loops import evaluate
-from iad_r1.loops.results import result_of, splits
+from iad_r1.loops.results import result_of, splits, tested
 from iad_r1.nearest import patchcore
 from iad_r1.nearest.patchcore import Found
 from iad_r1.processes import distributed
@@ -49,7 +49,7 @@ def run(
             ask = partial(_answers, config, dataset, split)
             answered = evaluate.answer_all(path, samples, ask, shown)
             rows.append(result_of(config, PATCHCORE, split, 0, answered))
-    return [*rows, *averages.of_results(rows, evaluate.tested(config, dataset))]
+    return [*rows, *averages.of_results(rows, tested(config, dataset))]
 
 
 def required(config: Config, dataset: Dataset) -> Splits:

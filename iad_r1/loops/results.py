@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iad_r1 import prompts
+from iad_r1 import data, prompts
 from iad_r1.grid import as_grid
 from iad_r1.judge import mmad
 from iad_r1.judge.grade import Grader
@@ -34,6 +34,15 @@ def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
     if "test" in asked.splits:
         found |= dict(dataset.test)
     return {name: samples[: asked.limit] for name, samples in found.items() if samples}
+
+
+def tested(config: Config, dataset: Dataset) -> Sequence[str]:
+    """The splits of benchmarks that are averaged: a multiple choice only with others."""
+    if not data.benchmarks(config):
+        return []
+    found = dataset.test
+    verdicts = [name for name, samples in found.items() if samples[0].question.options is None]
+    return verdicts or list(found)
 
 
 def open_grader(config: Config) -> Grader:

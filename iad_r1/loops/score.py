@@ -18,7 +18,7 @@ from iad_r1.judge import averages, predictions, thresholds
 from iad_r1.judge.answers import Answer, read
 from iad_r1.judge.grade import grade
 from iad_r1.judge.outcomes import is_yes_no
-from iad_r1.loops.results import more, open_grader, result_of, splits
+from iad_r1.loops.results import more, open_grader, result_of, splits, tested
 from iad_r1.report import gallery, terminal
 from iad_r1.schema import INVALID, Status
 from iad_r1.settings.config import Config
@@ -53,11 +53,9 @@ def run(config: Config, folder: RunFolder) -> None:
         predictions.write(folder.predictions(*place), found)
     gallery.save(folder.path, list(chain.from_iterable(asked.values())), GALLERY)
     results = [result_of(config, *place, found) for place, found in answers.items()]
-    yes_no = [r["split"] for r in results if r["gold_yes_rate"] is not None]
-    tested = [s for s in yes_no or [r["split"] for r in results]
-              if not s.startswith(thresholds.VALIDATION)] if config.benchmark else []  # fmt: skip
+    answered = {split for _, split, _ in answers} & set(tested(config, dataset))
     folder.update_summary(
-        results=[*results, *averages.of_results(results, tested)],
+        results=[*results, *averages.of_results(results, answered)],
         comparisons=[],
         scored={"file": stage.predictions, **counts, "threshold": threshold},
         **more(config.evaluate, answers, config.seed),

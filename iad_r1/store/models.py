@@ -32,6 +32,8 @@ def parts(config: Config, models: Sequence[str]) -> dict[str, Config]:
             label = _label(name, found)
             values = {**config.model_dump(mode="json"), **own, "name": label, "resume": None}
             values["stage"] = {**values["stage"], "models": [], "tasks": ["evaluate"]}
+            if found:  # nearest good patches are the same beside every model: once is enough
+                values["patchcore"] = {**values["patchcore"], "beside": "never"}
             found[label] = load(json.dumps(values))
         except IadError as error:
             raise ConfigError(f"models: {model}: {error}") from None

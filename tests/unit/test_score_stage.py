@@ -197,7 +197,10 @@ def test_a_row_twice_another_label_and_half_a_file_of_scores_are_refused(scored)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "image,score\nx.png,high\n", "'high' is no score"),
+        ("a.csv", "image,score\nx.png,high\n", "'high' is no number"),
+        ("a.csv", "image,score,shots\nx.png,1,0.5\n", "line 2: shots=0.5 is no whole number"),
+        ("a.csv", "image,score,shots\nx.png,1,one\n", "line 2: 'one' is no number"),
+        ("a.csv", "image,score,n_tokens\nx.png,1,-3\n", "n_tokens=-3 is no whole number"),
         ("a.csv", "", "holds no answers"),
         ("a.csv", "image,score\nx.png\n", "line 2 has 1 cells and the header 2"),
         ("a.csv", "picture,score\nx.png,1\n", "names no picture: it has picture, score"),

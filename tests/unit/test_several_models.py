@@ -52,6 +52,7 @@ def test_each_model_has_its_own_weights_and_the_settings_of_the_command(config, 
     for part in found.values():
         assert part.evaluate == config.evaluate and part.data == config.data
         assert part.tasks() == ["evaluate"] and getattr(part.stage, "models", None) == []
+    assert [part.patchcore.beside for part in found.values()] == ["photographs", *["never"] * 3]
 
 
 def test_another_version_of_a_backbone_needs_to_be_told_of_which(config):
