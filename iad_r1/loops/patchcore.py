@@ -26,6 +26,7 @@ from iad_r1.loops.results import result_of, splits, tested
 from iad_r1.nearest import patchcore
 from iad_r1.nearest.patchcore import Found
 from iad_r1.processes import distributed
+from iad_r1.report import gallery
 from iad_r1.report.wording import PATCHCORE
 from iad_r1.rewards import vocabulary
 from iad_r1.settings.config import Config
@@ -46,7 +47,7 @@ def run(
     with bar or nullcontext(Bar()) as shown:
         for split, samples in chosen.items():
             path = folder.predictions(PATCHCORE, split, 0)
-            ask = partial(_answers, config, dataset, split)
+            ask = partial(_answers, config, folder, dataset, split)
             answered = evaluate.answer_all(path, samples, ask, shown)
             rows.append(result_of(config, PATCHCORE, split, 0, answered))
     return [*rows, *averages.of_results(rows, tested(config, dataset))]
@@ -102,9 +103,10 @@ def beside(config: Config, dataset: Dataset) -> Splits:
 
 
 def _answers(
-    config: Config, dataset: Dataset, split: str, samples: Sequence[Sample]
+    config: Config, folder: RunFolder, dataset: Dataset, split: str, samples: Sequence[Sample]
 ) -> Iterator[list[Prediction]]:
-    """Predictions as they are made, a batch of every rank at a time, one product after another."""
+    """Predictions as they are made, a batch of every rank at a time, one product after another.
+    Heat maps of the report's pictures are kept beside them."""
     types = vocabulary(config.rewards.vocabulary or "default")
     grader = Grader(as_grid(config.grid), types)
     products: dict[str, list[Sample]] = {}
@@ -119,6 +121,8 @@ def _answers(
         for start in range(0, len(of_product), size):
             mine = distributed.share(of_product[start : start + size])
             found = [(sample, good.judge(images.open_image(sample))) for sample in mine]
+            for sample, judged in found:
+                gallery.keep_heat(folder.path, sample, judged.heat)
             answers = [prediction(grader, sample, judged, split) for sample, judged in found]
             yield [answer for part in distributed.everyone(answers) for answer in part]
 

@@ -62,6 +62,7 @@ def judge(config: Config, folder: RunFolder, dataset: Dataset, *, alone: bool) -
     if distributed.is_main():
         shown = chain.from_iterable(results.splits(config, dataset).values())
         gallery.save(folder.path, list(shown), GALLERY)
+    distributed.barrier()  # heat maps are kept beside the pictures that are there
     chosen = patchcore.required(config, dataset) if alone else patchcore.beside(config, dataset)
     if not chosen:
         return

@@ -69,6 +69,9 @@ def _card(
     truth = next(p for p in said if p is not None)
     mask = picture["mask"] and run.folder / picture["mask"]
 
+    heat = gallery.heat_of(path)
+    heat = overlay.data_uri(heat.read_bytes(), "png") if heat.is_file() else ""
+
     def cells(text: str | None) -> list[overlay.Rectangle]:
         named = parse_cells(text, run.grid) if text and run.grid is not None else None
         return overlay.rectangles(named, run.grid, width, height) if named and run.grid else []
@@ -90,6 +93,7 @@ def _card(
                 "verdict": verdict(p),
                 "cells": cells(p.location if p.answer == "yes" and p.marked is None else None),
                 "boxes": _outlines(p, width, height),
+                "heat": heat if view["stage"] == wording.PATCHCORE else "",
                 "trace": trace(p.completion),
                 "change": _change(said[view["before"]] if view["before"] is not None else None, p),
             }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from iad_r1.data import images
 from iad_r1.errors import DataError
+from iad_r1.report import overlay
 from iad_r1.store.run_folder import write_text
 from iad_r1.types import Sample
 
@@ -42,6 +43,18 @@ def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int) -> P
         of_split = [sample for sample in samples if sample.split == split]
         rows += [_store(folder, sample) for sample in choose(of_split, limit_per_split)]
     return write_text(folder / LIST, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def keep_heat(run_folder: Path, sample: Sample, heat: NDArray[np.floating]) -> None:
+    """Store the heat map of a picture beside it, if it is one of those that `save` stored."""
+    image = Path(run_folder) / _image_of(sample)
+    if image.is_file():
+        overlay.heat_layer(heat).save(heat_of(image))
+
+
+def heat_of(image: Path) -> Path:
+    """Where the heat map of a stored picture is, if it has one."""
+    return image.with_suffix(".heat.png")
 
 
 def read(run_folder: Path) -> list[dict[str, Any]]:
@@ -86,15 +99,18 @@ def _digest(sample: Sample) -> str:
     return hashlib.sha256(sample.id.encode()).hexdigest()
 
 
+def _image_of(sample: Sample) -> Path:
+    return FOLDER / f"{_digest(sample)[:16]}.jpg"
+
+
 def _store(folder: Path, sample: Sample) -> dict[str, Any]:
     """Write the picture and its mask under a name that does not tell the label."""
-    name = _digest(sample)[:16]
-    image = FOLDER / f"{name}.jpg"
+    image = _image_of(sample)
     picture = _shrunk(images.open_image(sample))
     picture.save(folder / image, format="JPEG", quality=JPEG_QUALITY)
     mask, defective = None, images.open_mask(sample)
     if defective is not None:
-        mask = FOLDER / f"{name}.mask.png"
+        mask = image.with_suffix(".mask.png")
         _mask(defective, picture.size).save(folder / mask)
     return {
         "id": sample.id,

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from iad_r1.grid import Grid
 from iad_r1.judge.verdicts import UNREADABLE, Verdict
 from iad_r1.report import overlay
@@ -26,8 +24,6 @@ COLOURS: Mapping[str, str] = {
     UNREADABLE: "#b26a00",
 }
 STYLES: Mapping[str, str] = {"defective": "bold red", "good": "green"}  # others: yellow
-HEAT_COLOUR, HEAT_STRENGTH = "#ff3d00", 170  # of 255
-HEAT_SEEN = (0.75, 1.25)  # where it begins to colour a picture, and colours it most; 1: threshold
 QUALITY = 88
 
 
@@ -90,10 +86,8 @@ def marked(picture: Image, found: Verdict, grid: Grid) -> Image:
     shown = Image.new("RGB", (max(size[0], SIDES[0]), size[1] + 84), "white")
     shown.paste(picture.resize(size), (0, 0))
     if found.heat is not None:
-        low, high = HEAT_SEEN
-        share = ((found.heat - low) / (high - low)).clip(0, 1) * HEAT_STRENGTH
-        strength = Image.fromarray(share.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-        shown.paste(HEAT_COLOUR, (0, 0, *size), strength)
+        layer = overlay.heat_layer(found.heat).resize(size, Image.Resampling.BILINEAR)
+        shown.paste(layer, (0, 0), layer)
     draw = ImageDraw.Draw(shown)
     for x, y, wide, high in overlay.rectangles(found.cells, grid, *size):
         for inset, colour, width in ((0, "white", 5), (1, COLOURS["defective"], 3)):

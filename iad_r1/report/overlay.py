@@ -8,18 +8,36 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iad_r1.grid import Grid
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Rectangle = tuple[float, float, float, float]  # x, y, width, height in pixels
+HEAT_COLOUR, HEAT_STRENGTH = "#ff3d00", 170  # of 255
+HEAT_SEEN = (0.75, 1.25)  # where it begins to colour a picture, and colours it most; 1: threshold
 
 
-def data_uri(jpeg: bytes) -> str:
-    """A JPEG picture as text that a page can embed."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+def data_uri(picture: bytes, kind: str = "jpeg") -> str:
+    """A picture as text that a page can embed."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def heat_layer(heat: NDArray[np.floating]) -> Image:
+    """A heat map [rows, columns] as a small picture to be laid over a large one: a colour, and how
+    opaque it is."""
+    from PIL import Image
+
+    low, high = HEAT_SEEN
+    opaque = ((heat - low) / (high - low)).clip(0, 1) * HEAT_STRENGTH
+    layer = Image.new("RGB", heat.shape[::-1], HEAT_COLOUR)
+    layer.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+    return layer
 
 
 def size(path: Path) -> tuple[int, int]:

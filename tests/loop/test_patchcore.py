@@ -27,6 +27,7 @@ from iad_r1.loops.inspector import Inspector
 from iad_r1.loops.operating_point import threshold
 from iad_r1.nearest import imagenet, patchcore
 from iad_r1.nearest.patchcore import Found
+from iad_r1.report import gallery, overlay
 from iad_r1.settings import rules
 from iad_r1.settings.config import Config
 from iad_r1.settings.patchcore import Method, Patchcore
@@ -166,6 +167,13 @@ def test_an_evaluation_needs_no_model_and_goes_through_the_same_judge(config, tm
     assert all(p.answer == ("no", "yes")[(p.score or 0) > 1] for p in found.values())
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "nearest good patches" in page and "<b>backbone</b> patchcore" in page
+    assert page.count('<image href="data:image/png') == 6  # a heat map on every picture
+    for stored in gallery.read(folder.path):
+        with Image.open(gallery.heat_of(folder.path / stored["image"])) as heat:
+            opaque = np.asarray(heat)[..., 3]  # 12 x 12 patches
+        hole = "/hole/" in stored["id"]
+        assert (opaque[:4, :4].max() == overlay.HEAT_STRENGTH) == hole
+        assert opaque[6:, 6:].max() < overlay.HEAT_STRENGTH
     assert "nearest good patches" in capsys.readouterr().out
 
 
