@@ -154,12 +154,13 @@ def dataset_info(shots: Sequence[int]) -> dict[str, Any]:
 
 
 def found(drafts: Path) -> dict[str, Any]:
-    """Counts of what is kept by list and label, of what is left out by reason, and how varied the
-    texts are by label."""
+    """Counts of what is kept by list and label, of what is left out by reason, and of pictures that
+    are named by their whole path (`outside`); and how varied the texts are, by label."""
     counts: dict[str, dict[str, int]] = {part: {"good": 0, "defective": 0} for part in LISTS}
     types: dict[str, int] = {}
     products: dict[str, int] = {}
     rejected: dict[str, int] = {}
+    outside = 0
     varied = {"all": Variety(), "good": Variety(), "defective": Variety()}
     for row in rows(drafts):
         if row["rejected"]:
@@ -168,6 +169,7 @@ def found(drafts: Path) -> dict[str, Any]:
             continue
         label = "good" if row["location"] is None else "defective"
         counts[row["list"]][label] += 1
+        outside += row["picture"].startswith("/")
         products[row["product"]] = products.get(row["product"], 0) + 1
         if row["type"] is not None:
             types[row["type"]] = types.get(row["type"], 0) + 1
@@ -178,6 +180,7 @@ def found(drafts: Path) -> dict[str, Any]:
         "rejected": _largest_first(rejected),
         "products": _largest_first(products),
         "types": _largest_first(types),
+        "outside": outside,
         "variety": {name: one.found() for name, one in varied.items()},
     }
 

@@ -59,15 +59,23 @@ def run(config: Config, folder: RunFolder) -> None:
             bar.advance()
     lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
     found = lists.found(drafts)
-    if not all(sum(labels.values()) for labels in found["kept"].values()):
+    if not all(n for labels in found["kept"].values() for n in labels.values()):
         why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
         raise DataError(
-            f"one of the lists is empty: {found['kept']} are kept, and left out are {why or 'none'}"
-            ". Pictures need a label and, if defective, a mask and a type."
+            f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
+            f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
         )
     card.write(out, config, found, plan.base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
     shown.show(found, out, plan.base, Console(highlight=False))
+
+
+def _counted(kept: Mapping[str, Mapping[str, int]]) -> str:
+    """In words, what the lists hold."""
+    return ", ".join(
+        f"{shown.NAMES[part]} has " + " and ".join(f"{n:,} {label}" for label, n in labels.items())
+        for part, labels in kept.items()
+    )
 
 
 def _settings(config: Config) -> ExpertSettings:
@@ -123,8 +131,8 @@ def _seen_ahead(plan: _Plan, done: int, threads: int) -> Iterator[Planned]:
     batches = [todo[at : at + AHEAD] for at in range(0, len(todo), AHEAD)]
     seen = [[one.sample for one in batch if isinstance(one, Candidate)] for batch in batches]
     with Ahead(plan.alike.described, threads) as ahead:
-        for batch, now, then in zip(batches, seen, [*seen[1:], []], strict=True):
-            ahead.take(now, then)
+        for number, batch in enumerate(batches):
+            ahead.take(seen[number], *seen[number + 1 : number + 2])
             yield from batch
 
 

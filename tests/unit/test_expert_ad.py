@@ -16,7 +16,7 @@ from PIL import Image
 
 from iad_r1 import data
 from iad_r1.command import compose
-from iad_r1.errors import ConfigError, MismatchError
+from iad_r1.errors import ConfigError, DataError, MismatchError
 from iad_r1.expert.choice import Candidate, References, candidates, spread
 from iad_r1.grid import parse_cells
 from iad_r1.loops import expert_ad
@@ -244,11 +244,12 @@ def content(run: Path) -> Mapping[str, bytes]:
     }
 
 
-def test_a_run_that_goes_on_behind_a_torn_line_ends_with_the_same_files(run, config, tmp_path):
+@pytest.mark.parametrize("share", [0.5, 1.0])  # a torn line; all of them, before the lists
+def test_a_run_that_goes_on_ends_with_the_same_files(run, config, tmp_path, share):
     folder = RunFolder.create(tmp_path, "built")
     folder.write_json("config.json", config.model_dump(mode="json"))
     whole = (run / expert_ad.DRAFTS).read_text(encoding="utf-8")
-    (folder.path / expert_ad.DRAFTS).write_text(whole[: len(whole) // 2], encoding="utf-8")
+    (folder.path / expert_ad.DRAFTS).write_text(whole[: int(share * len(whole))], encoding="utf-8")
     expert_ad.run(config, folder)
     assert content(folder.path) == content(run)
 
@@ -358,5 +359,17 @@ def test_a_product_that_is_tested_on_is_left_out_of_zero_shot_training(photos, t
         f"data.root={photos}", "protocol=zero_shot", "benchmark=photos",
         f"benchmark.photos.root={photos}", "data.near_duplicate_bits=0",
     )  # fmt: skip
-    with pytest.raises(Exception, match="test product"):
+    with pytest.raises(DataError, match=r"PA-SFT has 0 good and 0 defective.* test product 27"):
+        build(config, tmp_path)
+
+
+def test_lists_without_masks_hold_no_defects_and_are_refused(out, photos, tmp_path):
+    settings = [
+        f"data.root={out}",
+        f"data.images={photos}",
+        "data.sft=sft.json",
+        "data.rl=grpo.json",
+    ]
+    config = compose.compose(["stage=expert_ad", "data=expert_ad", "tracking=none", *settings])
+    with pytest.raises(DataError, match=r"PA-SFT has 6 good and 0 defective.* no mask 12"):
         build(config, tmp_path)
