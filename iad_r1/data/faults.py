@@ -4,7 +4,7 @@ wants them all, so it has readers go on behind a fault that concerns one row alo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -16,15 +16,28 @@ _GATHERED: ContextVar[list[DataError] | None] = ContextVar("gathered", default=N
 
 
 @contextmanager
-def of_one() -> Iterator[None]:
-    """Around what reads one row: a fault in it ends the reading, unless faults are gathered."""
+def of_one(where: str = "") -> Iterator[None]:
+    """Around what reads one row: a fault in it ends the reading, unless faults are gathered.
+    `where` names a row of JSON: a value in it of another kind than is read there is a fault too."""
     try:
-        yield
+        with _as_expected(where) if where else nullcontext():
+            yield
     except DataError as error:
         found = _GATHERED.get()
         if found is None:
             raise
         found.append(error)
+
+
+@contextmanager
+def _as_expected(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        raise DataError(
+            f"{where}: a value is of another kind than is read there ({error}). Correct it, or "
+            "take the entry out."
+        ) from error
 
 
 def tell(found: Sequence[DataError], also: str = "") -> None:

@@ -34,7 +34,7 @@ def recognise(tree: Tree) -> list[Path]:
 def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
     """The pictures of all files."""
     for file in files:
-        with faults.of_one():
+        with faults.of_one(str(file)):
             yield from _of_file(tree, file)
 
 
@@ -47,12 +47,12 @@ def _of_file(tree: Tree, file: Path) -> Iterator[Annotated]:
             raise DataError(f"{file}: two categories have the id {entry['id']}. Export it again.")
     marks: dict[object, list[Mapping[str, Any]]] = {}
     for entry in lists["images"]:
-        with faults.of_one():
+        with faults.of_one(f"{file}, image {entry['id']}"):
             if entry["id"] in marks:
                 raise DataError(f"{file}: two images have the id {entry['id']}. Export it again.")
             marks[entry["id"]] = []
     for entry in lists["annotations"]:
-        with faults.of_one():
+        with faults.of_one(f"{file}, annotation {entry['id']}"):
             if entry["image_id"] not in marks:
                 raise DataError(
                     f"{file}, annotation {entry['id']}: no image has the id {entry['image_id']!r}. "
@@ -61,8 +61,8 @@ def _of_file(tree: Tree, file: Path) -> Iterator[Annotated]:
             marks[entry["image_id"]].append(entry)
     split = only_split(tree.splits_of(file), str(file))
     for entry in lists["images"]:
-        with faults.of_one():
-            where = f"{file}, image {entry['id']} ({entry['file_name']})"
+        where = f"{file}, image {entry['id']} ({entry['file_name']})"
+        with faults.of_one(where):
             width, height = (int(v) for v in numbers((entry["width"], entry["height"]), where))
             image = tree.find(str(entry["file_name"]), file, where)
             size = width, height

@@ -61,8 +61,8 @@ def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
                 raise DataError(
                     f'{file}: a task has no annotations. Export it as "JSON", not as JSON-MIN.'
                 )
-            with faults.of_one():
-                where = f"{file}, task {task.get('id')}"
+            where = f"{file}, task {task.get('id')}"
+            with faults.of_one(where):
                 results = _results(task, where)
                 if results is not None:
                     yield _of_task(tree, file, task, results, where)

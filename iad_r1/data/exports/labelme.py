@@ -45,7 +45,7 @@ def recognise(tree: Tree) -> list[Path]:
 def annotated(tree: Tree, files: Sequence[Path]) -> Iterator[Annotated]:
     """The pictures that have a file."""
     for file in filter(_is_ours, tree.of(".json")):
-        with faults.of_one():
+        with faults.of_one(str(file)):
             yield _of_file(tree, file, folders.read_json(file))
 
 

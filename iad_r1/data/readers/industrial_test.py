@@ -51,8 +51,9 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
         name = file.stem.removeprefix("test_").removesuffix("_format")
         with faults.of_one():
             for path, row in folders.mapping(folders.read_json(file), str(file)).items():
-                with faults.of_one():
-                    yield _sample(root, name, path, row, settings.templates, f"{file}, {path}")
+                where = f"{file}, {path}"
+                with faults.of_one(where):
+                    yield _sample(root, name, path, row, settings.templates, where)
 
 
 def _sample(root: Path, name: str, path: str, row: Any, templates: str, where: str) -> Sample:

@@ -78,7 +78,7 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
     listed = folders.read_json(file, SOURCE)
     known = folders.read_json(knowledge_file, SOURCE) if settings.knowledge else {}
     for path, row in folders.mapping(listed, str(file)).items():
-        with faults.of_one():
+        with faults.of_one(f"{file}, {path}"):
             yield from _of_picture(settings, seed, root, file, path, row, known)
 
 
@@ -164,9 +164,9 @@ def _knowledge(known: Mapping[str, Any], subset: str, product: str) -> str:
     name = KNOWN_AS.get(subset, subset)
     try:
         return "\n".join(known[name][product].values())
-    except KeyError:
+    except (KeyError, TypeError, AttributeError):  # not there, or no texts
         raise DataError(
-            f"domain_knowledge.json says nothing of {name}, {product}. Use "
+            f"domain_knowledge.json says nothing of {name}, {product}, or not in texts. Use "
             "benchmark.mmad.knowledge=false."
         ) from None
 

@@ -56,12 +56,12 @@ def read(settings: Settings, seed: int) -> Iterator[Sample]:
             "size that is there (benchmark.real_iad.size=...), or unpack this one."
         )
     for file in files:
-        with faults.of_one():
+        with faults.of_one(str(file)):
             listed = folders.mapping(folders.read_json(file), str(file))
             for split in ("train", "test"):
                 for index, row in enumerate(listed.get(split, ())):
-                    with faults.of_one():
-                        where = f"{file}, {split} {index}"
+                    where = f"{file}, {split} {index}"
+                    with faults.of_one(where):
                         yield _sample(row, pictures / file.stem, file.stem, split, where)
 
 
