@@ -62,9 +62,14 @@ def _told_apart(run: RunData, best: Row, other: Row, metric: str) -> str:
     if not {best["stage"], other["stage"]} <= set(found):
         return ""
     pair = tables.common(found[other["stage"]], found[best["stage"]])
-    if not pair.after.predictions:
-        return ""
+    n = len(pair.after.predictions)
+    if not n:
+        return ", of other images"
     change = paired_difference(pair.before.predictions, pair.after.predictions, metric, run.seed)
+    if n < max(best["n"], other["n"]):
+        said = tables.verdict(metric, change)
+        ahead = "not clearly better" if said == "not clear" else said
+        return f"; they judged different images, and on the {n:,} of both it is {ahead}"
     return ", and that is clear" if wording.clear(change) else ", which may be chance"
 
 

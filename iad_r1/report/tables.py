@@ -392,13 +392,16 @@ def scores(run: RunData, rows: Sequence[Row]) -> list[Row]:
 
 
 def thresholds(run: RunData) -> list[Row]:
-    """What thresholds of the score cost, of the last stage or of each of several
-    runs: where each was chosen is in the row."""
-    asked = run.config.get("evaluate") or {}
-    limits: dict[Rule, float | None] = {
-        "miss": asked.get("at_miss"),
-        "overkill": asked.get("at_overkill"),
-    }
+    """What thresholds of the score cost, of the last stage or of each of several runs by its own
+    limits: where each was chosen is in the row."""
     last = last_evaluations(run)
-    answers = {(item.stage, item.split, item.shots): item.predictions for item in last}
-    return operating_points(answers, limits, run.seed)
+    asked = [(member.config, member.label) for member in run.members]
+    found = []
+    for config, label in asked or [(run.config, last_stage(run))]:
+        limits: dict[Rule, float | None] = {
+            "miss": (config.get("evaluate") or {}).get("at_miss"),
+            "overkill": (config.get("evaluate") or {}).get("at_overkill"),
+        }
+        answers = {(i.stage, i.split, i.shots): i.predictions for i in last if i.stage == label}
+        found += operating_points(answers, limits, run.seed)
+    return found

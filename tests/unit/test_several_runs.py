@@ -137,6 +137,17 @@ def test_every_run_is_compared_with_the_first_on_the_same_images(made, together)
     assert not list(tables.unlike(run))
 
 
+def test_each_run_has_the_thresholds_that_it_was_asked_for(made, together):
+    runs = [made(name, "yyNN", {"evaluate": {"at_miss": limit, "limit": None}})
+            for name, limit in (("a", 1.0), ("b", 20.0))]  # fmt: skip
+    for run in runs:
+        file = Path(run) / "predictions" / "grpo.seen.0shot.jsonl"
+        file.unlink()
+        predictions.append(file, [replace(row, p_yes=0.5) for row in answers("yyNN")])
+    limits = {(r["stage"], r["rule"]): r["limit"] for r in tables.thresholds(together(*runs))}
+    assert limits["a_grpo", "miss"] == 1.0 and limits["b_grpo", "miss"] == 20.0
+
+
 def test_other_images_are_left_out_of_a_comparison_and_counted(made, together):
     first, second = made("a", "nnNN"), made("b", "yyNNN")
     run = together(first, second)
@@ -144,6 +155,8 @@ def test_other_images_are_left_out_of_a_comparison_and_counted(made, together):
     assert (row["n"], row["delta"]) == (4, 50.0)
     (said,) = tables.unlike(run)
     assert "(4 and 5); compared on the 4 that both judged" in said
+    best = story.ranking(run, tables.summaries(run))
+    assert best and "judged different images, and on the 4 of both it is better" in best
 
 
 def test_without_a_common_image_there_is_no_difference_and_that_is_said(made, together):
