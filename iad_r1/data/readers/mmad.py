@@ -164,9 +164,9 @@ def _knowledge(known: Mapping[str, Any], subset: str, product: str) -> str:
     name = KNOWN_AS.get(subset, subset)
     try:
         return "\n".join(known[name][product].values())
-    except (KeyError, TypeError, AttributeError):  # not there, or no texts
+    except KeyError:
         raise DataError(
-            f"domain_knowledge.json says nothing of {name}, {product}, or not in texts. Use "
+            f"domain_knowledge.json says nothing of {name}, {product}. Use "
             "benchmark.mmad.knowledge=false."
         ) from None
 
