@@ -264,16 +264,15 @@ def test_a_run_does_not_go_on_with_other_pictures(run, config, tmp_path):
 
 def test_pictures_that_are_in_no_file_are_given_one(tmp_path):
     sizes = [f"data.sizes.{part}={n}" for part, n in
-             (("sft", 6), ("rl", 4), ("validation", 2), ("test", 2))]  # fmt: skip
-    built = build(
-        compose.compose(["stage=expert_ad", "data=synthetic", "tracking=none", *sizes]), tmp_path
-    )
+             (("sft", 4), ("rl", 4), ("validation", 2), ("test", 2))]  # fmt: skip
+    drawn = ["data=synthetic", "data.image_size=32", *sizes]
+    built = build(compose.compose(["stage=expert_ad", "tracking=none", *drawn]), tmp_path)
     out = built / expert_ad.DATASET
     found = read_back(out, out, "_1shot")  # so few need references of their own
-    assert (len(found["sft"]), len(found["grpo"])) == (6, 4)
+    assert (len(found["sft"]), len(found["grpo"])) == (4, 4)
     first = read(out / "sft.json")[0]
     with Image.open(out / first["images"]) as picture:
-        assert picture.size == (96, 96)
+        assert picture.size == (32, 32)
     assert first["images"].startswith("pictures/synthetic/sft/")
 
 
