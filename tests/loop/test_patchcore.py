@@ -144,7 +144,7 @@ def config(photos: Path) -> Config:
     return compose.compose(
         ["stage=evaluate", "method=patchcore", "data=photos", f"data.root={photos}",
          "benchmark=photos", f"benchmark.photos.root={photos}", "patchcore.side=96",
-         "engine.ranks=1", "tracking=none"]
+         "patchcore.patches=1000", "engine.ranks=1", "tracking=none"]
     )  # fmt: skip
 
 
@@ -254,8 +254,8 @@ def test_what_nearest_good_patches_cannot_do_is_refused(config):
 def asked(photos: Path) -> Config:
     """The test pictures of those plates, against the good training ones."""
     return compose.compose(
-        ["stage=predict", "method=patchcore", "patchcore.side=96", f"images={photos}/plate/test",
-         f"references={photos}/plate/train/good"]
+        ["stage=predict", "method=patchcore", "patchcore.side=96", "patchcore.patches=1000",
+         f"images={photos}/plate/test", f"references={photos}/plate/train/good"]
     )  # fmt: skip
 
 
