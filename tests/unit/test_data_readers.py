@@ -10,13 +10,14 @@ import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+import test_data_exports as exports
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import (
@@ -27,6 +28,7 @@ from miniatures import (
     dtd,
     expert_ad,
     goodsad,
+    industrial_test,
     like_mvtec,
     listed,
     mmad,
@@ -112,7 +114,8 @@ def made(benchmark: str, root: Path, *more: str) -> Config:
 def settings_of(name: str, root: Path) -> ReaderSettings:
     """The settings of a reader as shipped, but for where it lies."""
     if name not in TRAINING:
-        return made(name, root).benchmark[name]
+        lists = [f"benchmark.{name}.lists={root}/lists"] if name == "industrial_test" else []
+        return made(name, root, *lists).benchmark[name]
     chosen = ["backbone=qwen25vl_3b", "stage.tasks=[sft]", f"data={name}", f"data.root={root}"]
     return compose.compose(chosen).data
 
@@ -165,6 +168,11 @@ TREES = {
     "mmad": ("mmad", mmad),
     **{name: (name, lay_out) for name, lay_out in TRAINING.items()},
     "photos": ("photos", mpdd),
+    "industrial_test": ("industrial_test", industrial_test),
+    **{
+        form: ("photos", partial(getattr(exports, f"write_{form}"), parts=exports.PARTS))
+        for form in ("coco", "yolo", "voc", "labelme", "label_studio", "cvat")
+    },
 }
 
 
