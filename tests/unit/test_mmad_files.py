@@ -22,6 +22,7 @@ from iad_r1.judge import mmad
 from iad_r1.judge.grade import Grader, grade
 from iad_r1.loops import score
 from iad_r1.rewards import vocabulary
+from iad_r1.schema import INVALID
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.suites import mmad as files
 from iad_r1.types import Completion, Prediction, Sample, StopReason
@@ -150,6 +151,8 @@ def test_completions_about_options_in_another_order_are_refused(scored, root, tm
 
 
 def test_the_accuracies_are_what_the_released_script_counts_in_the_answers(rows, asked, tmp_path):
+    unread = replace(rows[3], released_answer=INVALID)
+    rows = [*rows[:3], unread, *rows[4:]]  # it hides the next question
     file = written(tmp_path / "mmad", rows, asked)
     assert file.name == "answers_1_shot_twin_sft.json"
     with file.with_name("answers_1_shot_twin_sft_accuracy.csv").open() as lines:
