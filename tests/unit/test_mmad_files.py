@@ -151,8 +151,9 @@ def test_completions_about_options_in_another_order_are_refused(scored, root, tm
 
 
 def test_the_accuracies_are_what_the_released_script_counts_in_the_answers(rows, asked, tmp_path):
-    unread = replace(rows[3], released_answer=INVALID)
-    rows = [*rows[:3], unread, *rows[4:]]  # it hides the next question
+    right = [row.released_answer == row.gold_answer for row in rows]
+    at = right.index(True, 1) - 1  # it hides the next question, which is answered rightly
+    rows = [*rows[:at], replace(rows[at], released_answer=INVALID), *rows[at + 1 :]]
     file = written(tmp_path / "mmad", rows, asked)
     assert file.name == "answers_1_shot_twin_sft.json"
     with file.with_name("answers_1_shot_twin_sft_accuracy.csv").open() as lines:
