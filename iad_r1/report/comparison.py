@@ -24,7 +24,7 @@ from iad_r1.errors import MismatchError
 from iad_r1.judge import averages
 from iad_r1.judge.compare import holm, mcnemar
 from iad_r1.judge.rates import summarise
-from iad_r1.report import cards, figures, page, run_data, tables, wording
+from iad_r1.report import cards, figures, page, run_data, several, tables, wording
 from iad_r1.report.run_data import Evaluation, RunData
 from iad_r1.store.run_folder import write_json, write_text
 from iad_r1.types import Prediction
@@ -59,10 +59,11 @@ class Comparison:
 
 
 def load(folders: Sequence[str]) -> list[Named]:
-    """The runs, named by letters. Raises DataError if one cannot be read, MismatchError if it was
-    not evaluated."""
+    """The runs, named by letters. Raises DataError if one cannot be read or holds several,
+    MismatchError if it was not evaluated."""
     found = []
     for name, folder in zip(string.ascii_uppercase, folders, strict=False):
+        several.refuse(Path(folder))
         run = run_data.load(Path(folder))
         evaluations = {item.group: item for item in tables.last_evaluations(run)}
         if not evaluations:

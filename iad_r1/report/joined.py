@@ -51,12 +51,7 @@ def gather(folder: RunFolder, runs: Sequence[str]) -> None:
 
 def check(run: RunFolder) -> None:
     """DataError unless this run can stand in a report with others."""
-    if (run.path / several.FILE).is_file():
-        raise DataError(
-            f"{run.path} holds several runs already. Name them instead: "
-            + ", ".join(member.folder for member in several.read(run.path))
-            + "."
-        )
+    several.refuse(run.path)
     _last(run)
 
 

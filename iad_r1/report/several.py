@@ -49,6 +49,16 @@ def read(folder: Path) -> tuple[Member, ...]:
         raise DataError(f"{path} is broken ({error}). Put the runs together again.") from error
 
 
+def refuse(folder: Path) -> None:
+    """DataError if the folder holds several runs, where one is asked for."""
+    if members := read(folder):
+        raise DataError(
+            f"{folder} holds several runs already. Name them instead: "
+            + ", ".join(member.folder for member in members)
+            + "."
+        )
+
+
 def shared(members: Sequence[Member]) -> dict[str, Any]:
     """The sections of the configuration that are the same in all runs."""
     first, *others = (member.config for member in members)

@@ -18,6 +18,7 @@ from iad_r1.judge import predictions
 from iad_r1.judge.rates import summarise
 from iad_r1.report import (
     cards,
+    comparison,
     figures,
     gallery,
     joined,
@@ -228,3 +229,5 @@ def test_what_cannot_stand_side_by_side_is_refused_before_anything_starts(made, 
     for other, said in ((two, "was not evaluated"), (holds_both, "holds several runs already")):
         with pytest.raises(DataError, match=said):
             stage.check_inputs(compose.compose(["stage=report", f"runs=[{one},{other}]"]))
+    with pytest.raises(DataError, match="holds several runs already"):
+        comparison.load([one, holds_both])
