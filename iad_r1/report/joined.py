@@ -15,7 +15,7 @@ from typing import Any
 
 from iad_r1 import report
 from iad_r1.errors import DataError, TrainingError
-from iad_r1.report import gallery, several, terminal, wording
+from iad_r1.report import gallery, run_data, several, terminal, wording
 from iad_r1.report.several import Member
 from iad_r1.store.run_folder import RunFolder, write_text
 
@@ -132,11 +132,11 @@ def _take_answers(folder: RunFolder, label: str, run: RunFolder, stage: str) -> 
 
 
 def _take_steps(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
-    lines = []
-    for label, run in runs.items():
-        file = run.path / "metrics.jsonl"
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            lines.append(json.dumps({**json.loads(line), "run": label}) + "\n")
+    lines = [
+        json.dumps({**line, "run": label}) + "\n"
+        for label, run in runs.items()
+        for line in run_data.steps(run.path / "metrics.jsonl")
+    ]
     if lines:
         write_text(folder.path / "metrics.jsonl", "".join(lines))
 

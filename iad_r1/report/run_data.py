@@ -95,8 +95,8 @@ def load(folder: Path) -> RunData:
     found = sorted(_evaluations(folder), key=lambda item: _order(item, labels))
     models = [item for item in found if item.stage != wording.PATCHCORE]
     evaluations = models or found
-    steps = _steps(folder / "metrics.jsonl")
-    if not evaluations and not steps:
+    logged = steps(folder / "metrics.jsonl")
+    if not evaluations and not logged:
         raise DataError(
             f"{folder} holds neither predictions/*.jsonl nor metrics.jsonl: there is nothing to "
             "report. Train or evaluate first, e.g. python run.py stage=evaluate init=<run folder>."
@@ -104,7 +104,7 @@ def load(folder: Path) -> RunData:
     rows = gallery.read(folder)
     pictures = [row for row in rows if (folder / row["image"]).is_file()]
     manifest = _json(folder / "manifest.json")
-    trained = bool(steps) or bool(members)  # models that were only evaluated have no curves
+    trained = bool(logged) or bool(members)  # models that were only evaluated have no curves
     known = bool(manifest) or bool(members)  # each of them has its own
     missing = _missing(bool(evaluations), trained, known, manifest, len(rows), len(pictures))
     return RunData(
@@ -112,7 +112,7 @@ def load(folder: Path) -> RunData:
         config=several.shared(members) if members else _json(folder / "config.json"),
         manifest=manifest,
         summary=_json(folder / "summary.json"),
-        steps=tuple(steps),
+        steps=tuple(logged),
         evaluations=tuple(evaluations),
         baselines={i.split: i for i in found if models and i.stage == wording.PATCHCORE},
         pictures=tuple(pictures),
@@ -165,7 +165,7 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
             yield Evaluation(match["stage"], match["split"], int(match["shots"]), rows)
 
 
-def _steps(path: Path) -> list[Mapping[str, Any]]:
+def steps(path: Path) -> list[Mapping[str, Any]]:
     """Lines of metrics.jsonl in order; a step that a resumed run took again counts once."""
     latest: dict[tuple[str | None, str, int], Mapping[str, Any]] = {}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

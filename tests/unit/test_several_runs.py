@@ -186,6 +186,13 @@ def test_curves_of_all_runs_share_a_panel(made, together):
     assert list(training.dynamics(panels)["total reward"]) == ["a_grpo", "b_grpo"]
 
 
+def test_a_broken_line_of_a_runs_curves_is_named(made, together):
+    file = Path(made("a", "yyNN")) / "metrics.jsonl"
+    file.write_text(file.read_text() + '{"stage": "gr')
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 4: not JSON"):
+        together(str(file.parent), made("b", "yyNN"))
+
+
 def test_the_first_sentence_says_which_is_best_and_whether_it_may_be_chance(made, together):
     run = together(made("a", "yyNN"), made("b", "ynNN"), made("c", "nnNN"))
     said = story.ranking(run, tables.summaries(run))
