@@ -26,8 +26,12 @@ def views(run: RunData) -> list[Row]:
     order = [member.label for member in run.members] or wording.STAGES
     found: list[Row] = []
     for index, (shots, stage) in enumerate(sorted(pairs, key=lambda pair: _place(pair, order))):
-        earlier = [n for n, view in enumerate(found) if view["shots"] == shots]
-        before = earlier[0 if run.members else -1] if earlier else None
+        earlier = [
+            n
+            for n, view in enumerate(found)
+            if view["shots"] == shots and (not run.members or view["stage"] == order[0])
+        ]
+        before = earlier[-1] if earlier else None
         label = f"{wording.stage_name(stage)}, {shots}-shot"
         key = f"v{index}"
         found.append({"key": key, "stage": stage, "shots": shots, "label": label, "before": before})

@@ -138,6 +138,17 @@ def test_every_run_is_compared_with_the_first_on_the_same_images(made, together)
     assert not list(tables.unlike(run))
 
 
+def test_a_picture_that_the_first_run_was_not_asked_about_is_not_mended(made, together):
+    runs = [made(name, said) for name, said in (("a", "yyNN"), ("b", "nnNN"), ("c", "yyNN"))]
+    for run in runs[1:]:
+        source = Path(run) / "predictions" / "grpo.seen.0shot.jsonl"
+        source.rename(source.with_name("grpo.seen.1shot.jsonl"))
+    views = cards.views(together(*runs))
+    assert [(view["stage"], view["before"]) for view in views] == [
+        ("a_grpo", None), ("b_grpo", None), ("c_grpo", None)
+    ]  # fmt: skip
+
+
 def test_each_run_has_the_thresholds_that_it_was_asked_for(made, together):
     runs = [made(name, "yyNN", {"evaluate": {"at_miss": limit, "limit": None}})
             for name, limit in (("a", 1.0), ("b", 20.0))]  # fmt: skip
