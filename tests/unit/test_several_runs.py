@@ -149,6 +149,14 @@ def test_a_picture_that_the_first_run_was_not_asked_about_is_not_mended(made, to
     ]  # fmt: skip
 
 
+def test_without_a_common_image_reference_pictures_change_nothing(made, together):
+    run = together(made("a", "yyNN"), made("b", "yyNN"))
+    item = run.evaluations[0]
+    rows = tuple(replace(row, id=f"other{row.id}", shots=1) for row in item.predictions)
+    more = replace(item, shots=1, predictions=rows)
+    assert tables.reference_gain(replace(run, evaluations=(item, more))) == []
+
+
 def test_each_run_has_the_thresholds_that_it_was_asked_for(made, together):
     runs = [made(name, "yyNN", {"evaluate": {"at_miss": limit, "limit": None}})
             for name, limit in (("a", 1.0), ("b", 20.0))]  # fmt: skip
