@@ -27,9 +27,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
-    results = summary.get("results") or []
+    results, members = summary.get("results") or [], several.read(folder)
     console.print()
-    console.print(_headline(summary, folder), markup=False, highlight=False)
+    console.print(_headline(summary, folder, members), markup=False, highlight=False)
     if results:
         console.print(_table(results, summary.get("comparisons") or []))
         console.print(
@@ -39,29 +39,28 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             highlight=False,
         )
         config = RunFolder(folder).read_json("config.json")
-        if beside := [] if several.read(folder) else paper.beside(results, config):
+        if beside := [] if members else paper.beside(results, config):
             console.print(_published(beside))
             for line in _notes(beside):
                 console.print(line, style="dim", markup=False, highlight=False)
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
-        joined = [] if several.read(folder) else summary.get("mmad") or []
-        for row in mmad_published.beside(joined, config):
+        for row in [] if members else mmad_published.beside(summary.get("mmad") or [], config):
             console.print(_mmad_published(row))
             for line in _mmad_published_notes(row):
                 console.print(line, style="dim", markup=False, highlight=False)
         lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
         for line in lines:
             console.print(line, style="dim", highlight=False)
-    for name, text in _where_next(results, folder):
+    for name, text in _where_next(results, folder, members):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _headline(summary: Mapping[str, Any], folder: Path) -> str:
+def _headline(summary: Mapping[str, Any], folder: Path, members: Sequence[several.Member]) -> str:
     config = RunFolder(folder).read_json("config.json")
     parts = [str(config.get("name") or folder.parent.name)]
-    if members := several.read(folder):
+    if members:
         config = several.shared(members)
         parts = [f"{len(members)} runs"]
     for section in ("backbone", "data", "benchmark", "rewards", "tuning"):
@@ -263,7 +262,9 @@ def _change(changes: Sequence[Mapping[str, Any]], stages: Sequence[str], metric:
     return wording.NOTHING
 
 
-def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+def _where_next(
+    results: Sequence[Mapping[str, Any]], folder: Path, members: Sequence[several.Member]
+) -> Iterator[tuple[str, str]]:
     here = _shown(folder)
     if (folder / "report.html").is_file():
         yield "report", f"{here}/report.html"
@@ -279,7 +280,7 @@ def _where_next(results: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
         chosen += f" location_format={written}" if written != "words" else ""
         command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
         yield "next", command
-    elif len(members := several.read(folder)) > 1:
+    elif len(members) > 1:
         runs = ",".join(member.folder for member in members)
         yield "next", f"python run.py stage=compare 'runs=[{runs}]'"
     elif results:
