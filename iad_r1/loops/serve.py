@@ -183,8 +183,8 @@ def example(config: Config, folder: Path, url: str, request: Mapping[str, Any], 
     return EXAMPLE.format(
         url=url,
         model=request["model"],
-        curl=f"curl -s {url}/v1/chat/completions {' '.join(headers)} -d @{file}",
-        client=folder / "client.py",
+        curl=f"curl -s {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(f'@{file}')}",
+        client=shlex.quote(str(folder / "client.py")),
         program=textwrap.indent(program, "    "),
         evaluate=f"python run.py stage=evaluate backbone=api backbone.base_url={url}/v1 "
         f"backbone.model={request['model']} backbone.key={variable} evaluate.prompt={asked.prompt} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import socket
 import sys
 from functools import cache
@@ -216,6 +217,16 @@ def test_clients_are_shown_what_to_type_and_never_the_token(model, monkeypatch, 
     assert not [text for text in [said, *files] if TOKEN in text]
     said = serve.example(settings(model), tmp_path, "http://127.0.0.1:8000", request, key=False)
     assert "Authorization" not in said
+
+
+def test_what_is_typed_in_a_shell_holds_where_the_path_has_a_space(model, tmp_path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    request = {"model": "run/sft@12345678", "messages": []}
+    said = serve.example(settings(model), folder, "http://127.0.0.1:8000", request, key=False)
+    [typed] = [line for line in said.splitlines() if "curl -s" in line]
+    assert shlex.split(typed)[-1] == f"@{folder / 'request.json'}"
+    assert f"python '{folder / 'client.py'}' <picture>" in said
 
 
 # --- what is open ---------------------------------------------------------------------------------
