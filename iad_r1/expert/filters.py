@@ -60,7 +60,7 @@ def rejections(asked: Asked, draft: Draft, text: str, rules: Rules) -> Iterator[
     yield from _verdict(asked, draft, rules.types)
     both = f"{draft.description} {draft.reasoning}"
     # the name of a product may hold such a word: "printed label"
-    product = re.compile(re.escape(asked.facts.product), re.IGNORECASE)
+    product = re.compile(rf"(?<!\w){re.escape(asked.facts.product)}(?!\w)", re.IGNORECASE)
     if found := forbidden(product.sub(" ", both), rules.forbidden):
         yield Rejection("forbidden word", ", ".join(found))
     if asked.facts.defect is not None:

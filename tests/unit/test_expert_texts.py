@@ -271,6 +271,11 @@ def test_the_name_of_a_product_may_hold_a_word_that_is_forbidden_else():
     assert reasons(about, description="A label of a crack.") == ["forbidden word"]
 
 
+def test_the_name_of_a_product_is_no_part_of_other_words():
+    about = asked(replace(facts("cracked"), product="a"))
+    assert reasons(about, description="As the annotation says, it is bad.") == ["forbidden word"]
+
+
 @pytest.mark.parametrize(
     ("text", "cells", "grid", "wrong"),
     [
