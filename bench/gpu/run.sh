@@ -9,10 +9,10 @@
 # beside them psutil, pandas, scipy, rich and jinja2. It needs no Hydra, OmegaConf, DeepSpeed, TRL, vLLM or
 # package index. `prepare` leaves what it lacks in bench/gpu/carried, 3 MB to take along with the checkout:
 #     configs/*.json   the configurations, composed
-#     wheels/*.whl     pydantic, pydantic-core, annotated-types, typing-inspection,
-#                      typing-extensions, for Python 3.12 on Linux x86-64
+#     wheels/*.whl     those of `wheels` below, for Python 3.12 on Linux x86-64
 # vLLM is too large to carry. Where it is not installed, its case is skipped.
 set -euo pipefail
+wheels="pydantic pydantic-core annotated-types typing-inspection typing-extensions defusedxml pycocotools"
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 carried=${CARRIED:-$here/carried}
@@ -23,9 +23,9 @@ if [ "${1:-}" = prepare ]; then
     exec "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
         --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
         --platform manylinux2014_x86_64 --dest "$carried/wheels" \
-        $(for name in pydantic pydantic-core annotated-types typing-inspection typing-extensions; do version $name; done)
+        $(for name in $wheels; do version "$name"; done)
 fi
-if ! "$python" -c "import pydantic" 2>/dev/null; then
+if ! "$python" -c "import pydantic, defusedxml, pycocotools" 2>/dev/null; then
     site=$(mktemp -d)
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$carried"/wheels/*.whl
     export PYTHONPATH="$PYTHONPATH:$site"
