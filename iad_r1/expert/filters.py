@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iad_r1 import schema
-from iad_r1.expert.facts import Defect
-from iad_r1.expert.teachers import Asked, Draft
+from iad_r1.expert.facts import Defect, Facts
+from iad_r1.expert.teachers import Draft
 from iad_r1.grid import Grid, parse_cells, words
 from iad_r1.judge import reasoning
 from iad_r1.rewards.vocabulary import Vocabulary
@@ -50,23 +50,25 @@ def target(draft: Draft, place: str | None) -> str:
     )
 
 
-def rejections(asked: Asked, draft: Draft, text: str, rules: Rules) -> Iterator[Rejection]:
-    """All that is wrong with a text, which is a `target`."""
+def rejections(
+    facts: Facts, grid: str, draft: Draft, text: str, rules: Rules
+) -> Iterator[Rejection]:
+    """All that is wrong with a text, which is a `target`, by what is known of its picture; `grid`
+    ("3x3") is the one that places are named on."""
     said = schema.parse(text)
     if said.status is not schema.Status.OK:
         yield Rejection("schema", str(said.status))
         return
-    yield from _against_label(asked, said, rules.types)
-    yield from _verdict(asked, draft, rules.types)
+    yield from _against_label(facts.defect, grid, said, rules.types)
+    yield from _verdict(facts.defect, draft, rules.types)
     both = f"{draft.description} {draft.reasoning}"
     # the name of a product may hold such a word: "printed label"
-    product = re.compile(rf"(?<!\w){re.escape(asked.facts.product)}(?!\w)", re.IGNORECASE)
+    product = re.compile(rf"(?<!\w){re.escape(facts.product)}(?!\w)", re.IGNORECASE)
     if found := forbidden(product.sub(" ", both), rules.forbidden):
         yield Rejection("forbidden word", ", ".join(found))
-    if asked.facts.defect is not None:
-        defect, grid = asked.facts.defect, asked.grid
+    if facts.defect is not None:
         # the centroid of a ring lies in a cell that the ring may not touch
-        cells = {*defect.touched[grid], *defect.cells[grid]}
+        cells = {*facts.defect.touched[grid], *facts.defect.cells[grid]}
         if strayed := elsewhere(product.sub(" ", both), cells, Grid.parse(grid)):
             yield Rejection("another place", ", ".join(strayed))
     length = len(draft.reasoning.split())
@@ -74,17 +76,18 @@ def rejections(asked: Asked, draft: Draft, text: str, rules: Rules) -> Iterator[
         yield Rejection("length", f"{length} words")
 
 
-def _against_label(asked: Asked, said: schema.Parsed, types: Vocabulary) -> Iterator[Rejection]:
+def _against_label(
+    defect: Defect | None, grid: str, said: schema.Parsed, types: Vocabulary
+) -> Iterator[Rejection]:
     """Answer, place and type are those of label and mask."""
-    defect = asked.facts.defect
     expected = "no" if defect is None else "yes"
     if said.verdict != expected:
         yield Rejection("answer", f"{said.verdict} of a picture that says {expected}")
         return
     if defect is None:
         return
-    true = frozenset(defect.cells[asked.grid])
-    if parse_cells(said.location or "", asked.grid) != true:
+    true = frozenset(defect.cells[grid])
+    if parse_cells(said.location or "", grid) != true:
         yield Rejection("place", f"{said.location!r}, where the mask lies in cells {sorted(true)}")
     if not _same_class(said.type or "", defect, types):
         yield Rejection("type", f"{said.type!r} of a {defect.type!r}")
@@ -98,9 +101,9 @@ def _same_class(said: str, defect: Defect, types: Vocabulary) -> bool:
     return found is not None and defect.coarse is not None and found.type_class == defect.coarse
 
 
-def _verdict(asked: Asked, draft: Draft, types: Vocabulary) -> Iterator[Rejection]:
+def _verdict(defect: Defect | None, draft: Draft, types: Vocabulary) -> Iterator[Rejection]:
     """The reasoning decides as the label does, and names no type of another class."""
-    expected = "sound" if asked.facts.defect is None else "defective"
+    expected = "sound" if defect is None else "defective"
     reading = reasoning.read(draft.reasoning)
     if reading.says != expected:
         yield Rejection("verdict", f"reads as {reading.says or 'undecided'}, not as {expected}")

@@ -43,7 +43,6 @@ PICTURES = "pictures"  # below DATASET: those that are in no file of their own
 
 def run(config: Config, folder: RunFolder) -> None:
     """Build the lists and the data card, and say what is in them."""
-    stage = _settings(config)
     torch.set_num_threads(config.engine.threads)
     print("reading or drawing the pictures ...", flush=True)
     plan = _plan(config, folder)
@@ -57,6 +56,12 @@ def run(config: Config, folder: RunFolder) -> None:
             file.write(json.dumps(writer.row(one), ensure_ascii=False) + "\n")
             file.flush()
             bar.advance()
+    write_lists(config, folder)
+
+
+def write_lists(config: Config, folder: RunFolder) -> None:
+    """From the drafts of a build: the lists, the data card, and what the terminal says."""
+    stage, drafts, out = _settings(config), folder.path / DRAFTS, folder.path / DATASET
     lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
     found = lists.found(drafts)
     if not all(n for labels in found["kept"].values() for n in labels.values()):
@@ -65,9 +70,10 @@ def run(config: Config, folder: RunFolder) -> None:
             f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
             f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
         )
-    card.write(out, config, found, plan.base, folder.read_json("manifest.json"))
+    base = _base(config, folder)
+    card.write(out, config, found, base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
-    shown.show(found, out, plan.base, Console(highlight=False))
+    shown.show(found, out, base, Console(highlight=False))
 
 
 def _counted(kept: Mapping[str, Mapping[str, int]]) -> str:
@@ -103,7 +109,7 @@ class _Plan:
 
 def _plan(config: Config, folder: RunFolder) -> _Plan:
     stage, photos = _settings(config), dict[str, Photo]()
-    dataset = _data(config, photos)
+    dataset = read_data(config, photos)
     check_same_data(folder, dataset)
     folder.update_manifest(
         data={"name": dataset.name, "fingerprint": dataset.fingerprint,
@@ -118,10 +124,15 @@ def _plan(config: Config, folder: RunFolder) -> _Plan:
     alike = Alike(images.open_image)
     references = References(order, given, alike.nearest)
     rejected = [(s, r) for s in samples if (r := (left_out | both).get(s.id)) is not None]
+    base = _base(config, folder)
+    return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
+
+
+def _base(config: Config, folder: RunFolder) -> Path:
+    """What paths of pictures start from."""
     roots = {getattr(part, "root", None) for part in config.data.members().values()}
     root = roots.pop() if len(roots) == 1 else None
-    base = Path(root).resolve() if root is not None else folder.path / DATASET
-    return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
+    return Path(root).resolve() if root is not None else folder.path / DATASET
 
 
 def _seen_ahead(plan: _Plan, done: int, threads: int) -> Iterator[Planned]:
@@ -136,7 +147,7 @@ def _seen_ahead(plan: _Plan, done: int, threads: int) -> Iterator[Planned]:
             yield from batch
 
 
-def _data(config: Config, photos: dict[str, Photo]) -> Dataset:
+def read_data(config: Config, photos: dict[str, Photo]) -> Dataset:
     """What a run would train on, and what would test it; fills `photos` with all that was read."""
     with cache.Kept() as kept:
 
@@ -179,6 +190,14 @@ def _groups(
 # --- what is written -----------------------------------------------------------------------------
 
 
+def rules(config: Config) -> filters.Rules:
+    """What the settings of a build ask of a text."""
+    stage = _settings(config)
+    fewest, most = stage.words
+    types = vocabulary(config.rewards.vocabulary or "default")
+    return filters.Rules(tuple(stage.forbidden), fewest, most, types)
+
+
 class _Writer:
     """Writes about one picture after the other, and knows what has been kept."""
 
@@ -188,9 +207,8 @@ class _Writer:
         self.rule: Rule = config.grid.mask_rule
         self.plan, self.out, self.teacher = plan, out, find(stage.teacher)
         self.teacher_name, self.with_arms = stage.teacher, stage.arms
-        self.types = vocabulary(config.rewards.vocabulary or "default")
-        fewest, most = stage.words
-        self.rules = filters.Rules(tuple(stage.forbidden), fewest, most, self.types)
+        self.rules = rules(config)
+        self.types = self.rules.types
         self.alike = filters.Alike(stage.alike)
 
     def row(self, one: Planned) -> dict[str, Any]:
@@ -250,7 +268,8 @@ class _Writer:
     def _drafted(self, asked: Asked) -> tuple[Any, str, list[Rejection]]:
         draft = self.teacher.draft(asked, self.seed)
         text = filters.target(draft, asked.place)
-        return draft, text, list(filters.rejections(asked, draft, text, self.rules))
+        wrong = filters.rejections(asked.facts, asked.grid, draft, text, self.rules)
+        return draft, text, list(wrong)
 
     def _facts(self, sample: Sample, reference: Sample) -> facts.Facts:
         picture, good = images.open_image(sample), images.open_image(reference)

@@ -83,7 +83,7 @@ def reasons(about: Asked, **changed: str) -> list[str]:
     """Why a text by rule is refused once this was `changed` in it."""
     draft = replace(rules.draft(about, 0), **changed)
     text = target(draft, about.place)
-    return [why.reason for why in rejections(about, draft, text, RULES)]
+    return [why.reason for why in rejections(about.facts, about.grid, draft, text, RULES)]
 
 
 # --- what the packaged wordings say --------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_whatever_the_facts_are_the_packaged_wordings_pass_every_filter(
     found = replace(facts(kind, **({} if kind is None else {"at": at, **defect})), **picture)
     about = asked(found, grid, id, coarse)
     draft, text = written(about)
-    assert not list(rejections(about, draft, text, RULES))
+    assert not list(rejections(about.facts, about.grid, draft, text, RULES))
     assert "{" not in draft.description + text
 
 
@@ -258,9 +258,9 @@ def test_place_and_answer_of_the_tags_are_compared_with_the_mask():
     about = asked(facts("cracked"))
     draft = rules.draft(about, 0)
     elsewhere_tagged = target(draft, "bottom right")
-    (why,) = rejections(about, draft, elsewhere_tagged, RULES)
+    (why,) = rejections(about.facts, about.grid, draft, elsewhere_tagged, RULES)
     assert (why.reason, "'bottom right'" in why.found) == ("place", True)
-    (why, *_) = rejections(about, draft, target(draft, None), RULES)
+    (why, *_) = rejections(about.facts, about.grid, draft, target(draft, None), RULES)
     assert (why.reason, why.found) == ("answer", "no of a picture that says yes")
 
 
