@@ -354,7 +354,8 @@ def update(report: Report, here: Here, name: str, packing: str) -> None:
             for step in range(1 + TIMED):
                 if step == 1:
                     forget()
-                batch = replace(batch, sampler=policy.all_logprobs(policy.model, batch).detach())
+                with torch.no_grad():
+                    batch = replace(batch, sampler=policy.all_logprobs(policy.model, batch))
                 start = now()
                 known = policy.with_reference(batch)
                 half = now()
