@@ -22,7 +22,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from iad_r1 import prompts, rewards, stages
+from iad_r1 import errors, prompts, rewards, stages
 from iad_r1.command import inherit, roots
 from iad_r1.command.options import groups
 from iad_r1.errors import ConfigError
@@ -59,15 +59,9 @@ def quoted(arguments: Sequence[str]) -> list[str]:
                 parser.parse_override(text)
             except HydraException:
                 values = value.split(",") if sweeps else [value]
-                text = f"{key}={','.join(map(_quoted, values))}"
+                text = f"{key}={','.join(map(errors.quoted, values))}"
         found.append(text)
     return found
-
-
-def _quoted(value: str) -> str:
-    """In Hydra's quotes: backslashes count before a quote alone, also before the closing one."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
 
 
 def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Config:
@@ -79,6 +73,12 @@ def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Conf
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
     stage = stages.find(plain["stage"]["name"])
+    drawn = plain["rollout"]["name"]
+    if stage.rollouts and drawn not in stage.rollouts:
+        raise ConfigError(
+            f"stage={plain['stage']['name']} rollout={drawn}: it works with rollout="
+            f"{' or '.join(stage.rollouts)} alone. Leave rollout out for {stage.rollouts[0]}."
+        )
     for key in stage.shortcuts:
         plain.pop(key)
     tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))

@@ -6,6 +6,7 @@ reproducible from its folder.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -22,6 +23,7 @@ from iad_r1.store.manifest import manifest
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_text
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str]) -> int:
@@ -58,15 +60,35 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
         return REFUSED
     except (KeyboardInterrupt, Terminated) as stop:
         return _stopped(folder, 0 if isinstance(stop, Terminated) else INTERRUPTED)
-    except Exception as error:  # nobody foresaw it: shown in full, and kept
+    except OSError as error:
+        if error.errno not in FULL:
+            return _failed(folder, error)
         if ranks.may_speak(folder.path, error):
-            traceback.print_exc()
-            print(f"\nunexpected error, kept in {folder.path / 'error.txt'}", file=sys.stderr)
-            _record(folder, "failed", keep_error=True)
+            print(f"\nerror: {_full(folder, error)}", file=sys.stderr, flush=True)
         return FAILED
+    except Exception as error:
+        return _failed(folder, error)
     if ranks.is_main():
         _record(folder, "finished")
     return code or 0
+
+
+def _failed(folder: RunFolder, error: Exception) -> int:
+    """Nobody foresaw it: shown in full, and kept."""
+    if ranks.may_speak(folder.path, error):
+        traceback.print_exc()
+        print(f"\nunexpected error, kept in {folder.path / 'error.txt'}", file=sys.stderr)
+        _record(folder, "failed", keep_error=True)
+    return FAILED
+
+
+def _full(folder: RunFolder, error: OSError) -> str:
+    """What to say where a disk is full, or a quota used up: nothing more can be written there."""
+    where = error.filename or folder.path
+    return (
+        f"{where}: {error.strerror}. What was written before stays. Make room; the same command "
+        "with resume=auto goes on from there."
+    )
 
 
 def _stopped(folder: RunFolder, code: int) -> int:

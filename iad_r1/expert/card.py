@@ -24,7 +24,7 @@ def write(
     """Write README.md beside the lists.
 
     Args:
-        found: what `lists.found` says.
+        found: what `lists.write` returns.
         base: what the paths of pictures start from.
     """
     write_text(out / "README.md", text(config, found, base, base == out, manifest))
@@ -55,7 +55,7 @@ def text(
         stage=stage,
         found=found,
         total=total,
-        size=_size(total),
+        size=size(total),
         licence=stage.licence or UNKNOWN,
         sources={p.name: getattr(reader(p.name), "SOURCE", None) for p in parts.values()},
         files={f"{part}{'_1shot' * n}": file_name(part, n) for part in LISTS for n in stage.shots},
@@ -65,7 +65,14 @@ def text(
     )
 
 
-def _size(total: int) -> str:
+def size(total: int) -> str:
     """The hub's word for a number of items."""
-    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
-    return next((word for most, word in limits if total < most), "100K<n<1M")
+    least, power = "", 3
+    while total >= 10**power:
+        least, power = f"{_thousands(power)}<", power + 1
+    return f"{least}n<{_thousands(power)}"
+
+
+def _thousands(power: int) -> str:
+    """10 to a power, as the hub writes it: 10K, 100M."""
+    return f"{10 ** (power % 3)}{' KMBT'[power // 3]}"

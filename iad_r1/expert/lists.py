@@ -14,9 +14,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from iad_r1 import prompts
 from iad_r1.data.readers.expert_ad import PICTURE
@@ -24,7 +25,7 @@ from iad_r1.expert.choice import LISTS
 from iad_r1.expert.facts import GRIDS
 from iad_r1.expert.filters import Variety
 from iad_r1.schema import parse
-from iad_r1.store.run_folder import write_json, write_text
+from iad_r1.store.run_folder import replacing, write_json
 
 Row = Mapping[str, Any]  # a line of drafts.jsonl
 PROMPT = "pa_sft"  # asks in PA-SFT
@@ -78,54 +79,71 @@ def file_name(part: str, shots: int) -> str:
     return f"{part}{'_1shot' * shots}.json"
 
 
-def write(drafts: Path, folder: Path, shots: Sequence[int], grid: str, with_arms: bool) -> None:
-    """All files but the data card, from the lines of `drafts`, in their order."""
+def write(
+    drafts: Path, folder: Path, shots: Sequence[int], grid: str, with_arms: bool
+) -> dict[str, Any]:
+    """All files but the data card, from the lines of `drafts`, in their order; returns what `Found`
+    says of them."""
     folder.mkdir(exist_ok=True)
-    for part in LISTS:
-        for number in shots:
-            records = [
-                RECORDS[part](row, number, row["target"]) for row in kept(drafts) if _in(row, part)
-            ]
-            write_json(folder / file_name(part, number), records)
-    _write_lines(folder / "items.jsonl", (_item(row) for row in kept(drafts)))
-    left_out = (row for row in rows(drafts) if row["rejected"])
-    _write_lines(folder / "rejected.jsonl", left_out)
-    write_json(folder / "dataset_info.json", dataset_info(shots))
+    records: dict[str, list[dict[str, Any]]] = {
+        file_name(part, number): [] for part in LISTS for number in shots
+    }
+    others = arms(grid) if with_arms else []
+    records |= {_arm_name(part, arm): [] for arm in others for part in LISTS}
+    learned: list[Row] = []  # of PA-SFT, for the arms that are parts of it
+    found = Found()
+    with (
+        replacing(folder / "items.jsonl") as items,
+        replacing(folder / "rejected.jsonl") as left_out,
+    ):
+        for row in rows(drafts):
+            found.add(row)
+            if row["rejected"]:
+                _write_line(left_out, row)
+                continue
+            _write_line(items, _item(row))
+            part, record = row["list"], RECORDS[row["list"]]
+            for number in shots:
+                records[file_name(part, number)].append(record(row, number, row["target"]))
+            for arm in others:
+                records[_arm_name(part, arm)].append(record(row, 0, row["arms"][arm]))
+            if with_arms and part == "sft":
+                learned.append(sft_record(row, 0, row["target"]))
     if with_arms:
-        _write_arms(drafts, folder / "arms", grid)
-
-
-def kept(drafts: Path) -> Iterator[Row]:
-    """The lines of what is left."""
-    return (row for row in rows(drafts) if not row["rejected"])
-
-
-def _in(row: Row, part: str) -> bool:
-    return row["list"] == part
+        records |= _parts(learned)
+    for name, of_file in records.items():
+        write_json(folder / name, of_file)
+    write_json(folder / "dataset_info.json", dataset_info(shots))
+    return found.told()
 
 
 def _item(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("rejected", "arms")}
 
 
-def _write_lines(file: Path, found: Iterable[Row]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
-    write_text(file, "".join(lines))
+def _write_line(file: TextIO, row: Row) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_arms(drafts: Path, folder: Path, grid: str) -> None:
-    """The same pictures as in `sft.json` and `grpo.json`, zero-shot, in the same order."""
-    folder.mkdir(exist_ok=True)
-    for arm in arms(grid):
-        for part in LISTS:
-            found = [RECORDS[part](r, 0, r["arms"][arm]) for r in kept(drafts) if _in(r, part)]
-            write_json(folder / f"{part}_{arm}.json", found)
-    learned = [row for row in kept(drafts) if _in(row, "sft")]
-    short = [sft_record(row, 0, _answer_alone(row["target"])) for row in learned]
-    write_json(folder / f"sft_{ANSWERS}.json", short)
-    whole = [sft_record(row, 0, row["target"]) for row in learned]
-    for share in SHARES:
-        write_json(folder / f"sft_{share}.json", whole[: round(len(whole) * share / 100)])
+def _arm_name(part: str, arm: object) -> str:
+    """Of a list of the same pictures as in `sft.json` or `grpo.json`, zero-shot, in that order."""
+    return f"arms/{part}_{arm}.json"
+
+
+def _parts(learned: Sequence[Row]) -> dict[str, list[Any]]:
+    """The arms of PA-SFT that say less: the answers alone, and the first items."""
+    found: dict[str, list[Any]] = {
+        _arm_name("sft", share): list(learned[: round(len(learned) * share / 100)])
+        for share in SHARES
+    }
+    found[_arm_name("sft", ANSWERS)] = [_short(record) for record in learned]
+    return found
+
+
+def _short(record: Row) -> dict[str, Any]:
+    """An item of PA-SFT that is answered without reasoning."""
+    asked, said = record["messages"]
+    return {**record, "messages": [asked, {**said, "content": _answer_alone(said["content"])}]}
 
 
 def _answer_alone(target: str) -> str:
@@ -153,36 +171,40 @@ def dataset_info(shots: Sequence[int]) -> dict[str, Any]:
 # --- what there is to say of them ----------------------------------------------------------------
 
 
-def found(drafts: Path) -> dict[str, Any]:
+class Found:
     """Counts of what is kept by list and label, of what is left out by reason, and of pictures that
     are named by their whole path (`outside`); and how varied the texts are, by label."""
-    counts: dict[str, dict[str, int]] = {part: {"good": 0, "defective": 0} for part in LISTS}
-    types: dict[str, int] = {}
-    products: dict[str, int] = {}
-    rejected: dict[str, int] = {}
-    outside = 0
-    varied = {"all": Variety(), "good": Variety(), "defective": Variety()}
-    for row in rows(drafts):
+
+    def __init__(self) -> None:
+        self.kept = {part: {"good": 0, "defective": 0} for part in LISTS}
+        self.rejected, self.products, self.types = Counter[str](), Counter[str](), Counter[str]()
+        self.outside = 0
+        self.varied = {"all": Variety(), "good": Variety(), "defective": Variety()}
+
+    def add(self, row: Row) -> None:
+        """Count one line of `drafts.jsonl`."""
         if row["rejected"]:
-            reason = row["rejected"][0]["reason"]
-            rejected[reason] = rejected.get(reason, 0) + 1
-            continue
+            self.rejected[row["rejected"][0]["reason"]] += 1
+            return
         label = "good" if row["location"] is None else "defective"
-        counts[row["list"]][label] += 1
-        outside += row["picture"].startswith("/")
-        products[row["product"]] = products.get(row["product"], 0) + 1
+        self.kept[row["list"]][label] += 1
+        self.outside += row["picture"].startswith("/")
+        self.products[row["product"]] += 1
         if row["type"] is not None:
-            types[row["type"]] = types.get(row["type"], 0) + 1
+            self.types[row["type"]] += 1
         for name in ("all", label):
-            varied[name].add(row["reasoning"])
-    return {
-        "kept": counts,
-        "rejected": _largest_first(rejected),
-        "products": _largest_first(products),
-        "types": _largest_first(types),
-        "outside": outside,
-        "variety": {name: one.found() for name, one in varied.items()},
-    }
+            self.varied[name].add(row["reasoning"])
+
+    def told(self) -> dict[str, Any]:
+        """All of it, for `summary.json`."""
+        return {
+            "kept": self.kept,
+            "rejected": _largest_first(self.rejected),
+            "products": _largest_first(self.products),
+            "types": _largest_first(self.types),
+            "outside": self.outside,
+            "variety": {name: one.found() for name, one in self.varied.items()},
+        }
 
 
 def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:

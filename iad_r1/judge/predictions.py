@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,9 +35,7 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     Raises DataError naming the line that is no prediction, or answers an image once more.
     """
     found: dict[str, Prediction] = {}
-    # not splitlines(): a model may well say U+2028, which that takes for the end of a line
-    lines = _whole_lines(path).split("\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             row = _read(line)
             if row.id in found:
@@ -51,17 +50,19 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
 
 
 def repair(path: Path) -> None:
-    """Cut off a half-written last line, so that the next one can be appended."""
-    if path.is_file() and (whole := _whole_lines(path)) != path.read_text(encoding="utf-8"):
-        path.write_text(whole, encoding="utf-8")
+    """Cut off a half-written last line, so that the next one can be appended. The others are not
+    written again: a kill at any instant leaves them."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def _whole_lines(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1]
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, none if it is not there; a last one without an end does not count. As
+    bytes: it may end within a letter, and U+2028, which models may well say, ends no line."""
+    return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
 
 
-def _read(line: str) -> Prediction:
+def _read(line: bytes) -> Prediction:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise TypeError(f"a {type(values).__name__}, not an object")

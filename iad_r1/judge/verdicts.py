@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from iad_r1 import schema
 from iad_r1.errors import DataError
 from iad_r1.grid import Grid, parse_cells
-from iad_r1.judge.predictions import repair
+from iad_r1.judge.predictions import repair, whole_lines
 from iad_r1.types import Prediction, StopReason
 
 Word = Literal["defective", "good", "no valid answer"]
@@ -136,9 +136,7 @@ def _cells(row: Row) -> list[Any]:
 
 
 def _read(path: Path) -> Iterator[Row]:
-    # not splitlines(): a model may well say U+2028, which that takes for the end of a line
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             row = json.loads(line)
             yield {**row, "picture": row["picture"], "verdict": row["verdict"]}

@@ -62,8 +62,7 @@ def run(config: Config, folder: RunFolder) -> None:
 def write_lists(config: Config, folder: RunFolder) -> None:
     """From the drafts of a build: the lists, the data card, and what the terminal says."""
     stage, drafts, out = _settings(config), folder.path / DRAFTS, folder.path / DATASET
-    lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
-    found = lists.found(drafts)
+    found = lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
     if not all(n for labels in found["kept"].values() for n in labels.values()):
         why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
         raise DataError(
@@ -165,7 +164,10 @@ def _left_out(config: Config, dataset: Dataset, samples: Sequence[Sample]) -> di
     """Pictures that nothing can be written about, and those that are tested on or nearly are."""
     found = {sample.id: why for sample in samples if (why := unfit(sample)) is not None}
     for name, ids in dataset.leaks.items():
-        found |= {id: Rejection("leak", f"it nearly equals a test picture of {name}") for id in ids}
+        of = name.removeprefix("validation.")
+        kind = "test" if of == name else "validation"
+        why = Rejection("leak", f"it nearly equals a {kind} picture of {of}")
+        found |= dict.fromkeys(ids, why)
     if config.protocol == "zero_shot":
         tested = {s.product.casefold() for shown in dataset.test.values() for s in shown}
         found |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from iad_r1.errors import DataError
@@ -24,14 +25,17 @@ def run(config: Config, folder: RunFolder) -> None:
     to = Path(stage.to) if stage.to is not None else folder.path / str(stage.format)
     to.mkdir(parents=True, exist_ok=True)
     asking = items.Asking(config.evaluate.prompt, stage.shots)
+    here = shlex.quote(str(to))
     if stage.format == "lmms_eval":
         tasks = lmms_eval.write(to, asked, asking, stage.pictures, config.evaluate.max_tokens)
-        use = f"python -m lmms_eval --include_path {to} --tasks {tasks[0]} --model <model>"
+        use = f"python -m lmms_eval --include_path {here} --tasks {tasks[0]} --model <model>"
     else:
         tasks = vlmevalkit.write(to, asked, asking, stage.pictures)
+        models = to / "config.json"
         use = (
-            f"name a model in {to / 'config.json'}, then\n"
-            f"LMUData={to} python run.py --config {to / 'config.json'} --judge exact_matching"
+            f"name a model in {models}, then\n"
+            f"LMUData={here} python run.py --config {shlex.quote(str(models))} "
+            "--judge exact_matching"
         )
     held = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     folder.update_summary(export={"to": str(to), "tasks": tasks, "bytes": held})

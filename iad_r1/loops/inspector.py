@@ -140,7 +140,7 @@ class Inspector:
         """P(yes), or score, from which a picture shown with so many references is defective; None:
         the model's own word decides, or the good pictures do."""
         if shots not in self._thresholds:
-            self._thresholds[shots] = threshold(self.config, shots)[0]
+            self._thresholds[shots] = threshold(self.config, shots)
         return self._thresholds[shots]
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from iad_r1.errors import ConfigError, DataError
+from iad_r1.errors import ConfigError, DataError, setting
 from iad_r1.judge import thresholds
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.predictions import read_predictions
@@ -24,13 +24,25 @@ MEASURED = ("pictures", "patches", "side", "overkill")  # what moves the score
 SHOWN = ("prompt", "max_pixels", "max_size", "max_tokens", "samples")
 
 
-def threshold(config: Config, shots: int) -> tuple[float | None, str]:
+def threshold(config: Config, shots: int) -> float | None:
     """The threshold on P(yes) of pictures shown with so many references, or on the score of nearest
-    good patches, and what there is to say of it, in lines; None: the model's own word decides, or
-    the good pictures do.
+    good patches; None: the model's own word decides, or the good pictures do.
 
     ConfigError or DataError where `miss_rate` cannot be answered.
     """
+    return _found(config, shots)[0]
+
+
+def described(config: Config, shots: int) -> tuple[float | None, str]:
+    """The same, and what there is to say of it, in lines."""
+    value, said, rows = _found(config, shots)
+    if value is not None and rows:
+        said = _sentence(thresholds.at(rows, value, config.seed), rows)
+    return value, said
+
+
+def _found(config: Config, shots: int) -> tuple[float | None, str, list[Prediction]]:
+    """A threshold, where it comes from, and the validation answers that have chosen it."""
     stage = config.stage
     assert isinstance(stage, JudgingSettings)
     patches = config.method.name == "patchcore"
@@ -38,9 +50,10 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
         own = "none: as the model answers"
         if patches:
             own = f"score 1: {config.patchcore.overkill:g} % of the good pictures may lie above"
-        return stage.threshold, own if stage.threshold is None else "as set"
+        return stage.threshold, own if stage.threshold is None else "as set", []
     if patches:
-        return _chosen(config, _scored_by_patches(config, stage.miss_rate), stage.miss_rate)
+        rows = _scored_by_patches(config, stage.miss_rate)
+        return thresholds.choose(rows, "miss", stage.miss_rate).value, "", rows
 
     start = start_of(str(config.init))
     if start is None:
@@ -55,10 +68,10 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
         raise ConfigError(
             f"miss_rate={stage.miss_rate:g} needs validation pictures that these weights have "
             f"judged with {shots} references, and {run.path} has none. Run `python run.py "
-            f"stage=evaluate init={config.init} evaluate.splits=[validation]` with the data it was "
-            "trained on, and add validation=<the folder of that run>."
+            f"stage=evaluate {setting('init', str(config.init))} evaluate.splits=[validation]` "
+            "with the data it was trained on, and add validation=<the folder of that run>."
         )
-    value, said = _chosen(config, rows, stage.miss_rate)
+    value = thresholds.choose(rows, "miss", stage.miss_rate).value
     unread = sum(row.score == UNSCORED for row in rows if row.gold_answer == "yes")
     if value <= UNSCORED:
         raise DataError(
@@ -66,12 +79,7 @@ def threshold(config: Config, shots: int) -> tuple[float | None, str]:
             f"of {run.path} got no P(yes), which is more than may be missed at any threshold. "
             "Train longer, or allow a higher miss_rate."
         )
-    return value, said
-
-
-def _chosen(config: Config, rows: list[Prediction], limit: float) -> tuple[float, str]:
-    value = thresholds.choose(rows, "miss", limit).value
-    return value, _sentence(thresholds.at(rows, value, config.seed), rows)
+    return value, "", rows
 
 
 UNSCORED = -1.0  # the score of an answer without P(yes): no threshold catches it

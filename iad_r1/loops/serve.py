@@ -12,9 +12,10 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.chat.client import messages
 from iad_r1.data.drawn import world
-from iad_r1.errors import ConfigError, TrainingError
+from iad_r1.errors import ConfigError, TrainingError, setting
 from iad_r1.loops.inspector import most_tokens, with_room
 from iad_r1.loops.opening import corpus, open_backbone
 from iad_r1.rollouts.colocate.sampler import check_ids, require_vllm, tile_limit
@@ -164,8 +165,16 @@ def post(url: str, request: Mapping[str, Any], key: str | None) -> dict[str, Any
     except HTTPError as error:
         said = error.read().decode(errors="replace")
         raise TrainingError(f"vLLM's server answered {error.code}: {said}") from None
-    except URLError as error:
-        raise TrainingError(f"vLLM's server does not answer: {error.reason}") from None
+    except (OSError, HTTPException) as error:  # it went away, also in the middle of its answer
+        raise TrainingError(
+            f"vLLM's server does not answer ({error!r}). See what it said above; if memory ran "
+            "out, lower rollout.memory, rollout.max_num_seqs or rollout.max_model_len."
+        ) from None
+    except ValueError as error:
+        raise TrainingError(
+            f"what answers at {url} is no server of OpenAI's interface: its reply is no JSON "
+            f"({error}). Is another program at this port? Use stage.port=<another>."
+        ) from None
 
 
 def example(config: Config, folder: Path, url: str, request: Mapping[str, Any], key: bool) -> str:
@@ -186,9 +195,11 @@ def example(config: Config, folder: Path, url: str, request: Mapping[str, Any], 
         curl=f"curl -s {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(f'@{file}')}",
         client=shlex.quote(str(folder / "client.py")),
         program=textwrap.indent(program, "    "),
-        evaluate=f"python run.py stage=evaluate backbone=api backbone.base_url={url}/v1 "
-        f"backbone.model={request['model']} backbone.key={variable} evaluate.prompt={asked.prompt} "
-        f"evaluate.max_tokens={asked.max_tokens} evaluate.max_size={size}",
+        evaluate="python run.py stage=evaluate backbone=api "
+        f"{setting('backbone.base_url', f'{url}/v1')} "
+        f"{setting('backbone.model', request['model'])} backbone.key={variable} "
+        f"evaluate.prompt={asked.prompt} evaluate.max_tokens={asked.max_tokens} "
+        f"{shlex.quote(f'evaluate.max_size={size}')}",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from iad_r1.errors import setting
 from iad_r1.planner.fits import Option, Question, StepName, Tuning, options, recommended, ways_out
 from iad_r1.planner.memory import GIB
 from iad_r1.settings.config import Config
@@ -135,7 +136,7 @@ def command(config: Config, option: Option) -> Iterator[str]:
     if data.name != "synthetic":
         yield f"data={data.name}"
         if root := getattr(data, "root", None):
-            yield f"data.root={root}"
+            yield setting("data.root", root)
     before = {**PLAIN, f"{step}.token_budget": word(getattr(config, step).token_budget)}
     yield from settings(option, before | {"engine.precision": config.engine.precision})
     if step == "grpo":

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from iad_r1.errors import MismatchError
+from iad_r1.errors import MismatchError, setting
 from iad_r1.judge import averages
 from iad_r1.judge.compare import holm, mcnemar
 from iad_r1.judge.rates import summarise
@@ -69,7 +69,7 @@ def load(folders: Sequence[str]) -> list[Named]:
         if not evaluations:
             raise MismatchError(
                 f"{folder} was not evaluated, so there is nothing to compare. Evaluate it first: "
-                f"python run.py stage=evaluate init={folder}."
+                f"python run.py stage=evaluate {setting('init', folder)}."
             )
         found.append(Named(name, run, evaluations))
     return found

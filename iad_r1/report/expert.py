@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from iad_r1.errors import setting
 
 NAMES = {"sft": "PA-SFT", "grpo": "SC-GRPO"}
 
@@ -38,6 +39,7 @@ def show(found: Mapping[str, Any], out: Path, base: Path, console: Console) -> N
 
 def command(out: Path, base: Path) -> str:
     """What trains on the lists in a folder."""
-    options = [f"data.root={out}", "data.sft=sft.json", "data.rl=grpo.json"]
-    options += [f"data.images={base}"] if base != out else []
-    return shlex.join(["python", "run.py", "data=expert_ad", *options])
+    words = ["python run.py data=expert_ad", setting("data.root", out)]
+    words += ["data.sft=sft.json data.rl=grpo.json"]
+    words += [setting("data.images", base)] if base != out else []
+    return " ".join(words)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iad_r1 import report
-from iad_r1.errors import DataError, TrainingError
+from iad_r1.errors import DataError, TrainingError, setting
 from iad_r1.report import gallery, run_data, several, terminal, wording
 from iad_r1.report.several import Member
 from iad_r1.store.run_folder import RunFolder, write_text
@@ -61,7 +61,7 @@ def _last(run: RunFolder) -> str:
     if not stages:
         raise DataError(
             f"{run.path} was not evaluated, so it has nothing to show beside others. Evaluate it "
-            f"first: python run.py stage=evaluate init={run.path}."
+            f"first: python run.py stage=evaluate {setting('init', run.path)}."
         )
     return max(stages, key=wording.stage_order)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iad_r1.errors import setting
 from iad_r1.judge import mmad, mmad_published, paper
 from iad_r1.report import several, wording
 from iad_r1.store.progress import duration
@@ -278,13 +279,14 @@ def _where_next(
         chosen += f" weights={kind}" if kind != "published" else ""
         written = config.get("location_format", "words")
         chosen += f" location_format={written}" if written != "words" else ""
-        command = f"python run.py stage=evaluate init={here}{chosen} data=photos data.root=<folder>"
-        yield "next", command
+        init = setting("init", here)
+        to_type = f"stage=evaluate {init}{chosen} data=photos data.root=<folder>"
+        yield "next", f"python run.py {to_type}"
     elif len(members) > 1:
-        runs = ",".join(member.folder for member in members)
-        yield "next", f"python run.py stage=compare 'runs=[{runs}]'"
+        runs = setting("runs", [member.folder for member in members])
+        yield "next", f"python run.py stage=compare {runs}"
     elif results:
-        yield "next", f"python run.py stage=report init={here}"
+        yield "next", f"python run.py stage=report {setting('init', here)}"
 
 
 def _shown(folder: Path) -> str:

@@ -27,6 +27,7 @@ class Stage(ABC):
         shortcuts: settings outside `stage` that its YAML file hands on to it.
         inherits: sections and settings that it takes from the weights which `init` names, unless
             they are typed (`command/inherit.py`).
+        rollouts: those it works with; none: with all.
         imports: modules that `run` needs and that take seconds to load. They are loaded before,
             while Ctrl-C may still end the process at once.
     """
@@ -37,6 +38,7 @@ class Stage(ABC):
     paths_or_names: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     inherits: tuple[str, ...] = ()
+    rollouts: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
 
     def problems(self, config: Config) -> Iterator[str]:

@@ -32,7 +32,7 @@ from iad_r1.schema import Evaluator
 from iad_r1.settings.base import Count0
 from iad_r1.settings.config import Config
 from iad_r1.settings.stage import StageSettings
-from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.run_folder import RunFolder, write_text
 from iad_r1.types import Solution
 
 _COLOURS = {"collapse": "red", "gaming": "magenta", "data": "yellow"}
@@ -116,8 +116,8 @@ def carry_out(config: Config, folder: RunFolder, console: Console) -> Audit | No
         evaluator=stage.evaluator,
     )
     show(result, console, f"{config.rewards.name} on {source}", loose.name)
-    target = folder.path / "audit.json"
-    target.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(asdict(result), indent=1, ensure_ascii=False)
+    write_text(folder.path / "audit.json", text)
     return result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from iad_r1 import data, nearest, stages
 from iad_r1.backbones import families, hub
 from iad_r1.backbones.shapes import architecture
-from iad_r1.errors import ConfigError, DataError
+from iad_r1.errors import ConfigError, DataError, setting
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.config import Config
 from iad_r1.settings.stage import StageSettings
@@ -168,7 +168,7 @@ def type_init(outputs: Path, stage: str) -> str:
         )
     here = Path.cwd()
     latest = runs[0].relative_to(here) if runs[0].is_relative_to(here) else runs[0]
-    return f"Start from your latest run: python run.py stage={stage} init={latest}."
+    return f"Start from your latest run: python run.py stage={stage} {setting('init', latest)}."
 
 
 # --- what it says --------------------------------------------------------------------------------

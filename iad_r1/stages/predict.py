@@ -15,7 +15,7 @@ from pathlib import Path
 from iad_r1 import nearest, prompts, stages
 from iad_r1.data.arrivals import listed, references
 from iad_r1.errors import ConfigError, DataError
-from iad_r1.loops.operating_point import threshold
+from iad_r1.loops.operating_point import described, threshold
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import JudgingSettings, PredictSettings
 from iad_r1.settings.rollout import AnyVllmRollout
@@ -177,7 +177,7 @@ def _check_apart(stage: PredictSettings) -> None:
 
 def threshold_rows(config: Config, shots: int) -> Iterator[str]:
     """What is announced of the threshold."""
-    value, said = threshold(config, shots)
+    value, said = described(config, shots)
     first, *more = said.split("\n")
     name = "score" if config.method.name == "patchcore" else "P(yes)"
     yield row("threshold", first if value is None else f"{name} {value:.3g}, {first}")

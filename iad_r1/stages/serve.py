@@ -29,6 +29,7 @@ class Stage(stages.Stage):
 
     saves = False
     inherits = predict.INHERITED
+    rollouts = ("vllm", "vllm_server")  # its YAML sets what others do not have
     imports = ("iad_r1.loops.serve",)
 
     def problems(self, config: Config) -> Iterator[str]:

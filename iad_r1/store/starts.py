@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iad_r1.errors import ConfigError, WeightsError
+from iad_r1.errors import ConfigError, WeightsError, setting
 from iad_r1.store.run_folder import TRAINED, RunFolder, holds_model
 
 
@@ -81,7 +81,7 @@ def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None
             raise ConfigError(
                 f"resume={config['resume']}: that run was started with other settings: "
                 f"{'; '.join(changed)}. Give the same ones, or start a new run with "
-                f"init={config['resume']}."
+                f"{setting('init', config['resume'])}."
             )
         if run.is_running():
             raise ConfigError(f"another process is working on {run.path}; it needs no resume.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL.Image import Image
+
 from iad_r1.data import images
 from iad_r1.errors import DataError
 from iad_r1.judge import mmad
@@ -70,6 +72,11 @@ def as_others_open_it(sample: Sample) -> Path | None:
         return sample.image.absolute() if plain and images.smaller(picture) == 1 else None
 
 
+def picture(sample: Sample) -> object:
+    """What tells the picture of a sample from others: several questions may be about one."""
+    return sample.id if isinstance(sample.image, Image) else sample.image
+
+
 def _group(sample: Sample) -> str:
     subtask = sample.question.subtask
     if sample.question.options is None:
@@ -85,14 +92,14 @@ class Store:
 
     def __init__(self, folder: Path, pictures: Pictures) -> None:
         self.folder, self.pictures = folder, pictures
-        self.found: dict[str, Path] = {}  # by the ids of samples
+        self.found: dict[object, Path] = {}
 
     def path(self, sample: Sample) -> Path:
         """Where a picture lies: absolute, or in `folder` if it was written there."""
-        if sample.id not in self.found:
+        if (key := picture(sample)) not in self.found:
             linked = as_others_open_it(sample) if self.pictures == "linked" else None
-            self.found[sample.id] = linked or self._written(sample)
-        return self.found[sample.id]
+            self.found[key] = linked or self._written(sample)
+        return self.found[key]
 
     def _written(self, sample: Sample) -> Path:
         path = self.folder / "images" / f"{len(self.found):06}.png"

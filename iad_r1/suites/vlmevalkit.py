@@ -4,8 +4,9 @@
 
 Questions for yes or no go through its `ImageYORNDataset`, with the words of our prompt after the
 pictures; those with options through its `ImageMCQDataset`, which has words of its own. Pictures are
-named by their absolute paths, or stand in the table as base64. `category` and `l2-category` split
-the accuracy that it reports.
+named by their absolute paths, or stand in the table as base64; a row with the same pictures as an
+earlier one names that row by its index. `category` and `l2-category` split the accuracy that it
+reports.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from iad_r1 import prompts
 from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
-from iad_r1.store.run_folder import write_json, write_text
+from iad_r1.store.run_folder import replacing, write_json
 from iad_r1.suites import items
 from iad_r1.types import Sample
 
+KEPT = 32  # pictures
 # what pandas reads as no value at all
 EMPTY = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
          "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}  # fmt: skip
@@ -45,19 +48,22 @@ def write(
     store, classes = items.Store(folder, pictures), {}
     for split, samples in splits.items():
         name = items.task_name(split)
-        write_text(folder / f"{name}.tsv", _table(samples, asking, store))
+        with replacing(folder / f"{name}.tsv") as table:
+            _write(table, samples, asking, store)
         kind = "ImageMCQDataset" if with_options[split] else "ImageYORNDataset"
         classes[name] = {"class": kind, "dataset": name}
     write_json(folder / "config.json", {"model": {}, "data": classes})
     return list(classes)
 
 
-def _table(samples: Sequence[Sample], asking: items.Asking, store: items.Store) -> str:
+def _write(
+    table: TextIO, samples: Sequence[Sample], asking: items.Asking, store: items.Store
+) -> None:
     inside = store.pictures == "inside"
     letters = sorted({letter for each in samples for letter in each.question.options or ()})
     head = ["index", "id", "question", *letters, "answer", "category", "l2-category"]
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    encoded, first = _Encoded(), dict[object, int]()  # the row with the same pictures
     writer.writerow([*head, "image" if inside else "image_path"])
     for number, item in enumerate(items.items(samples, asking)):
         sample, options = item.sample, item.sample.question.options or {}
@@ -66,13 +72,16 @@ def _table(samples: Sequence[Sample], asking: items.Asking, store: items.Store) 
                 f"{sample.where or sample.id}: VLMEvalKit reads the option {lost[0]!r} as none at "
                 "all. Use format=lmms_eval."
             )
-        shown = [_base64(s) if inside else str(store.path(s)) for s in item.pictures]
+        row = first.setdefault(tuple(map(items.picture, item.pictures)), number)
+        if not inside:
+            shown = [str(store.path(s)) for s in item.pictures]
+        else:
+            shown = [str(row)] if row < number else [encoded.text(s) for s in item.pictures]
         writer.writerow([
             number, sample.id, _question(item), *(options.get(letter, "") for letter in letters),
             sample.solution.answer, item.group, sample.product,
             shown[0] if len(shown) == 1 else str(shown),
         ])  # fmt: skip
-    return out.getvalue()
 
 
 def _question(item: items.Item) -> str:
@@ -82,7 +91,17 @@ def _question(item: items.Item) -> str:
     return "\n".join(part for part in (asked.knowledge, asked.text) if part)
 
 
-def _base64(sample: Sample) -> str:
-    out = io.BytesIO()
-    images.open_image(sample).save(out, format="PNG")
-    return base64.b64encode(out.getvalue()).decode("ascii")
+class _Encoded:
+    """Pictures as base64. The last ones are kept: references are shown with many pictures."""
+
+    def __init__(self) -> None:
+        self.kept: dict[object, str] = {}
+
+    def text(self, sample: Sample) -> str:
+        if (key := items.picture(sample)) not in self.kept:
+            out = io.BytesIO()
+            images.open_image(sample).save(out, format="PNG")
+            self.kept[key] = base64.b64encode(out.getvalue()).decode("ascii")
+            if len(self.kept) > KEPT:
+                del self.kept[next(iter(self.kept))]
+        return self.kept[key]

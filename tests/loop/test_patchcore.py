@@ -24,7 +24,7 @@ from iad_r1.judge.verdicts import Record
 from iad_r1.loops import patchcore as loop
 from iad_r1.loops import pipeline, predict
 from iad_r1.loops.inspector import Inspector
-from iad_r1.loops.operating_point import threshold
+from iad_r1.loops.operating_point import described, threshold
 from iad_r1.nearest import imagenet, patchcore
 from iad_r1.nearest.patchcore import Found
 from iad_r1.report import gallery, overlay
@@ -377,9 +377,9 @@ def test_what_pictures_cannot_be_compared_with_is_refused_in_a_sentence(asked, p
 def test_a_threshold_is_that_of_good_pictures_as_set_or_of_a_validation_run(
     asked, config, dataset, photos, tmp_path
 ):
-    value, said = threshold(asked, 8)
+    value, said = described(asked, 8)
     assert value is None and said == "score 1: 5 % of the good pictures may lie above"
-    assert threshold(told_to(asked, threshold=1.5), 8) == (1.5, "as set")
+    assert described(told_to(asked, threshold=1.5), 8) == (1.5, "as set")
     assert "needs validation pictures" in refusal(told_to(asked, miss_rate=5.0))
     folder = RunFolder.create(tmp_path, "evaluate")
     folder.write_json("config.json", config.model_dump(mode="json"))
@@ -389,8 +389,8 @@ def test_a_threshold_is_that_of_good_pictures_as_set_or_of_a_validation_run(
     judged = read_predictions(folder.predictions("patchcore", "photos", 0)).values()
     append(folder.predictions("patchcore", "validation_photos", 0), list(judged))
     scores = sorted(one.score or 0 for one in judged if one.gold_answer == "yes")
-    assert threshold(told_to(chosen, miss_rate=34.0), 8)[0] == scores[1]
-    assert threshold(chosen, 8)[0] == scores[0]
+    assert threshold(told_to(chosen, miss_rate=34.0), 8) == scores[1]
+    assert threshold(chosen, 8) == scores[0]
     inspector = Inspector(told_to(asked, threshold=scores[2]))
     holes, goods = photos / "plate/test/hole", photos / "plate/train/good"
     found = inspector.inspect_all(sorted(holes.iterdir()), sorted(goods.iterdir()))

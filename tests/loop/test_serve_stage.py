@@ -78,6 +78,7 @@ def test_by_default_it_is_served_to_this_machine_alone(model):
     [
         (["rollout=vllm_server", "stage.port=8001"], r"rollout\.host and rollout\.port"),
         (["weights=random"], "reads weights from disk"),
+        (["rollout=hf"], r"^stage=serve rollout=hf: it works with rollout=vllm or vllm_server"),
         (["stage.key=sk-123-abc"], r"stage\.key"),
     ],
 )
@@ -155,6 +156,20 @@ def test_a_server_that_reads_other_tokens_is_found_out_and_ended(run):
     with pytest.raises(MismatchError, match=r"the example: the trainer reads \d+ prompt tokens"):
         run(SERVER)
     assert not [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("", "does not answer .*See what it said above"),  # it hangs up
+        ("self.do_GET(); self.wfile.write(b'<html>')", "no server of OpenAI's interface"),
+    ],
+)
+def test_a_server_that_goes_away_or_is_another_program_is_said(run, reply, said):
+    program = SERVER.partition("        self.do_GET()")
+    rest = program[2].partition("http.server.HTTPServer")
+    with pytest.raises(TrainingError, match=said):
+        run(f"{program[0]}        {reply}\n{''.join(rest[1:])}")
 
 
 def test_a_server_that_does_not_start_is_said(run):

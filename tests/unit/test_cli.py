@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from iad_r1.backbones import hub
 from iad_r1.command import compose, launch, options
-from iad_r1.errors import WeightsError
+from iad_r1.errors import WeightsError, setting
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.store.run_folder import write_json
 
@@ -284,6 +288,24 @@ def test_an_unforeseen_error_is_shown_in_full_and_kept(tmp_path, completions):
     assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
 
 
+def test_a_full_disk_is_said_in_one_sentence_and_leaves_the_run_to_be_gone_on_with(
+    tmp_path, completions
+):
+    (tmp_path / "own").mkdir()
+    program = (
+        "def score(case):\n    with open('/dev/full', 'w') as file:\n        file.write('x')\n"
+    )
+    (tmp_path / "own" / "full.py").write_text(program)
+    failed = run(
+        "stage=audit", f"stage.completions={completions}",
+        "+rewards.components.full={function: own.full, weight: 1.0, gate: null}",
+        cwd=tmp_path, PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert re.search(r"error: .*No space left.*the same command with resume=auto", failed.stderr)
+    assert json.loads((only_run(tmp_path) / "manifest.json").read_text())["status"] == "running"
+
+
 def test_a_sweep_runs_each_job_by_itself_and_ends_with_a_table(tmp_path, completions):
     done = run(
         "-m", "stage=audit", f"stage.completions={completions}", "rewards=sc_grpo,answer_only",
@@ -442,3 +464,25 @@ def workers(folder: Path) -> list[str]:
     """Command lines of live processes that mention `folder`."""
     lines = (" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
     return [line for line in lines if str(folder) in line]
+
+
+# ------------------------------------------------------------------------- what is said to type
+
+paths = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1).map(
+    "/r{}".format
+)
+
+
+def typed(text: str) -> dict[str, object]:
+    """What a shell and Hydra make of a command."""
+    overrides = OverridesParser.create().parse_overrides(compose.quoted(shlex.split(text)))
+    return {one.key_or_group: one.value() for one in overrides}
+
+
+@given(paths, paths)
+def test_a_setting_that_is_said_to_type_is_read_as_it_was_meant(path, other):
+    text = f"{setting('init', path)} {setting('runs', [path, other])}"
+    read = typed(text)
+    found = read["runs"]
+    assert isinstance(found, list)
+    assert (str(read["init"]), [*map(str, found)]) == (path, [path, other])

@@ -17,6 +17,7 @@ from PIL import Image
 from iad_r1 import data
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError, DataError, MismatchError
+from iad_r1.expert import card, lists
 from iad_r1.expert.choice import Candidate, References, candidates, spread
 from iad_r1.grid import parse_cells
 from iad_r1.loops import expert_ad
@@ -210,6 +211,37 @@ def test_the_card_and_llama_factorys_entry_say_what_is_there(out):
     card = (out / "README.md").read_text(encoding="utf-8")
     for needed in ("| no mask | 1 |", "distinct-2", "Unknown: say it before"):
         assert needed in card
+
+
+@pytest.mark.parametrize(
+    ("total", "word"),
+    [(0, "n<1K"), (999, "n<1K"), (1_000, "1K<n<10K"), (150_000, "100K<n<1M"),
+     (1_000_000, "1M<n<10M"), (2 * 10**9, "1B<n<10B")],
+)  # fmt: skip
+def test_the_card_calls_a_size_as_the_hub_does(total, word):
+    assert card.size(total) == word
+
+
+def test_the_lines_are_read_once(run, tmp_path, monkeypatch):
+    read: list[str] = []
+    parse = json.loads
+
+    def counted(line: str) -> Any:
+        read.append(line)
+        return parse(line)
+
+    monkeypatch.setattr(lists.json, "loads", counted)
+    drafts = run / expert_ad.DRAFTS
+    lists.write(drafts, tmp_path / "again", [0, 1], "3x3", with_arms=True)
+    assert len(read) == len(lines(drafts))
+
+
+def test_a_picture_like_one_to_validate_with_is_said_to_be_that(config):
+    found = data.for_run(config)
+    photo = found.sft[0]
+    leaked = replace(found, leaks={"validation.photos": frozenset({photo.id})})
+    why = expert_ad._left_out(config, leaked, [photo])[photo.id]
+    assert why.found == "it nearly equals a validation picture of photos"
 
 
 def test_arms_hold_the_same_pictures_and_are_nested(out):

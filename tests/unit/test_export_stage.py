@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import importlib.util
+import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -267,12 +270,50 @@ def test_options_have_a_column_each_and_pictures_may_stand_in_the_table(exported
     found = exported("vlmevalkit", "mmad", TAGS, "inside")
     assert not (found.folder / "images").exists()
     for task, samples in found.tasks.items():
-        for row, sample in zip(table(found.folder, task), samples, strict=True):
+        rows = table(found.folder, task)
+        for row, sample in zip(rows, samples, strict=True):
             assert {k: row[k] for k in "ABCD" if row[k]} == dict(sample.question.options or {})
-            assert row["question"] == sample.question.text and len(row["image"]) > 64
+            assert row["question"] == sample.question.text
+            whole = row if len(row["image"]) > 64 else rows[int(row["image"])]  # as it reads them
+            shown = Image.open(io.BytesIO(base64.b64decode(whole["image"])))
+            assert same(shown, images.open_image(sample))
             assert (row["category"] == mmad.NORMAL) == (
                 sample.question.subtask == mmad.DETECTION and sample.solution.answer == "B"
             )
+
+
+@pytest.mark.parametrize("suite", ["lmms_eval", "vlmevalkit"])
+def test_a_picture_with_several_questions_is_opened_and_written_once(exported, monkeypatch, suite):
+    opened: list[object] = []
+    shown = images.open_image
+
+    def counted(sample: Sample) -> Image.Image:
+        opened.append(sample.image)
+        return shown(sample)
+
+    monkeypatch.setattr(images, "open_image", counted)
+    found = exported(suite, "mmad", Asking("base_test", 0), "inside")
+    samples = [sample for of_task in found.tasks.values() for sample in of_task]
+    assert len(samples) > len(set(opened)) == len(opened)
+    if suite == "lmms_eval":
+        assert len(list(found.folder.glob("images/*.png"))) == len(opened)
+    else:
+        texts = [row["image"] for task in found.tasks for row in table(found.folder, task)]
+        assert sum(len(text) > 64 for text in texts) == len(opened)
+
+
+@pytest.mark.parametrize("suite", ["lmms_eval", "vlmevalkit"])
+def test_what_is_typed_holds_where_the_path_has_a_space(photos, tmp_path, capsys, suite):
+    folder = tmp_path / "my tasks; rm -r $HOME"
+    config = composed(suite, "photos", photos, f"to={folder}", "evaluate.prompt=base_test")
+    export.run(config, RunFolder.create(tmp_path / "outputs", config.name))
+    *_, typed = capsys.readouterr().out.splitlines()
+    words = shlex.split(typed.removeprefix("to use it "))
+    if suite == "lmms_eval":
+        assert words[words.index("--include_path") + 1] == str(folder)
+    else:
+        assert words[0] == f"LMUData={folder}"
+        assert words[words.index("--config") + 1] == str(folder / "config.json")
 
 
 def test_a_prompt_that_asks_for_tags_is_refused_where_they_are_not_read(exported):

@@ -27,7 +27,7 @@ from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import Grid
 from iad_r1.judge.predictions import append
 from iad_r1.judge.verdicts import Record, Verdict, judged, unreadable, verdict
-from iad_r1.loops.operating_point import threshold
+from iad_r1.loops.operating_point import described, threshold
 from iad_r1.report import inspected
 from iad_r1.settings.backbone import HubBackbone
 from iad_r1.settings.base import CONF
@@ -257,16 +257,16 @@ def test_a_hub_id_brings_the_published_settings_of_its_backbone():
 
 
 def test_the_threshold_of_a_miss_rate_is_that_of_the_runs_validation_pictures(config):
-    value, said = threshold(told(config, miss_rate=5.0), 0)
+    value, said = described(told(config, miss_rate=5.0), 0)
     assert value == 0.30
     assert said.split("\n") == [
         "which gave on validation pictures a",
         "miss rate 5.0 % [0.9, 23.6] of 20",
         "overkill rate 10.0 % [2.8, 30.1] of 20",
     ]
-    assert threshold(told(config, miss_rate=4.9), 0)[0] == 0.1
-    assert threshold(told(config, threshold=0.25), 0)[0] == 0.25
-    assert threshold(config, 0)[0] is None
+    assert threshold(told(config, miss_rate=4.9), 0) == 0.1
+    assert threshold(told(config, threshold=0.25), 0) == 0.25
+    assert threshold(config, 0) is None
 
 
 def test_a_threshold_is_chosen_beside_questions_with_options_and_in_older_runs(run, tmp_path):
@@ -278,7 +278,7 @@ def test_a_threshold_is_chosen_beside_questions_with_options_and_in_older_runs(r
     del earlier["evaluate"]["samples"], earlier["evaluate"]["temperature"]
     del earlier["location_format"]
     write_json(mine / "config.json", earlier)
-    assert threshold(predict(mine, "miss_rate=5"), 0)[0] == 0.30
+    assert threshold(predict(mine, "miss_rate=5"), 0) == 0.30
 
 
 def test_a_program_that_would_not_show_the_references_is_refused(run, tmp_path):
@@ -305,7 +305,7 @@ def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
     boxes = refused(asked.model_copy(update={"location_format": "box"}))
     assert "otherwise (location_format=words, now box)" in boxes
     hotter = config.evaluate.model_copy(update={"temperature": 1.9})  # greedy answers have none
-    assert threshold(asked.model_copy(update={"evaluate": hotter}), 0)[0] == 0.30
+    assert threshold(asked.model_copy(update={"evaluate": hotter}), 0) == 0.30
     longer = config.evaluate.model_copy(update={"max_tokens": 44})
     said = refused(asked.model_copy(update={"evaluate": longer}))
     assert "evaluate.max_tokens=33, now 44" in said
@@ -314,7 +314,7 @@ def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
         row.update(p_yes=None)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "3 of the defects in the validation" in refused(asked)
-    assert threshold(told(asked, miss_rate=15.0), 0)[0] == pytest.approx(0.32)
+    assert threshold(told(asked, miss_rate=15.0), 0) == pytest.approx(0.32)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[20:]))
     assert "none is defective" in refused(asked)
 

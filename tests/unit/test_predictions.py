@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_a_line_separator_inside_a_completion_does_not_end_the_line(tmp_path):
 
 def test_what_a_kill_left_half_written_is_cut_off_and_asked_again(tmp_path):
     path = tmp_path / "p" / "x.jsonl"
-    append(path, [ONE, replace(ONE, id="b")])
-    whole = path.read_bytes()
+    append(path, [ONE, replace(ONE, id="b", completion="a dent of 3 \u00d7 4 mm\u00b2")])
+    whole = path.read_bytes()  # also within a letter of two bytes
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
         found = read_predictions(path)
@@ -67,9 +68,25 @@ def test_what_a_kill_left_half_written_is_cut_off_and_asked_again(tmp_path):
         assert path.read_bytes() == whole[: whole[:end].rfind(b"\n") + 1]
 
 
+def test_a_kill_while_a_file_is_made_whole_leaves_its_lines(tmp_path, monkeypatch):
+    path = tmp_path / "p" / "x.jsonl"
+    append(path, [ONE, replace(ONE, id="b")])
+    with path.open("a") as file:
+        file.write('{"id": "c')
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "truncate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        repair(path)
+    assert set(read_predictions(path)) == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
+        ("\udcff", "can't decode byte 0xff"),
         ('{"id": "b"}', "missing"),
         ('{"colour": 1}', "colour"),
         ("[]", "a list, not an object"),
@@ -80,7 +97,7 @@ def test_what_a_kill_left_half_written_is_cut_off_and_asked_again(tmp_path):
 def test_a_line_that_is_no_prediction_is_named(tmp_path, line, fault):
     path = tmp_path / "p" / "x.jsonl"
     append(path, [ONE])
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{line}\n")
     with pytest.raises(DataError, match=rf"x\.jsonl, line 2: not a prediction \(.*{fault}"):
         read_predictions(path)

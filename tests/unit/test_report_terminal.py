@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import sys
 
 import pytest
@@ -189,6 +190,15 @@ def test_it_says_what_was_run_where_it_is_and_what_to_type_next(tmp_path, capsys
     assert f"report   {tmp_path}/report.html" in text
     assert f"weights  {tmp_path}/checkpoints/grpo" in text
     assert f"next     python run.py stage=evaluate init={tmp_path} backbone=tiny" in text
+
+
+def test_what_to_type_next_holds_where_the_path_has_a_space(tmp_path, capsys):
+    folder = tmp_path / "my runs, old"
+    (folder / "checkpoints" / "grpo").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"backbone": {"name": "tiny"}}))
+    text = printed(capsys, SUMMARY, folder)
+    [typed] = [line for line in text.splitlines() if line.startswith("next")]
+    assert shlex.split(typed)[4:6] == [f'init="{folder}"', "backbone=tiny"]
 
 
 def test_a_run_without_results_still_says_where_it_is(tmp_path, capsys):
