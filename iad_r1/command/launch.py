@@ -6,6 +6,7 @@ and a process of its own, so no run inherits another's threads, seeds or memory.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ from iad_r1.store.starts import find_resumable
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 GRACE = 30.0  # seconds a stopped run gets to end by itself
 _codes: list[int] = []  # exit codes of this process' runs
 
@@ -74,6 +76,14 @@ def job(composed: DictConfig) -> int:
         folder, code = run(config, Path.cwd() / "outputs")
     except IadError as error:
         complain(str(error))
+        code = REFUSED
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        complain(
+            f"{error.filename or Path.cwd() / 'outputs'}: {error.strerror}. Make room or allow it, "
+            "or start in another folder: runs are written to outputs/ there."
+        )
         code = REFUSED
     if sweeping:
         _record(folder, code)

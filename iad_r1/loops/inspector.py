@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -64,7 +64,7 @@ class Inspector:
             if config.method.name == "patchcore"
             else open_judge(config)
         )
-        self._lock, self._asked = Lock(), 0
+        self._lock, self._numbers = Lock(), count(1)  # which threads may take at once
         self.seconds = time.perf_counter() - began
 
     def inspect(self, picture: Picture, references: Sequence[Picture] = ()) -> Verdict:
@@ -91,28 +91,27 @@ class Inspector:
         """A picture as one of a data set of which nothing is known. `name` tells it from others;
         None: its path, or a number. A file is opened when it is judged."""
         if name is None:
-            self._asked += 1
             is_file = isinstance(picture, str | Path)
-            name = str(picture) if is_file else f"picture {self._asked}"
+            name = str(picture) if is_file else f"picture {next(self._numbers)}"
         unknown = Solution("No")  # nobody reads it
         return Sample(name, "", SPLIT, "", _image(picture, name), unknown, references=references)
 
     def shown(self, references: Sequence[Picture]) -> tuple[Sample, ...]:
         """Good pictures, to be shown with others or, by nearest good patches, remembered at once.
         ConfigError if the prompt allows fewer, DataError if they are too few to compare with."""
-        config, count = self.config, len(references)
+        config, shots = self.config, len(references)
         if isinstance(self.judge, Compared):
             chosen = nearest.chosen(references, config.patchcore, config.seed)
             shown = self._named(chosen)
             with self._lock:
                 self.judge.remembered(shown)
             return shown
-        prompts.conversation(config.evaluate.prompt, shots=count)
+        prompts.conversation(config.evaluate.prompt, shots=shots)
         rollout = config.rollout
-        if isinstance(rollout, AnyVllmRollout) and count >= rollout.max_images:
+        if isinstance(rollout, AnyVllmRollout) and shots >= rollout.max_images:
             raise ConfigError(
-                f"{count} references and a picture are more than rollout.max_images="
-                f"{rollout.max_images}. Use rollout.max_images={count + 1}."
+                f"{shots} references and a picture are more than rollout.max_images="
+                f"{rollout.max_images}. Use rollout.max_images={shots + 1}."
             )
         return self._named(references)
 
@@ -185,9 +184,9 @@ def most_tokens(backbone: Backbone) -> int:
 
 def _longest(prompt: str, shots: int) -> Conversation:
     """The prompt with as many references as it allows, `shots` at most."""
-    for count in range(shots, 0, -1):
+    for fewer in range(shots, 0, -1):
         try:
-            return prompts.conversation(prompt, shots=count)
+            return prompts.conversation(prompt, shots=fewer)
         except ConfigError:
             continue
     return prompts.conversation(prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from iad_r1.report import wording
 from iad_r1.settings.config import Config
 from iad_r1.store import checkpoints
 from iad_r1.store.run_folder import RunFolder
-from iad_r1.store.starts import Start, find_start
+from iad_r1.store.starts import Start, find_start, weights_files
 from iad_r1.store.tracking import Tracker
 from iad_r1.types import Dataset, Sample
 
@@ -46,6 +46,8 @@ def open_run(
     backbone = open_backbone(config, folder, start, lambda: corpus(config, dataset))
     if distributed.is_main():
         note_pictures(folder, backbone)
+        if not set(config.tasks()) & {"pretrain", "sft", "grpo"}:
+            note_files(folder, weights_files(config.init))
     stage = start.stage if start else "base"
     context = Context(config, folder, tracker, dataset, backbone, stage)
     context.config = lengths.derived(context)
@@ -160,6 +162,20 @@ def note_pictures(folder: RunFolder, backbone: Backbone) -> None:
             before, backbone.pictures, f"the steps of {folder.path}", "start a new run"
         )
     folder.update_manifest(pictures=backbone.pictures)
+
+
+def note_files(folder: RunFolder, files: Sequence[Path]) -> None:
+    """Write to the manifest on which weights and good pictures the answers of a run rest.
+    MismatchError if it began with other ones: its answers would be of both."""
+    now = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    before = folder.read_json("manifest.json").get("rests_on", now)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise MismatchError(
+            f"{changed[0]} has changed since the run in {folder.path} began, and its answers would "
+            "be those of two judges. Start a new run (without resume)."
+        )
+    folder.update_manifest(rests_on=now)
 
 
 def check_references(config: Config, dataset: Dataset) -> None:

@@ -20,10 +20,12 @@ from iad_r1.errors import DataError
 from iad_r1.judge import verdicts
 from iad_r1.judge.verdicts import UNREADABLE, Record, Verdict
 from iad_r1.loops.inspector import Inspector, Picture
+from iad_r1.loops.opening import note_files
 from iad_r1.report import inspected
 from iad_r1.settings.config import Config
 from iad_r1.settings.predict import PredictSettings
 from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import weights_files
 
 DEFECTIVE, UNJUDGED = 1, 3  # exit codes
 MARKED, HEAT = "marked", "heat"  # the folders of marked pictures and of heat maps
@@ -36,6 +38,7 @@ def run(config: Config, folder: RunFolder) -> int:
     """Judge what is named, or what lands, until there is no more; returns the exit code."""
     stage = config.stage
     assert isinstance(stage, PredictSettings)
+    note_files(folder, [*references(config), *weights_files(config.init)])
     goods: list[Picture] = [*references(config)]
     if config.method.name != "patchcore":  # which reads the files one after the other
         goods = [images.upright(path) for path in references(config)]  # one may be broken

@@ -287,6 +287,11 @@ def decided(
     rows = [row for found in answers.values() for row in found]
     silent = [row for row in rows if not row.completion and _score(row) is not None]
     if not silent:
+        if stage.threshold is not None:
+            raise DataError(
+                f"threshold={stage.threshold:g} makes answers of scores, and the rows of "
+                f"{stage.predictions} hold answers. Leave threshold out."
+            )
         return {place: list(found) for place, found in answers.items()}, None
     if len(silent) < len(rows):
         raise DataError(

@@ -148,7 +148,7 @@ def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
         try:
             urlopen(f"{url}/health", timeout=10).close()
             return
-        except OSError:  # nobody listens yet
+        except (OSError, HTTPException):  # nobody listens yet
             time.sleep(PAUSE)
 
 

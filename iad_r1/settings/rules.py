@@ -18,6 +18,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _training_length(config)
     yield from _ranks(config)
     yield from _test_part(config)
+    yield from _named_once(config)
     if "pretrain" in config.tasks() and config.pretrain is None:
         yield (
             f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "
@@ -72,6 +73,18 @@ def _test_part(config: Config) -> Iterator[str]:
             "(benchmark=...), use evaluate.splits=[validation] with data.validation_share=0.05, or "
             "take evaluate out of stage.tasks."
         )
+
+
+def _named_once(config: Config) -> Iterator[str]:
+    """What is asked for twice would be counted twice."""
+    asked = config.evaluate
+    for key, named in (("shots", asked.shots), ("splits", asked.splits)):
+        once = list(dict.fromkeys(named))
+        if len(once) < len(named):
+            yield (
+                f"evaluate.{key}=[{','.join(map(str, named))}] names one twice. Use "
+                f"evaluate.{key}=[{','.join(map(str, once))}]."
+            )
 
 
 def _ranks(config: Config) -> Iterator[str]:

@@ -44,6 +44,11 @@ class Stage(stages.Stage):
         yield from judging_problems(config)
         if stage.watch and not isinstance(stage.images, str):
             yield f"watch=true watches one folder, and images={stage.images}. Give one folder."
+        if stage.watch and stage.fail_on_defect:
+            yield (
+                "watch=true with fail_on_defect=true: a watch ends with Ctrl-C, and so with exit "
+                "code 130. Leave one of them out."
+            )
 
     def check_inputs(self, config: Config) -> None:
         stage, start = _settings(config), begin(config)
@@ -126,7 +131,17 @@ def judging_problems(config: Config) -> Iterator[str]:
             f"threshold={stage.threshold:g} and miss_rate={stage.miss_rate:g}: both say from "
             "which P(yes) on a picture is defective. Give one of them."
         )
+    if stage.validation is not None and stage.miss_rate is None:
+        yield (
+            f"validation={stage.validation} says which threshold keeps a miss rate, and there is "
+            "none. Add miss_rate=5, or leave validation out."
+        )
     rollout, shots = config.rollout, max(config.evaluate.shots)
+    if stage.references is not None and not patches and shots == 0:
+        yield (
+            "references with evaluate.shots=[0]: none of them would be shown. Use "
+            "evaluate.shots=[1], or leave references out."
+        )
     shown = shots if stage.references is not None else 0
     if not patches and isinstance(rollout, AnyVllmRollout) and shown >= rollout.max_images:
         yield (

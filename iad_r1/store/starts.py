@@ -52,6 +52,14 @@ def start_of(init: str) -> Start | None:
     return None
 
 
+def weights_files(init: str | None) -> list[Path]:
+    """The files of the weights that `init` names, where a folder of this machine holds them."""
+    if init is None:
+        return []
+    start = start_of(init)
+    return sorted((start.path if start else Path(init)).glob("*.safetensors"))
+
+
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a model in Hugging Face layout; a run's `config.json` is another."""
     try:

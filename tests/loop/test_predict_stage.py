@@ -14,7 +14,7 @@ from small_run import small_context
 
 from iad_r1.command import compose
 from iad_r1.data.arrivals import Arrival, landing
-from iad_r1.errors import ConfigError, DataError
+from iad_r1.errors import ConfigError, DataError, MismatchError
 from iad_r1.learn.context import Context
 from iad_r1.loops import evaluate, predict
 from iad_r1.loops.inspector import Inspector
@@ -137,6 +137,18 @@ def test_after_a_kill_nothing_is_lost_or_judged_twice(settings, folder, monkeypa
     assert timeless == [{**row, "seconds": 0} for row in whole]
     marked = {Path(row["annotated"]).name for row in whole}
     assert {file.name for file in (folder.path / "marked").iterdir()} == marked
+
+
+def test_a_run_does_not_go_on_with_other_good_pictures(photos, settings, folder):
+    good = photos / "0.png"
+    asked = settings()
+    stage = asked.stage.model_copy(update={"references": str(good)})
+    asked = asked.model_copy(update={"stage": stage})
+    predict.run(asked, folder)
+    predict.run(asked, folder)  # nothing has changed
+    Image.open(good).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(good)
+    with pytest.raises(MismatchError, match=r"0\.png has changed since the run in .* began"):
+        predict.run(asked, folder)
 
 
 def test_the_exit_code_tells_a_line_of_defects(settings, tmp_path, monkeypatch):

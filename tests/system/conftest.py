@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import forks
 import pytest
+
+from iad_r1.backbones import tiny
+from iad_r1.command import compose
+from iad_r1.data import mix
+from iad_r1.grid import as_grid
+from iad_r1.loops.opening import corpus
+from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Sample
 
 
 class Finished(NamedTuple):
@@ -66,6 +76,44 @@ def finished(place: Path, name: str, output: str) -> Finished:
     (folder,) = (place / "outputs" / name).iterdir()
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return Finished(folder, output, summary)
+
+
+SIZES = [f"data.sizes.{part}=8" for part in ("sft", "rl", "validation", "test")]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[Sample]]:
+    """A run with tiny random weights that write up to 40 tokens, and its test pictures."""
+    config = compose.compose([*SIZES, "evaluate.max_tokens=40"])
+    folder = RunFolder.create(tmp_path_factory.mktemp("run"), "before")
+    folder.write_json("config.json", config.model_dump(mode="json"))
+    dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
+    tiny.build(folder.checkpoint("sft"), corpus(config, dataset), 400, 9216, seed=0)
+    return folder.path, [sample for split in dataset.test.values() for sample in split]
+
+
+@pytest.fixture
+def killed() -> Callable[..., int]:
+    """`killed(typed, place, lines, 4, 9)`: the exit code of a run that was killed with SIGKILL at a
+    random instant after `lines(place)` had 4 lines and again 9, and gone on with."""
+
+    def run(typed: list[str], place: Path, lines: Callable[[Path], list[str]], *after: int) -> int:
+        place.mkdir()
+        luck = random.Random(place.name)
+        for share in after:
+            process = forks.start_run([*typed, "resume=auto"], place, place / "log.txt")
+            while process.exitcode is None and len(lines(place)) < share:
+                time.sleep(0.002)
+            time.sleep(luck.uniform(0, 0.1))
+            process.kill()
+            process.join()
+            assert process.exitcode == -9, (place / "log.txt").read_text()
+        process = forks.start_run([*typed, "resume=auto"], place, place / "log.txt")
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+    return run
 
 
 @pytest.fixture

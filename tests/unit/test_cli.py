@@ -288,6 +288,13 @@ def test_an_unforeseen_error_is_shown_in_full_and_kept(tmp_path, completions):
     assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
 
 
+def test_where_nothing_can_be_written_one_sentence_says_so(tmp_path, completions):
+    (tmp_path / "outputs").symlink_to("/sys/kernel")
+    failed = run("stage=audit", f"stage.completions={completions}", cwd=tmp_path)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert re.search(r"error: .*outputs.*(not permitted|denied|[Rr]ead-only)", failed.stderr)
+
+
 def test_a_full_disk_is_said_in_one_sentence_and_leaves_the_run_to_be_gone_on_with(
     tmp_path, completions
 ):

@@ -296,6 +296,7 @@ def test_a_missing_setting_is_named():
         (["recipe=paper"], ["backbone.sft_learning_rate", "another recipe"]),
         (["evaluate.prompt=sc_grpo", "evaluate.shots=[0,2]"], ["shots=2", "0 to 1"]),
         (["+rewards.components.odd={function: odd, weight: 1.0, gate: null}"], ["odd"]),
+        (["evaluate.shots=[1,0,1]"], ["names one twice", "Use evaluate.shots=[1,0]"]),
         (["seed=1,2"], ["Ambiguous", "Add -m"]),
         (["seed=[1"], ["seed=[1: cannot be read"]),
     ],

@@ -324,6 +324,8 @@ def test_a_miss_rate_that_nothing_can_promise_is_refused(run, config, tmp_path):
     [
         ({"images": "{photos}", "threshold": 0.3, "miss_rate": 2.0}, "Give one of them"),
         ({"images": ["{photos}", "{photos}"], "watch": True}, "Give one folder"),
+        ({"images": "{photos}", "watch": True, "fail_on_defect": True}, "ends with Ctrl-C"),
+        ({"images": "{photos}", "validation": "{photos}"}, "Add miss_rate=5"),
         ({"images": "{photos}/a.png", "watch": True}, "is no folder"),
         ({}, "needs pictures: images="),
         ({"images": "{photos}/*.tif"}, "leads to no picture"),
@@ -353,6 +355,13 @@ def test_weights_and_room_for_references_are_asked_for(config, tmp_path):
     [said] = stage.problems(asked.model_copy(update={"rollout": small}))
     assert "Use rollout.max_images=2" in said
     assert not list(stage.problems(config.model_copy(update={"rollout": small})))
+
+
+def test_references_that_nobody_would_show_are_refused(config, tmp_path):
+    asked = told(config, images=str(tmp_path), references=str(tmp_path))
+    alone = asked.evaluate.model_copy(update={"shots": [0]})
+    [said] = stages.find("predict").problems(asked.model_copy(update={"evaluate": alone}))
+    assert said.startswith("references with evaluate.shots=[0]: none of them would be shown")
 
 
 def test_a_picture_that_went_away_counts_as_one_that_cannot_be_read(tmp_path):

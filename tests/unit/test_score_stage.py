@@ -99,6 +99,12 @@ def test_a_threshold_of_the_settings_is_taken(scored):
     }  # fmt: skip
 
 
+def test_a_threshold_beside_answers_is_refused(scored):
+    rows = [(name, "Yes") for name, _ in SCORES]
+    with pytest.raises(DataError, match=r"threshold=20 makes answers of scores.*Leave threshold"):
+        scored("texts.csv", table(rows, "image_path,answer"), "threshold=20")
+
+
 def test_texts_are_read_as_an_evaluation_reads_them_and_p_yes_ranks(scored):
     said = ["No, there is no anomaly.", "Yes, there is an anomaly at the left.", "Well.", "Yes"]
     lines = [
