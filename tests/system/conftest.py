@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,18 +78,26 @@ def finished(place: Path, name: str, output: str) -> Finished:
     return Finished(folder, output, summary)
 
 
-SIZES = [f"data.sizes.{part}=8" for part in ("sft", "rl", "validation", "test")]
+class TinyRun(NamedTuple):
+    """A run that has weights, what was typed for it, and its test pictures."""
+
+    folder: Path
+    typed: list[str]
+    pictures: list[Sample]
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[Sample]]:
-    """A run with tiny random weights that write up to 40 tokens, and its test pictures."""
-    config = compose.compose([*SIZES, "evaluate.max_tokens=40"])
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """With tiny random weights, which write up to 40 tokens."""
+    sizes = [f"data.sizes.{part}=8" for part in ("sft", "rl", "validation", "test")]
+    typed = [*sizes, "evaluate.max_tokens=40"]
+    config = compose.compose(typed)
     folder = RunFolder.create(tmp_path_factory.mktemp("run"), "before")
     folder.write_json("config.json", config.model_dump(mode="json"))
     dataset = mix.load(config.data, as_grid(config.grid), config.grid.mask_rule, config.seed)
     tiny.build(folder.checkpoint("sft"), corpus(config, dataset), 400, 9216, seed=0)
-    return folder.path, [sample for split in dataset.test.values() for sample in split]
+    pictures = [sample for split in dataset.test.values() for sample in split]
+    return TinyRun(folder.path, typed, pictures)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SIZES
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def photos(tiny_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test pictures as files, of which one is none."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, sample in enumerate(tiny_run[1]):
+    for number, sample in enumerate(tiny_run.pictures):
         assert isinstance(sample.image, Image.Image)
         sample.image.save(folder / f"{number:02d}.png")
     (folder / "07.png").write_bytes(b"no picture")
@@ -35,7 +34,7 @@ def answers(place: Path) -> list[str]:
 
 
 def test_a_predict_that_is_killed_loses_and_repeats_nothing(tiny_run, photos, killed, tmp_path):
-    typed = ["stage=predict", f"init={tiny_run[0]}", f"images={photos}", "stage.batch_size=1"]
+    typed = ["stage=predict", f"init={tiny_run.folder}", f"images={photos}", "stage.batch_size=1"]
     for place, after in ((tmp_path / "calm", ()), (tmp_path / "killed", (1, 4, 9))):
         # one picture cannot be read
         assert killed(typed, place, verdicts, *after) == 3, (place / "log.txt").read_text()
@@ -49,7 +48,7 @@ def test_a_predict_that_is_killed_loses_and_repeats_nothing(tiny_run, photos, ki
 
 def test_an_evaluation_that_is_killed_loses_and_repeats_nothing(tiny_run, killed, tmp_path):
     typed = [
-        "stage=evaluate", f"init={tiny_run[0]}", *SIZES, "evaluate.max_tokens=40",
+        "stage=evaluate", f"init={tiny_run.folder}", *tiny_run.typed,
         "evaluate.batch_size=2", "evaluate.shots=[0,1]", "tracking=none", "patchcore.beside=never",
     ]  # fmt: skip
     for place, after in ((tmp_path / "calm", ()), (tmp_path / "killed", (1, 7, 18, 30))):
@@ -61,4 +60,4 @@ def test_an_evaluation_that_is_killed_loses_and_repeats_nothing(tiny_run, killed
         }
         for place in ("calm", "killed")
     )
-    assert ours == calm and len(answers(tmp_path / "calm")) == 2 * len(tiny_run[1])
+    assert ours == calm and len(answers(tmp_path / "calm")) == 2 * len(tiny_run.pictures)
