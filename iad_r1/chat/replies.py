@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -73,6 +73,7 @@ class Replies:
                 f"{path}: replies of outside models are kept here, but the file cannot be used "
                 f"({error}). Move it away to begin a new one; what it holds is paid for again."
             ) from None
+        self._used = self._summed()  # counted on from here: a budget asks before every question
 
     def find(self, asked: str) -> Reply | None:
         """What was said to this before, which counts as kept unless this run has paid for it."""
@@ -104,26 +105,38 @@ class Replies:
                 "retries = retries + excluded.retries",
                 (self.run, asked, times),
             )
+            self._count(retries=times)
 
     def used(self) -> Used:
         """What the run has used so far, in this process and earlier ones."""
+        return self._used
+
+    def _summed(self) -> Used:
         sums = ("paid", "replied - paid", "retries", "refused", "tokens_in", "tokens_out")
-        with self._lock, closing(self._file.cursor()) as cursor:
+        with closing(self._file.cursor()) as cursor:
             found = cursor.execute(
                 f"SELECT {', '.join(f'total({one})' for one in sums)} FROM used WHERE run = ?",
                 (self.run,),
             ).fetchone()
         return Used(*map(int, found))
 
+    def _count(self, **more: int) -> None:
+        now = {name: getattr(self._used, name) + number for name, number in more.items()}
+        self._used = replace(self._used, **now)
+
     def _use(self, asked: str, reply: Reply, *, paid: bool) -> None:
         tokens = (reply.tokens_in, reply.tokens_out) if paid else (0, 0)
-        self._file.execute(
+        refused = reply.stop == "refused"
+        written = self._file.execute(
             "INSERT INTO used (run, asked, replied, paid, refused, tokens_in, tokens_out) VALUES "
             "(?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET replied = 1, paid = excluded.paid, "
             "refused = excluded.refused, tokens_in = excluded.tokens_in, "
             "tokens_out = excluded.tokens_out WHERE NOT replied",
-            (self.run, asked, paid, reply.stop == "refused", *tokens),
+            (self.run, asked, paid, refused, *tokens),
         )
+        if written.rowcount:  # else the run has used it already
+            self._count(replies=paid, kept=not paid, refused=refused, tokens_in=tokens[0],
+                        tokens_out=tokens[1])  # fmt: skip
 
     def close(self) -> None:
         """Leave the file whole."""

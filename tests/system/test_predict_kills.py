@@ -49,7 +49,7 @@ def test_a_predict_that_is_killed_loses_and_repeats_nothing(tiny_run, photos, ki
 def test_an_evaluation_that_is_killed_loses_and_repeats_nothing(tiny_run, killed, tmp_path):
     typed = [
         "stage=evaluate", f"init={tiny_run.folder}", *tiny_run.typed,
-        "evaluate.batch_size=2", "evaluate.shots=[0,1]", "tracking=none", "patchcore.beside=never",
+        "evaluate.batch_size=2", "evaluate.shots=[0,1]", "tracking=none", "engine.ranks=1",
     ]  # fmt: skip
     for place, after in ((tmp_path / "calm", ()), (tmp_path / "killed", (1, 7, 18, 30))):
         assert killed(typed, place, answers, *after) == 0, (place / "log.txt").read_text()

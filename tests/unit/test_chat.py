@@ -17,7 +17,7 @@ from PIL import Image
 from services import Service, body, served, words
 
 from iad_r1.chat.client import Client, ServiceError, messages, p_yes, read, secret
-from iad_r1.chat.replies import Replies, Reply, Token
+from iad_r1.chat.replies import Replies, Reply, Token, Used
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.chat import Chat
 from iad_r1.types import Conversation
@@ -239,7 +239,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from iad_r1.chat.client import Client
-from iad_r1.chat.replies import Replies
+from iad_r1.chat.replies import Replies, Reply, Token, Used
 from iad_r1.settings.chat import Chat
 client = Client(Chat.model_validate_json(sys.argv[1]), Replies(Path(sys.argv[2]), "killed"))
 asked = [[{"role": "user", "content": f"question {n}"}] for n in range(12)]
@@ -284,6 +284,21 @@ def test_a_killed_process_has_lost_no_reply_that_it_had_and_no_count(
     other = client()
     said(other, NAMES)
     assert (other.spent.kept, other.spent.refused, other.spent.dollars) == (12, 1, 0)
+
+
+def test_what_was_used_is_summed_up_once_however_much_is_asked(tmp_path):
+    """A budget asks before every question: 150,000 sums over 150,000 rows would take an hour."""
+    replies, statements = Replies(tmp_path / "r.sqlite", "run"), list[str]()
+    replies._file.set_trace_callback(statements.append)
+    for number in range(6):
+        asked = str(number % 4)
+        if replies.find(asked) is None:
+            replies.again(asked, number)
+            replies.keep(asked, Reply("No", "refused" if number == 3 else "stop", 500, 7))
+        replies.used()
+    assert not [text for text in statements if "total(" in text]
+    assert replies.used() == Used(4, 0, 0 + 1 + 2 + 3, 1, 2000, 28)
+    assert Replies(tmp_path / "r.sqlite", "run").used() == replies.used()
 
 
 def test_a_file_that_holds_no_replies_is_refused_and_named(tmp_path):
