@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -48,6 +49,9 @@ class Saver:
         first, last: the leg's steps are `range(first, last)`.
         extra: modules beside the model that learn too, by name.
         batches: what was drawn ahead, if anything is.
+        judge: the score of the weights as they are, higher is better, with what else is known of
+            it. The weights before the first step and those of every checkpoint are judged, and
+            of the best, the earliest of equals, `take_best` makes the model.
     """
 
     def __init__(
@@ -61,15 +65,16 @@ class Saver:
         leg: int = 0,
         extra: Mapping[str, nn.Module] | None = None,
         batches: Batches | None = None,
+        judge: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         self.context, self.stage, self.learner = context, stage, learner
         self.first, self.last, self.leg = first, last, leg
-        self.extra, self.batches = extra or {}, batches
+        self.extra, self.batches, self.judge = extra or {}, batches, judge
         self.settings = context.config.checkpoint
         self.every = learner.settings.save_every
         self.asked_to_stop: list[int] = []
         self.folder = context.folder.path / "checkpoints"
-        self.best: dict[str, Any] = {"step": None, "value": None}
+        self.best: dict[str, Any] = {"step": None, "value": None, "judged": []}
         self.since: list[float] = []  # of the metric that decides what is best
         self.frozen: dict[str, int] = {}  # what does not learn in the leg, as it began
 
@@ -83,6 +88,8 @@ class Saver:
             bar.skip(start - self.first)
             with self.learner.whole():
                 self.frozen = guards.frozen_bits(self.learner.model)
+            if self.judge is not None and not self.best["judged"]:
+                self.save(self.first)
             yield from range(start, self.last)
             with self.learner.whole():
                 self._check_frozen(self.last)
@@ -95,14 +102,19 @@ class Saver:
         self.since.append(values[BEST[self.stage][0]])
         stopping = distributed.total(float(bool(self.asked_to_stop))) > 0
         due = (step + 1 - self.first) % self.every == 0
+        due |= self.judge is not None and step + 1 == self.last
         if due or stopping:
-            self.save(step + 1)
+            self.save(step + 1, candidate=due)
         if stopping:
             raise Terminated
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint after `step` steps of the stage."""
-        self._note_best(step)
+    def save(self, step: int, candidate: bool = True) -> None:
+        """Write the checkpoint after `step` steps of the stage. One that is written because the run
+        was asked to stop is no `candidate` to be judged: an undisturbed run has none there."""
+        if self.judge is None:
+            self._note_best(step)
+        elif candidate:
+            self._note_judged(step, self.judge())
         path = checkpoints.unfinished_path(self.folder, self.stage, step)
         if distributed.is_main():
             self.context.flush()
@@ -139,10 +151,22 @@ class Saver:
         value, better = sum(self.since) / len(self.since), BEST[self.stage][1]
         self.since = []
         if self.best["value"] is None or better(value, self.best["value"]) == value:
-            self.best = {"step": step, "value": value}
+            self.best = {**self.best, "step": step, "value": value}
+
+    def _note_judged(self, step: int, found: Mapping[str, float]) -> None:
+        judged = [*self.best["judged"], {"step": step, **found}]
+        best = max(judged, key=itemgetter("score"))  # the first of equals
+        self.best = {"step": best["step"], "value": best["score"], "judged": judged}
 
     def _kept_best(self) -> int | None:
-        return self.best["step"] if self.settings.best else None
+        return self.best["step"] if self.settings.best or self.judge is not None else None
+
+    def take_best(self) -> None:
+        """Make the model, whole on every rank again, that of the checkpoint that was judged best;
+        without a judge it stays as it is."""
+        if self.judge is not None:
+            path = checkpoints.unfinished_path(self.folder, self.stage, self.best["step"])
+            self.context.backbone.read(path)
 
     # --- the way back ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from iad_r1.learn import guards, optim
 from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock, host_memory, peak_memory
 from iad_r1.learn.saving import Saver
+from iad_r1.loops.choosing import note_chosen, open_chooser
 from iad_r1.loops.collect import Collector
 from iad_r1.loops.overlap import Overlap
 from iad_r1.loops.policy import Policy
@@ -35,7 +36,17 @@ def train(context: Context) -> None:
     collector = Collector(context, policy.learner.whole)
     batches = optim.batches(samples, grpo.prompts_per_step, steps, context.config.seed)
     overlap = Overlap(collector, batches, grpo.overlap)
-    saver = Saver(context, "grpo", policy.learner, 0, steps, extra=policy.saved(), batches=overlap)
+    chooser = open_chooser(context, collector)
+    saver = Saver(
+        context,
+        "grpo",
+        policy.learner,
+        0,
+        steps,
+        extra=policy.saved(),
+        batches=overlap,
+        judge=chooser and chooser.judge,
+    )
     watch = guards.CollapseWatch(grpo.collapse)
     with collector.prompts, context.progress("SC-GRPO", steps) as bar:
         for step in saver.steps(bar):
@@ -65,6 +76,8 @@ def train(context: Context) -> None:
             saver.done(step, values)
     collector.close()
     policy.learner.close()
+    saver.take_best()
+    note_chosen(context, steps, saver.best)
     optim.train_only(context.model, vision=True)
 
 

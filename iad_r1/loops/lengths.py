@@ -15,7 +15,7 @@ from iad_r1.data import images
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
-from iad_r1.loops import evaluate
+from iad_r1.loops import evaluate, results
 from iad_r1.loops.sft import TARGETS
 from iad_r1.processes import distributed
 from iad_r1.rollouts.prompting import open_prompter
@@ -124,7 +124,7 @@ def asked(config: Config, dataset: Dataset, stage: Stage) -> tuple[Sequence[Samp
     if stage == "sft":
         return getattr(dataset, config.sft.samples), int(config.sft.one_shot_share > 0)
     if stage == "grpo":
-        return dataset.rl, 0
+        return [*dataset.rl, *results.choosing(config, dataset)], 0
     judged = chain.from_iterable(evaluate.splits(config, dataset).values())
     return list(judged), max(config.evaluate.shots)
 

@@ -116,7 +116,8 @@ class Overlap:
             write_json(folder / FILE, self.next.as_json())
 
     def load(self, folder: Path, step: int) -> None:
-        """Take up what `save` wrote after `step` steps, on any number of ranks."""
-        if self.overlap and step < len(self.batches):
+        """Take up what `save` wrote after `step` steps, on any number of ranks. Before the first
+        nothing is drawn."""
+        if self.overlap and 0 < step < len(self.batches):
             found = json.loads((folder / FILE).read_text(encoding="utf-8"))
             self.next = self.collector.collected(found, self.batches[step], step)

@@ -36,6 +36,21 @@ def splits(config: Config, dataset: Dataset) -> dict[str, Sequence[Sample]]:
     return {name: samples[: asked.limit] for name, samples in found.items() if samples}
 
 
+def choosing(config: Config, dataset: Dataset) -> list[Sample]:
+    """The validation pictures by which SC-GRPO chooses the weights that it ends with. None of them
+    where it ends with the last ones, as it has to where only good or only defective ones are kept
+    apart."""
+    if not config.grpo.choose_on_validation:
+        return []
+    found = [sample for part in dataset.validation.values() for sample in yes_no(part)]
+    return found if len({sample.solution.answer for sample in found}) == 2 else []
+
+
+def yes_no(samples: Sequence[Sample]) -> list[Sample]:
+    """Those that ask whether there is a defect, without options."""
+    return [sample for sample in samples if sample.question.options is None]
+
+
 def tested(config: Config, dataset: Dataset) -> Sequence[str]:
     """The splits of benchmarks that are averaged: a multiple choice only with others."""
     if not data.benchmarks(config):

@@ -25,6 +25,7 @@ from iad_r1.report import (
     wording,
 )
 from iad_r1.report.run_data import Evaluation, RunData, load
+from iad_r1.store.manifest import chosen_weights
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
 
@@ -138,6 +139,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "mmad_published": _mmad_published(run, of_mmad),
         "score_figures": list(_score_figures(scored, keep)),
         "curves": _curves(run, keep),
+        "chosen": chosen_weights(run.manifest),
         "not_finite": training.not_finite(run),
         "seconds": seconds,
         "total_seconds": sum(row["seconds"] for row in seconds),

@@ -14,6 +14,7 @@ from rich.table import Table
 from iad_r1.errors import setting
 from iad_r1.judge import mmad, mmad_published, paper
 from iad_r1.report import several, wording
+from iad_r1.store.manifest import chosen_weights
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
 
@@ -51,6 +52,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             console.print(_mmad_published(row))
             for line in _mmad_published_notes(row):
                 console.print(line, style="dim", markup=False, highlight=False)
+        if chosen := chosen_weights(RunFolder(folder).read_json("manifest.json")):
+            console.print(chosen, style="dim", markup=False, highlight=False)
         lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
         for line in lines:
             console.print(line, style="dim", highlight=False)

@@ -99,6 +99,7 @@ class Grpo(Optimiser, Length, Pictures):
 
     prompt: str
     from_base: bool
+    choose_on_validation: bool
     max_length: Count | None
     prompts_per_step: Count
     group_size: Annotated[int, Field(ge=2)]

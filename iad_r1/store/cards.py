@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iad_r1.settings.config import Config
+from iad_r1.store.manifest import chosen_weights
 from iad_r1.store.run_folder import RunFolder, write_text
 
 AFTER = {"pretrain": "pre-trained", "sft": "after PA-SFT", "grpo": "after SC-GRPO"}
@@ -61,6 +62,7 @@ def card(folder: RunFolder, config: Config, stage: str, *, adapter: bool) -> str
         steps=[STEPS[step] for step in taken[: taken.index(stage) + 1]],
         licence=backbone.license if backbone.source == "hub" else None,
         hub_licences=HUB_LICENCES,
+        chosen=chosen_weights(manifest) if stage == "grpo" else None,
         data=manifest.get("data") or {"name": config.data.name, "fingerprint": "-", "counts": {}},
         results=[row for row in folder.summary().get("results", []) if row["stage"] == stage],
         code=manifest.get("code") or {"commit": None, "dirty": None},

@@ -1,4 +1,4 @@
-"""What ran where: code, packages and hardware, for `manifest.json`."""
+"""What `manifest.json` says: what ran where, and in words which weights were chosen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -66,3 +67,25 @@ def _run(command: list[str]) -> str:
         return ""
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def chosen_weights(manifest: Mapping[str, Any]) -> str | None:
+    """Which weights SC-GRPO ended with, if it was to choose."""
+    found = manifest.get("chosen")
+    if found is None:
+        return None
+    last, tried = found["steps"], found["candidates"]
+    said = f"{found['pictures']:,} validation pictures ({found['defective']:,} defective)"
+    if not tried:
+        return f"SC-GRPO ended with its last weights: nothing can be chosen by {said}."
+    scores = {one["step"]: one["score"] for one in tried}
+    best = next(one for one in tried if one["step"] == found["step"])
+    where = f"those after {best['step']:,} of {last:,} steps" if best["step"] else "those before it"
+    others = [f"{scores[0]:.1f} before it"] if best["step"] else []
+    others += [f"{scores[last]:.1f} after the last step"] if best["step"] != last else []
+    return (
+        f"SC-GRPO kept, of {len(tried)} weights, {where}: {best['score']:.1f} % of their sampled "
+        f"answers to {said} are right, both kinds counted alike; {', '.join(others)}. With other "
+        f"pictures such a number would differ by about {best['standard_error']:.1f} (standard "
+        "error), and the best of several flatters."
+    )

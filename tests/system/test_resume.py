@@ -109,6 +109,7 @@ def results(folder: RunFolder) -> Iterator[tuple[str, object]]:
         yield file.name, pandas.read_parquet(file).to_json()
     summary = folder.summary()
     yield "results", summary["results"]
+    yield "chosen", folder.read_json("manifest.json").get("chosen")
     yield "comparisons", summary["comparisons"]
 
 
@@ -124,6 +125,11 @@ def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
         assert all(torch.equal(weights[key], wanted[key]) for key in wanted), stage
 
 
+def tuned(how: str) -> list[str]:
+    """The settings of a run; with LoRA it also chooses the weights that it ends with."""
+    return [f"tuning={how}", f"grpo.choose_on_validation={str(how == 'lora').lower()}"]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
     """`undisturbed("lora")`: a run of this tuning from a command line, in a process of its own,
@@ -133,7 +139,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run
     def of(tuning: str) -> RunFolder:
         if tuning not in found:
             place = tmp_path_factory.mktemp(f"undisturbed-{tuning}")
-            process = run(place, f"tuning={tuning}")
+            process = run(place, *tuned(tuning))
             said, _ = process.communicate()
             assert process.returncode == 0, said
             (folder,) = (place / "outputs" / "run").iterdir()
@@ -153,8 +159,8 @@ def test_killed_at_random_instants_it_ends_with_the_same_numbers_bit_for_bit(
     for name in ("killed-1", "killed-2"):
         for stage, last, kills in (("sft", 35, 3), ("grpo", 13, 2)):
             for step in sorted(luck.sample(range(3, last + 1), kills)):
-                kill_after(begin(tmp_path, name, f"tuning={tuning}"), stage, step, luck)
-        finish(folder := begin(tmp_path, name, f"tuning={tuning}"))
+                kill_after(begin(tmp_path, name, *tuned(tuning)), stage, step, luck)
+        finish(folder := begin(tmp_path, name, *tuned(tuning)))
         assert [folder.path] == [p for p in (tmp_path / name).iterdir() if p.is_dir()]
         assert_same_run(folder, undisturbed(tuning))
         said = (tmp_path / name / "log.txt").read_text()
