@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from iad_r1.backbones.families import Sizing, check_frame, family_of
 from iad_r1.backbones.float32_head import use_float32_head
+from iad_r1.backbones.patches import use_patch_product
 from iad_r1.backbones.windows import use_batched_windows
 from iad_r1.boxes import Frame
 from iad_r1.errors import MismatchError, WeightsError
@@ -103,6 +104,7 @@ class Backbone:
         _save_with_the_hubs_names(model)
         if self.family.segments:
             use_batched_windows(self.model.model.visual)
+            use_patch_product(self.model.model.visual)
         use_float32_head(model)
 
     @classmethod

@@ -1,4 +1,5 @@
-"""Qwen's vision towers with all windows of one size in one call equal transformers' own."""
+"""Qwen's vision towers with all windows of one size in one call, and with their first layer as one
+matrix product, equal transformers' own."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iad_r1.backbones import windows
+from iad_r1.backbones import patches, windows
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import vision_features
 
@@ -49,6 +50,27 @@ def test_features_and_gradients_of_pictures_of_mixed_sizes_are_transformers_own(
         model.train()
     assert cases.relative(features(model, prompts), expected) < EXACT
     assert cases.relative(gradient(model, prompts), true_gradient) < EXACT
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_the_first_layer_as_a_product_is_the_convolution_of_transformers(family: str) -> None:
+    model, prompts = cases.model(family), pictures(family)
+    expected, true_gradient = features(model, prompts), gradient(model, prompts)
+    names = set(model.state_dict())
+    patches.use_patch_product(model.model.visual)
+    convolve = patches.nn.Conv3d.forward
+    with mock.patch.object(patches.nn.Conv3d, "forward", autospec=True, side_effect=convolve) as no:
+        assert cases.relative(features(model, prompts), expected) < EXACT
+        assert cases.relative(gradient(model, prompts), true_gradient) < EXACT
+    assert no.call_count == 0 and set(model.state_dict()) == names
+
+
+def test_a_convolution_over_more_than_one_patch_stays_one() -> None:
+    layer = torch.nn.Conv3d(3, 4, (2, 2, 2), stride=(2, 2, 2))
+    video = torch.randn(1, 3, 4, 2, 2)
+    expected = layer(video)
+    patches.use_patch_product(torch.nn.Sequential(layer))
+    assert isinstance(layer, patches.PatchProduct) and torch.equal(layer(video), expected)
 
 
 def test_a_layer_makes_a_call_for_each_size_of_window_and_sizes_are_read_once_per_batch() -> None:
