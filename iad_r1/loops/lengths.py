@@ -94,28 +94,30 @@ def _found(context: Context, config: Config) -> Iterator[Longest]:
 
 
 def _check_answers(context: Context) -> None:
-    """ConfigError if answers that hold places in numbers are cut off: they are longer than words.
+    """ConfigError if answers that PA-SFT teaches would be cut off where the model is to give them.
 
-    Looked at are targets of PA-SFT that are spread over its samples.
+    Those that hold places in numbers, or that a data set has written, are longer than those by rule
+    in words. Looked at are targets that are spread over the samples.
     """
     config, tasks = context.config, context.config.tasks()
-    if config.location_format == "words" or "sft" not in tasks:
+    samples, grid = getattr(context.dataset, config.sft.samples), as_grid(config.grid)
+    written = config.sft.target == "chain_of_thought" and any(s.target for s in samples)
+    if "sft" not in tasks or not (written or config.location_format != "words"):
         return
     prompter = open_prompter(config, context.backbone, "sft")
-    samples, grid = getattr(context.dataset, config.sft.samples), as_grid(config.grid)
     spread = samples[:: max(1, len(samples) // LOOKED_AT)]
     said = [TARGETS[config.sft.target](s, config.seed, grid, prompter.place(s)) for s in spread]
     lengths = [len(context.backbone.encode_target(target.text).tokens) for target in said]
     needed = max(lengths, default=0)
     limits = {"evaluate": config.evaluate.max_tokens, "grpo": config.rollout.max_tokens}
-    for task, limit in limits.items():
-        name = {"evaluate": "evaluate", "grpo": "rollout"}[task]
-        if task in tasks and limit < needed:
-            raise ConfigError(
-                f"{name}.max_tokens={limit} cuts off answers with "
-                f"location_format={config.location_format}: PA-SFT teaches some of {needed} "
-                f"tokens. Use {name}.max_tokens={needed + needed // 4}."
-            )
+    names = {"evaluate": "evaluate.max_tokens", "grpo": "rollout.max_tokens"}
+    short = [task for task, limit in limits.items() if task in tasks and limit < needed]
+    if short:
+        raise ConfigError(
+            f"{' and '.join(f'{names[task]}={limits[task]}' for task in short)} would cut off "
+            f"answers as PA-SFT teaches them: some take {needed} tokens. Use "
+            f"{' '.join(f'{names[task]}={needed + needed // 4}' for task in short)}."
+        )
 
 
 def asked(config: Config, dataset: Dataset, stage: Stage) -> tuple[Sequence[Sample], int]:

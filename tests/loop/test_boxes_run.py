@@ -93,9 +93,7 @@ def test_numbers_and_the_cell_that_the_reasoning_names_weigh_as_much_as_words_do
 @pytest.mark.slow
 def test_answers_that_would_be_cut_off_are_refused_before_the_first_step(context, make_context):
     lengths.derived(context)
-    with pytest.raises(
-        ConfigError, match="max_tokens=12 cuts off answers with location_format=box: "
-    ):
+    with pytest.raises(ConfigError, match="max_tokens=12 would cut off answers as PA-SFT"):
         lengths.derived(make_context(*BOXES))
 
 

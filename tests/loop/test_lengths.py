@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,26 @@ def test_a_stage_whose_limit_was_taken_over_by_another_does_not_go_on(make_conte
     open_prompter(context.config, context.backbone, "evaluate")
     with pytest.raises(MismatchError, match="max_pixels=4096 would encode them within 2048"):
         first.encode(context.dataset.rl[0])
+
+
+def test_answers_of_a_data_set_that_would_be_cut_off_are_refused_before_the_first_step(
+    make_context,
+):
+    context = make_context("stage=pipeline")
+    chain = f"<think>{'I look at it. ' * 9}It is fine.</think><answer>No</answer>"
+    taught = [replace(context.dataset.sft[0], target=chain), *context.dataset.sft[1:]]
+    context.dataset = replace(context.dataset, sft=taught)
+    needed = len(context.backbone.encode_target(chain).tokens)
+    to_type = needed + needed // 4
+    with pytest.raises(ConfigError) as refused:
+        lengths.derived(context)
+    assert str(refused.value) == (
+        "evaluate.max_tokens=12 and rollout.max_tokens=12 would cut off answers as PA-SFT teaches "
+        f"them: some take {needed} tokens. Use evaluate.max_tokens={to_type} "
+        f"rollout.max_tokens={to_type}."
+    )
+    context.config = compose.compose([*SMALL, "stage=pipeline", "sft.target=direct"])
+    lengths.derived(context)  # the answer alone is short
 
 
 def with_vllm(context: Any, *overrides: str) -> Any:
