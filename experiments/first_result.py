@@ -16,22 +16,17 @@ reads the test pictures once. What is finished is not run again; what was stoppe
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iad_r1.command.compose import compose
+import study
+
 from iad_r1.judge.compare import pooled_paired_difference
 from iad_r1.judge.predictions import read_predictions
 from iad_r1.judge.rates import summarise
 from iad_r1.store.run_folder import RunFolder, write_json, write_text
-from iad_r1.store.starts import find_finished
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-OUTPUTS = REPOSITORY / "outputs"
 METRICS = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 SPLITS = ("seen", "new")
 ARMS = {
@@ -50,9 +45,15 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="start no run")
     parser.add_argument("settings", nargs="*", help="for every run, as run.py takes them")
     arguments = parser.parse_intermixed_args()
-    start = partial(run, settings=arguments.settings, may_run=not arguments.table_only)
+
+    def start(arm: str, seed: int, *overrides: str) -> RunFolder:
+        settings = ["evaluate.shots=[0]", *overrides, *arguments.settings]
+        may_run = not arguments.table_only
+        return study.run(f"first_result-{arm}-{seed}", seed, *settings, may_run=may_run)
+
     runs = {seed: folders(seed, arguments.arms, start) for seed in arguments.seeds}
-    found = {"rows": list(rows(runs)), "differences": list(differences(runs)), "runs": facts(runs)}
+    found = {"rows": list(rows(runs)), "differences": list(differences(runs)),
+             "runs": list(study.facts(runs))}  # fmt: skip
     results = Path(__file__).parent / arguments.into
     results.mkdir(exist_ok=True)
     write_json(results / "numbers.json", found)
@@ -84,21 +85,6 @@ def folders(
     return {"full": full} | {
         arm: start(arm, seed, *controls[arm], sft) for arm in arms if arm in controls
     }
-
-
-def run(arm: str, seed: int, *overrides: str, settings: Sequence[str], may_run: bool) -> RunFolder:
-    """The finished run with these settings; without one it is carried out now."""
-    name = f"first_result-{arm}-{seed}"
-    wanted = [f"name={name}", f"seed={seed}", "evaluate.shots=[0]", *overrides, *settings]
-    found = find_finished(OUTPUTS, compose(wanted, REPOSITORY).model_dump(mode="json"))
-    if found is not None:
-        return found
-    if not may_run:
-        raise SystemExit(f"no finished run in outputs/{name} has these settings: {wanted}")
-    print("\n$ python run.py", *wanted, flush=True)
-    command = [sys.executable, "run.py", *wanted, "resume=auto"]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
-    return run(arm, seed, *overrides, settings=settings, may_run=False)
 
 
 def present(runs: dict[int, dict[str, RunFolder]]) -> dict[str, str]:
@@ -135,24 +121,6 @@ def differences(runs: dict[int, dict[str, RunFolder]]) -> Iterator[dict[str, Any
                 found = pooled_paired_difference(list(zip(old, new, strict=True)), metric, seed=0)
                 yield {"from": before, "to": after, "split": split, "shots": 0, "metric": metric,
                        **found}  # fmt: skip
-
-
-def facts(runs: dict[int, dict[str, RunFolder]]) -> list[dict[str, Any]]:
-    """Where the numbers come from: seconds, code revision and hardware of every run."""
-    return [
-        {
-            "arm": arm,
-            "seed": seed,
-            "seconds": folder.summary().get("seconds"),
-            **{
-                key: value
-                for key, value in folder.read_json("manifest.json").items()
-                if key in ("code", "hardware")
-            },
-        }
-        for seed, arms in runs.items()
-        for arm, folder in arms.items()
-    ]
 
 
 def table(found: dict[str, Any]) -> str:
