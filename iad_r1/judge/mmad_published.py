@@ -1,7 +1,7 @@
 """The accuracies that MMAD has published for models, and an evaluation of ours beside them.
 
 `mmad_published.csv` holds them: percent, from `all_result/` of the repository jam-cc/MMAD (commit
-f9a0e6f), for models that can be asked here. They are counted by the released script.
+f9a0e6f), of all 22 models. They are counted by the released script.
 """
 
 from __future__ import annotations
@@ -60,32 +60,84 @@ def broken(model: str, shots: int) -> int:
     return sum(abs(count - round(count)) > NEAR for count in counts)
 
 
-def beside(found: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def beside(
+    found: Sequence[Row], config: Mapping[str, Any], hub: str | None
+) -> list[dict[str, Any]]:
     """For every table of `mmad` that an untrained model with published accuracies has answered:
     {stage, shots, model, rows, incomparable, notes}.
 
     `rows` are {dataset, subtask, published, ours, difference, ci95}, percent, AVERAGE only where
     all sets were asked. Ours count an unreadable answer as wrong. `difference` and its interval are
-    ours less the published, which is taken as exact; None where `incomparable` says why.
+    ours less the published, which is taken as exact; None where `incomparable` says why. `hub` is
+    the hub id of the backbone's published weights.
     """
-    model = _model(config)
+    model = _model(config, hub)
     published = cells()
     return [
-        _beside(table, model, published[model, table["shots"]], config)
+        _beside(table, model, published[model, table["shots"]], config, hub)
         for table in found
         if model is not None and table["stage"] == "base" and (model, table["shots"]) in published
     ]
 
 
-def _model(config: Mapping[str, Any]) -> str | None:
-    """What MMAD calls the model; one of a service by the name that the service has for it."""
+def without(found: Sequence[Row], config: Mapping[str, Any], hub: str | None) -> str | None:
+    """Why some of the tables have no published one beside them; None where all have."""
+    model = _model(config, hub)
+    shots = [k for name, k in cells() if name == model]
+    if not shots:
+        return "MMAD has published no accuracies of this model." if found else None
+    if all(table["stage"] == "base" and table["shots"] in shots for table in found):
+        return None
+    return f"MMAD has published {model} untrained and {shots[0]}-shot only."
+
+
+def standing(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """All models that MMAD has published and those of our tables that hold all sets, the best
+    average first: {model, stage, shots, average, flatters, rates}, percent.
+
+    `model` is None of ours, `stage` of theirs; `rates` are the means over sets by subtask, and
+    `flatters` says that a published file has left questions out. Empty without a table of ours.
+    """
+    ours = [
+        {"model": None, "stage": table["stage"], "shots": table["shots"], "flatters": False,
+         "average": table["average"]["average"],
+         "rates": [table["average"][task] for task in SUBTASKS]}
+        for table in found
+        if set(table["sets"]) == set(QUESTIONS)
+    ]  # fmt: skip
+    theirs = [
+        {"model": model, "stage": None, "shots": shots, "flatters": broken(model, shots) > 0,
+         "average": values[AVERAGE, AVERAGE],
+         "rates": [values[AVERAGE, task] for task in SUBTASKS]}
+        for (model, shots), values in cells().items()
+    ]  # fmt: skip
+    return sorted([*theirs, *ours], key=lambda row: -row["average"]) if ours else []
+
+
+def _model(config: Mapping[str, Any], hub: str | None) -> str | None:
+    """What MMAD calls the model: one of a service by the name that the service has for it, others
+    by their hub id or, read from a folder of another name, by their backbone."""
     backbone = config.get("backbone") or {}
     name = str(backbone.get("name"))
-    return str(backbone.get("model")) if name == "api" else MODELS.get(name)
+    if name == "api":
+        return str(backbone.get("model"))
+    path = str(backbone.get("path") or hub)
+    if _last(path) == _last(str(hub)):
+        return MODELS.get(name)
+    known = {_last(model): model for model, _ in cells()}
+    return known.get(_last(path)) or (MODELS.get(name) if Path(path).is_absolute() else None)
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2].lower().removesuffix("-hf")
 
 
 def _beside(
-    table: Row, model: str, published: Mapping[tuple[str, str], float], config: Mapping[str, Any]
+    table: Row,
+    model: str,
+    published: Mapping[tuple[str, str], float],
+    config: Mapping[str, Any],
+    hub: str | None,
 ) -> dict[str, Any]:
     why = _incomparable(table, config)
     rows = []
@@ -109,7 +161,7 @@ def _beside(
             )  # fmt: skip
     return {
         "stage": table["stage"], "shots": table["shots"], "model": model, "rows": rows,
-        "incomparable": why, "notes": list(_notes(table, model, config)),
+        "incomparable": why, "notes": list(_notes(table, model, config, hub)),
     }  # fmt: skip
 
 
@@ -123,7 +175,10 @@ def _incomparable(table: Row, config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _notes(table: Row, model: str, config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(table: Row, model: str, config: Mapping[str, Any], hub: str | None) -> Iterator[str]:
+    path = str((config.get("backbone") or {}).get("path") or hub)
+    if _last(path) not in (_last(str(hub)), _last(model)):
+        yield f"weights read from {path}, taken for those of {hub}"
     if lost := broken(model, table["shots"]):
         yield (
             f"{lost} of {len(QUESTIONS) * len(COUNTED)} published cells are no share of all the "

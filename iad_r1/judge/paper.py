@@ -45,6 +45,7 @@ TRUSTED = ("T4", "T1")  # the fullest tables first; others only where these have
 ROUNDING = 0.1  # percent by which two printings of a value may differ
 
 Row = Mapping[str, Any]
+Config = Mapping[str, Any]  # a run's config.json
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,13 @@ def averaged(shots: int) -> tuple[str, ...]:
     return FEW_SHOT_SETS if shots else SETS
 
 
-def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def beside(
+    results: Sequence[Row], config: Config, trained: Mapping[str, Config], hub: str | None
+) -> list[dict[str, Any]]:
     """Rows of `results` that the paper has too, with its number and ours.
 
+    `config` is that of the run which evaluated; `trained` holds those which trained its weights, by
+    stage (`starts.trained_by`), and `hub` is the hub id of the backbone's published weights.
     `difference` and its `ci95` are ours less the paper's, which is taken as exact; both are None
     where `incomparable` says why. `notes` are the paper's contradictions and other sizes of sets.
     """
@@ -104,28 +109,38 @@ def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, 
         return []
     sets = {row["split"]: name for row in results if (name := _set(row["split"], config))}
     limited = {row["split"] for row in results if _limited(row, config)}
-    weights = (config.get("weights") or {}).get("name", "published")
+    read_from = str((config.get("backbone") or {}).get("path") or hub)
+    same = read_from.rpartition("/")[2].lower() == str(hub).rpartition("/")[2].lower()
     found = []
     for row in results:
+        made = trained.get(row["stage"], config)
         members = row.get("of") or [row["split"]]
         names = {sets.get(member) for member in members}
         mean = "of" in row and names == set(averaged(row["shots"]))
         name = AVERAGE if mean else sets.get(row["split"])
-        method = _method(row["stage"], results, config)
+        tuned = "sft" in trained or any(other["stage"] == "sft" for other in results)
+        method = _method(row["stage"], made, tuned)
         if name is None or method is None or row.get(METRIC) is None:
             continue
         paper = printed(*MODELS[backbone], method, row["shots"], name)
         if paper is None:
             continue
         why = None
-        if weights != "published":
-            why = f"the weights are {weights}, not the published ones"
+        kinds = [(of.get("weights") or {}).get("name", "published") for of in (config, made)]
+        if unpublished := [kind for kind in kinds if kind != "published"]:
+            why = f"the weights are {unpublished[0]}, not the published ones"
+        elif not same and not Path(read_from).is_absolute():
+            why = f"the weights are those of {read_from}, not of {hub}"
         elif limited.intersection(members):
             limit = config["evaluate"]["limit"]
             why = f"only the first {limit:,} pictures were tested (evaluate.limit)"
         bounds = (row.get("ci95") or {}).get(METRIC)
         flags = [f"the paper contradicts itself: {flag}" for flag in paper.flags]
-        notes = [*flags, *_sizes(row, name), *_adapters(row, config)]
+        notes = [*flags, *_sizes(row, name), *_adapters(row, made)]
+        if not same and why is None:
+            notes.append(f"weights read from {read_from}, taken for those of {hub}")
+        if config.get("init") and row["stage"] not in ("base", *trained):
+            notes.append("the run that trained these weights is gone: settings are of this one")
         found.append(
             {
                 "stage": row["stage"], "split": row["split"], "shots": row["shots"],
@@ -140,7 +155,7 @@ def beside(results: Sequence[Row], config: Mapping[str, Any]) -> list[dict[str, 
     return found
 
 
-def _adapters(row: Row, config: Mapping[str, Any]) -> list[str]:
+def _adapters(row: Row, config: Config) -> list[str]:
     """That other weights were trained than in the paper's tables, where they were."""
     adapted = (config.get("tuning") or {}).get("name") == "lora" and row["stage"] != "base"
     return ["LoRA here, all weights trained in the paper's table"] * adapted
@@ -184,13 +199,13 @@ def _limited(row: Row, config: Mapping[str, Any]) -> bool:
     return "of" not in row and limit is not None and row["n"] >= limit
 
 
-def _method(stage: str, results: Sequence[Row], config: Mapping[str, Any]) -> str | None:
-    """What the paper calls the weights; None where it trained none in this way."""
+def _method(stage: str, config: Config, tuned: bool) -> str | None:
+    """What the paper calls weights that `config` trained; None where it trained none in this way.
+    `tuned` says whether there was a PA-SFT before."""
     if stage != "grpo":
         return {"base": BASE, "sft": SFT}.get(stage)
     if (config.get("rewards") or {}).get("name") not in ("sc_grpo", "sc_grpo_released"):
         return None
-    tuned = any(row["stage"] == "sft" for row in results)
     return GRPO_ALONE if (config.get("grpo") or {}).get("from_base") and not tuned else GRPO
 
 

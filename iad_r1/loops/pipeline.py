@@ -30,7 +30,6 @@ TRAIN: dict[str, Callable[[Context], None]] = {
     "sft": sft.train,
     "grpo": grpo.train,
 }
-GALLERY = 24  # pictures kept for the report, per split
 
 
 def run(config: Config, folder: RunFolder) -> None:
@@ -61,7 +60,7 @@ def judge(config: Config, folder: RunFolder, dataset: Dataset, *, alone: bool) -
     `alone`, so that theirs are the results, or beside a model."""
     if distributed.is_main():
         shown = chain.from_iterable(results.splits(config, dataset).values())
-        gallery.save(folder.path, list(shown), GALLERY)
+        gallery.save(folder.path, list(shown))
     distributed.barrier()  # heat maps are kept beside the pictures that are there
     chosen = patchcore.required(config, dataset) if alone else patchcore.beside(config, dataset)
     if not chosen:

@@ -28,7 +28,6 @@ from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Completion, Cut, Dataset, Prediction, Sample, StopReason
 
 STAGE = "scored"  # in the place of the weights that answered
-GALLERY = 24  # pictures kept for the report, per split
 SHOWN = 3  # rows or pictures that a message names
 
 
@@ -51,7 +50,7 @@ def run(config: Config, folder: RunFolder) -> None:
     answers, threshold = decided(answers, stage)
     for place, found in answers.items():
         predictions.write(folder.predictions(*place), found)
-    gallery.save(folder.path, list(chain.from_iterable(asked.values())), GALLERY)
+    gallery.save(folder.path, list(chain.from_iterable(asked.values())))
     results = [result_of(config, *place, found) for place, found in answers.items()]
     answered = {split for _, split, _ in answers} & set(tested(config, dataset))
     folder.update_summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -15,6 +16,8 @@ from iad_r1.report.run_data import RunData
 from iad_r1.types import Prediction
 
 Row = dict[str, Any]
+Asked = tuple[Mapping[str, Any], list[Prediction | None]]  # a picture, and what each view said
+PICTURES, PICTURE_BYTES = 96, 6_000_000  # of a page, at most; both as they are stored
 _TAG = re.compile(r"&lt;(/?)(think|location|type|answer)&gt;")
 
 
@@ -49,8 +52,21 @@ def default_view(found: Sequence[Row]) -> str | None:
     return best["key"] if best else None
 
 
-def cards(run: RunData, found: Sequence[Row]) -> list[Row]:
-    """One card per picture that at least one evaluation judged: splits in turn, fixed order."""
+def cards(run: RunData, found: Sequence[Row], asked: Sequence[Asked]) -> list[Row]:
+    """A card for each of these pictures, with the answers of the views in `found`."""
+    return [_card(run, picture, found, said) for picture, said in asked]
+
+
+def shown(run: RunData, asked: Sequence[Asked]) -> list[Asked]:
+    """The first of these pictures: as many as a page holds without growing large."""
+    sizes = accumulate((run.folder / picture["image"]).stat().st_size for picture, _ in asked)
+    fits = sum(size <= PICTURE_BYTES for size in sizes)
+    return list(asked[: min(fits, PICTURES)])
+
+
+def asked(run: RunData, found: Sequence[Row]) -> list[Asked]:
+    """The pictures that at least one view has judged, with what each of them said: splits in turn,
+    fixed order."""
     answers: dict[tuple[str, int], dict[str, Prediction]] = {}
     for item in run.evaluations:
         answers.setdefault((item.stage, item.shots), {}).update({p.id: p for p in item.predictions})
@@ -61,7 +77,7 @@ def cards(run: RunData, found: Sequence[Row]) -> list[Row]:
     for picture in gallery.in_turn(splits.values()):
         said = [answers[view["stage"], view["shots"]].get(picture["id"]) for view in found]
         if any(said):
-            made.append(_card(run, picture, found, said))
+            made.append((picture, said))
     return made
 
 
@@ -73,8 +89,7 @@ def _card(
     truth = next(p for p in said if p is not None)
     mask = picture["mask"] and run.folder / picture["mask"]
 
-    heat = gallery.heat_of(path)
-    heat = overlay.data_uri(heat.read_bytes(), "png") if heat.is_file() else ""
+    heat = picture["heat"] and run.folder / picture["heat"]
 
     def cells(text: str | None) -> list[overlay.Rectangle]:
         named = parse_cells(text, run.grid) if text and run.grid is not None else None
@@ -88,6 +103,7 @@ def _card(
         "uri": overlay.data_uri(path.read_bytes()),
         "width": width,
         "height": height,
+        "heat": overlay.data_uri(heat.read_bytes(), "png") if heat else "",
         "outline": overlay.mask_outline(mask) if mask and mask.is_file() else "",
         "gold_cells": cells(truth.gold_location),
         "answers": [
@@ -97,7 +113,6 @@ def _card(
                 "verdict": verdict(p),
                 "cells": cells(p.location if p.answer == "yes" and p.marked is None else None),
                 "boxes": _outlines(p, width, height),
-                "heat": heat if view["stage"] == wording.PATCHCORE else "",
                 "trace": trace(p.completion),
                 "change": _change(said[view["before"]] if view["before"] is not None else None, p),
             }

@@ -305,7 +305,8 @@ def _page(found: Comparison, pictures: int) -> str:
          "before": None if of is found.runs[0] else _view_of_first(found, shots)}
         for index, (of, shots) in enumerate(_views(found))
     ]  # fmt: skip
-    shown = cards.cards(_as_one(found), views)
+    run = _as_one(found)
+    shown = cards.cards(run, views, cards.asked(run, views))
     shown.sort(key=lambda card: not any(answer["change"] for answer in card["answers"]))
     return (
         page.environment()
@@ -319,6 +320,8 @@ def _page(found: Comparison, pictures: int) -> str:
             views=views,
             view=views[-1]["key"] if views else None,
             cards=shown[:pictures],
+            left_out=len(shown[pictures:]),
+            heat_shown=False,
         )
     )
 
@@ -341,9 +344,12 @@ def _as_one(found: Comparison) -> RunData:
     pictures: dict[str, Row] = {}
     for of in found.runs:
         for row in of.run.pictures:
-            mask = row["mask"] and str((of.run.folder / row["mask"]).absolute())
-            image = str((of.run.folder / row["image"]).absolute())
-            pictures.setdefault(row["id"], {**row, "image": image, "mask": mask})
+            files = {
+                key: row[key] and str((of.run.folder / row[key]).absolute())
+                for key in ("image", "mask", "heat")
+            }
+            one = pictures.setdefault(row["id"], {**row, **files})
+            one["heat"] = one["heat"] or files["heat"]  # another run may have one
     return replace(
         found.runs[0].run,
         evaluations=tuple(

@@ -59,8 +59,9 @@ _STYLE: Any = {
 }
 
 
-def colour(stage: str, among: Sequence[str] = ()) -> str:
-    """The colour of a stage, the same in every figure; of a model, by its place among others."""
+def colour(stage: str, among: Sequence[str]) -> str:
+    """The colour of a stage, the same in every figure; of a model, by its place `among` all that a
+    report shows."""
     place = among.index(stage) if stage in among else 3
     return STAGE_COLOURS.get(stage, SERIES[place % len(SERIES)])
 
@@ -103,19 +104,22 @@ def _drawn(figure: Figure) -> Drawing:
     return Drawing(body, figure)
 
 
-def headline(rows: Sequence[Mapping[str, Any]], metric: str, chance: float | None) -> Drawing:
-    """One metric with its 95 % intervals: {label, stage, value, ci95} per row, top to bottom.
+def headline(
+    rows: Sequence[Mapping[str, Any]], metric: str, chance: float | None, stages: Sequence[str]
+) -> Drawing:
+    """One metric with its 95 % intervals: {label, stage, value, ci95} per row, top to bottom;
+    `stages` in the order in which they are drawn.
 
     `chance` is the level of a guesser that never looks at the image, in percent.
     """
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    with _figure(0.8 + 0.2 * len(labels) * (len(stages) + 1), metric) as (figure, axes):
+    drawn = _drawn_of(rows, stages)
+    with _figure(0.8 + 0.2 * len(labels) * (len(drawn) + 1), metric) as (figure, axes):
         for row in rows:
-            offset = (stages.index(row["stage"]) - (len(stages) - 1) / 2) * 0.22
+            offset = (drawn.index(row["stage"]) - (len(drawn) - 1) / 2) * 0.22
             y = labels.index(row["label"]) + offset
             _interval(axes, row["value"], row["ci95"], y, colour(row["stage"], stages))
-        for stage in stages:
+        for stage in drawn:
             tint = colour(stage, stages)
             axes.plot([], [], "o", ms=5, color=tint, label=wording.stage_name(stage))
         if chance is not None:
@@ -125,12 +129,17 @@ def headline(rows: Sequence[Mapping[str, Any]], metric: str, chance: float | Non
         axes.set_title(f"{wording.METRIC_NAMES[metric].capitalize()}, %")
         figure.legend(
             loc="outside lower center",
-            ncols=len(stages) + 1,
+            ncols=len(drawn) + 1,
             handletextpad=0.2,
             columnspacing=0.9,
             handlelength=1.2,
         )
         return _drawn(figure)
+
+
+def _drawn_of(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[str]:
+    """Those of `stages` that have a row, in their order."""
+    return [stage for stage in stages if any(row["stage"] == stage for row in rows)]
 
 
 def _interval(
@@ -161,9 +170,8 @@ def differences(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
         return _drawn(figure)
 
 
-def roc(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
+def roc(rows: Sequence[Mapping[str, Any]], title: str, stages: Sequence[str]) -> Drawing:
     """ROC curves: {stage, roc: {false_positive, true_positive}} per row, in percent."""
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
     with _figure(3.4, f"roc {title}") as (figure, axes):
         axes.plot([0, 100], [0, 100], color=INK, lw=1, ls=":", alpha=0.6)
         for row in rows:
@@ -177,9 +185,8 @@ def roc(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
         return _drawn(figure)
 
 
-def calibration(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
+def calibration(rows: Sequence[Mapping[str, Any]], title: str, stages: Sequence[str]) -> Drawing:
     """Reliability: {stage, calibration: {bins: [{p_yes, anomalous}]}} per row, in percent."""
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
     with _figure(3.4, f"calibration {title}") as (figure, axes):
         axes.plot([0, 100], [0, 100], color=INK, lw=1, ls=":", alpha=0.6, label="perfect")
         for row in rows:
@@ -193,20 +200,22 @@ def calibration(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing:
         return _drawn(figure)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], title: str, gains: bool = True) -> Drawing:
+def bars(
+    rows: Sequence[Mapping[str, Any]], title: str, stages: Sequence[str], gains: bool = True
+) -> Drawing:
     """Balanced accuracy before and after, as figures 22 to 28 of the paper have it: a group per set
-    of images, a bar per stage with its interval, and what the last is above the first, relatively
-    (`gains`).
+    of images, a bar per stage with its interval, and what the last of `stages` is above the first,
+    relatively (`gains`); nothing where one of the two did not judge it.
 
     Rows are {label, stage, value, ci95, paper}; `paper` is what the paper prints for it, or None.
     """
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    width, shown = 0.8 / len(stages), []
+    drawn = _drawn_of(rows, stages)
+    width, shown = 0.8 / len(drawn), []
     with _figure(3.0, f"bars {title}", 2 * WIDTH) as (figure, axes):
-        for index, stage in enumerate(stages):
+        for index, stage in enumerate(drawn):
             here = [row for row in rows if row["stage"] == stage and row["value"] is not None]
-            x = [labels.index(row["label"]) + (index - (len(stages) - 1) / 2) * width
+            x = [labels.index(row["label"]) + (index - (len(drawn) - 1) / 2) * width
                  for row in here]  # fmt: skip
             tint, name = colour(stage, stages), wording.stage_name(stage)
             values = [row["value"] for row in here]
@@ -219,7 +228,7 @@ def bars(rows: Sequence[Mapping[str, Any]], title: str, gains: bool = True) -> D
                     axes.plot(sides, [row["paper"]] * 2, color=INK, lw=1.6)
         for place, label in enumerate(labels if gains else ()):
             values = {row["stage"]: row["value"] for row in rows if row["label"] == label}
-            _gain(axes, values.get(stages[0]), values.get(stages[-1]), place)
+            _gain(axes, values.get(drawn[0]), values.get(drawn[-1]), place)
         if any(row["paper"] is not None for row in rows):
             shown += axes.plot([], [], color=INK, lw=1.6, label="the paper")
         shown.append(axes.axhline(50, color=INK, lw=1, ls=":", alpha=0.6, label="guessing"))
@@ -256,25 +265,28 @@ def _gain(axes: Axes, before: float | None, after: float | None, place: int) -> 
     axes.text(place, 104, said, color=RISE, ha="center", fontsize=8)
 
 
-def dynamics(panels: Mapping[str, Mapping[str, Curve]], title: str) -> Drawing:
+def dynamics(
+    panels: Mapping[str, Mapping[str, Curve]], title: str, among: Sequence[str] = ()
+) -> Drawing:
     """How training went, as figure 9 of the paper has it: panels side by side, title to curves."""
     with _figure(2.3, f"dynamics {title}", 2 * WIDTH) as (figure, axes):
         axes.remove()
         for place, (name, series) in enumerate(panels.items(), 1):
-            _lines(figure.add_subplot(1, len(panels), place), series, name)
+            _lines(figure.add_subplot(1, len(panels), place), series, name, among)
         return _drawn(figure)
 
 
-def curves(series: Mapping[str, Curve], title: str) -> Drawing:
-    """Training curves: name to (steps, values). Long ones faint, with their running mean."""
+def curves(series: Mapping[str, Curve], title: str, among: Sequence[str] = ()) -> Drawing:
+    """Training curves: name to (steps, values). Long ones faint, with their running mean. Curves of
+    runs have the colours of those runs `among` all."""
     with _figure(2.3, f"curve {title}") as (figure, axes):
-        _lines(axes, series, title)
+        _lines(axes, series, title, among)
         return _drawn(figure)
 
 
-def _lines(axes: Axes, series: Mapping[str, Curve], title: str) -> None:
+def _lines(axes: Axes, series: Mapping[str, Curve], title: str, among: Sequence[str]) -> None:
     for index, (name, (steps, values)) in enumerate(series.items()):
-        tint = SERIES[index % len(SERIES)]
+        tint = colour(name, among) if among else SERIES[index % len(SERIES)]
         smooth = running_mean(values)
         if smooth is not None:
             axes.plot(steps, values, color=tint, lw=0.7, alpha=0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 LIST = "gallery.jsonl"
 FOLDER = Path("figures") / "samples"
+_HEAT = ".heat.png"
+PER_SPLIT = 24  # pictures kept for the report
 LONGEST_SIDE = 384  # pixels; a larger picture is stored smaller, a smaller one as it is
 JPEG_QUALITY = 88
 T = TypeVar("T")
 
 
-def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int) -> Path:
+def save(run_folder: Path, samples: Sequence[Sample], limit_per_split: int = PER_SPLIT) -> Path:
     """Store a fixed, product-diverse choice of `samples` for the report; returns `gallery.jsonl`.
 
     One line per picture: {id, product, split, image, mask}, paths relative to the run folder,
@@ -49,12 +51,13 @@ def keep_heat(run_folder: Path, sample: Sample, heat: NDArray[np.floating]) -> N
     """Store the heat map of a picture beside it, if it is one of those that `save` stored."""
     image = Path(run_folder) / _image_of(sample)
     if image.is_file():
-        overlay.heat_layer(heat).save(heat_of(image))
+        overlay.heat_layer(heat).save(image.with_suffix(_HEAT))
 
 
-def heat_of(image: Path) -> Path:
-    """Where the heat map of a stored picture is, if it has one."""
-    return image.with_suffix(".heat.png")
+def heat_of(run_folder: Path, row: Mapping[str, Any]) -> str | None:
+    """The heat map of a row of `gallery.jsonl`, relative to the run folder; None without one."""
+    heat = Path(row["image"]).with_suffix(_HEAT)
+    return heat.as_posix() if (Path(run_folder) / heat).is_file() else None
 
 
 def read(run_folder: Path) -> list[dict[str, Any]]:

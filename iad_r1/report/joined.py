@@ -7,16 +7,17 @@ runs=[...]` names.
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iad_r1 import report
 from iad_r1.errors import DataError, TrainingError, setting
-from iad_r1.report import gallery, run_data, several, terminal, wording
+from iad_r1.judge.predictions import read_predictions
+from iad_r1.report import gallery, published, run_data, several, tables, terminal, wording
 from iad_r1.report.several import Member
+from iad_r1.store import models
 from iad_r1.store.run_folder import RunFolder, write_text
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ def join(folder: RunFolder, labels: Sequence[str]) -> None:
 
     TrainingError that names the models that did not finish, after all else is done.
     """
-    runs = {label: RunFolder(folder.path / "models" / label) for label in labels}
+    runs = {label: folder.model(label) for label in labels}
     ended = {label: run for label, run in runs.items() if _finished(run)}
     if ended:
         _put_together(folder, ended)
@@ -43,10 +44,13 @@ def gather(folder: RunFolder, runs: Sequence[str]) -> None:
     """Put earlier runs together, each with the last weights that it has evaluated."""
     found: dict[str, RunFolder] = {}
     for run in map(RunFolder.open, runs):
-        name = re.sub(r"[^\w=,+-]+", "-", f"{run.path.parent.name}_{_last(run)}")
-        numbered = (name if n == 1 else f"{name}-{n}" for n in range(1, len(runs) + 1))
-        found[next(label for label in numbered if label not in found)] = run
+        found[models.label_of(_name(run), found)] = run
     _put_together(folder, found)
+
+
+def _name(run: RunFolder) -> str:
+    """What a run is called beside others: one of several models as it was called among them."""
+    return run.path.name if run.is_of_several else f"{run.path.parent.name}_{_last(run)}"
 
 
 def check(run: RunFolder) -> None:
@@ -76,13 +80,12 @@ def _put_together(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
     asked = {label: found["asked"] for label, found in summaries.items() if "asked" in found}
     folder.update_summary(
         **{key: found for key, found in rows.items() if found or key == "results"},
-        comparisons=[],
-        baselines=next((s["baselines"] for s in summaries.values() if s.get("baselines")), []),
+        baselines=_baselines(summaries.values()),
         seconds={label: sum(s.get("seconds", {}).values()) for label, s in summaries.items()},
         **({"asked": asked} if asked else {}),
     )
-    for label, run in runs.items():
-        _take_answers(folder, label, run, stages[label])
+    apart = [line for label, run in runs.items()
+             for line in _take_answers(folder, label, run, stages[label])]  # fmt: skip
     _take_steps(folder, runs)
     _take_pictures(folder, list(runs.values()))
     members = [_member(label, run, stages[label]) for label, run in runs.items()]
@@ -90,12 +93,16 @@ def _put_together(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
     read = [run.read_json("manifest.json").get("data") for run in runs.values()]
     if all(one == read[0] for one in read) and read[0]:
         folder.update_manifest(data=read[0])
+    together = run_data.load(folder.path)
+    folder.update_summary(
+        comparisons=tables.comparisons(together), notes=[*apart, *tables.unlike(together)]
+    )
     report.build(folder.path)
     terminal.print_summary(folder.summary(), folder.path)
 
 
 def _member(label: str, run: RunFolder, stage: str) -> Member:
-    manifest = run.read_json("manifest.json")
+    manifest, summary = run.read_json("manifest.json"), run.summary()
     return Member(
         label,
         str(run.path),
@@ -103,7 +110,18 @@ def _member(label: str, run: RunFolder, stage: str) -> Member:
         run.read_json("config.json"),
         (manifest.get("code") or {}).get("commit"),
         (manifest.get("data") or {}).get("fingerprints") or {},
+        published.of_paper(run.path, summary.get("results") or []),
+        published.of_mmad(run.path, summary.get("mmad") or []),
     )
+
+
+def _baselines(summaries: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """What nearest good patches reach on each split, of the first run that had them judge it."""
+    found: dict[str, Row] = {}
+    for summary in summaries:
+        for row in summary.get("baselines") or []:
+            found.setdefault(row["split"], row)
+    return list(found.values())
 
 
 def _finished(run: RunFolder) -> bool:
@@ -117,9 +135,10 @@ def _rows(run: RunFolder, key: str, stage: str, label: str) -> Iterator[Row]:
             yield {**row, "stage": label}
 
 
-def _take_answers(folder: RunFolder, label: str, run: RunFolder, stage: str) -> None:
-    """Copy the answers of these weights; those of nearest good patches beside them are the same
-    beside every run that judged the same pictures, so the first ones stay."""
+def _take_answers(folder: RunFolder, label: str, run: RunFolder, stage: str) -> Iterator[str]:
+    """Copy the answers of these weights. Those of nearest good patches beside them are the same
+    beside every run that judged the same pictures, so the first ones stay; says where others are
+    left out."""
     (folder.path / "predictions").mkdir(exist_ok=True)
     for file in sorted((run.path / "predictions").glob("*.jsonl")):
         of, asked = file.name.split(".", 1)  # the split and the shots
@@ -129,6 +148,16 @@ def _take_answers(folder: RunFolder, label: str, run: RunFolder, stage: str) -> 
             beside = folder.path / "predictions" / file.name
             if not beside.exists():
                 shutil.copyfile(file, beside)
+            elif beside.read_bytes() != file.read_bytes() and _said(beside) != _said(file):
+                split = asked.rsplit(".", 2)[0]
+                yield (
+                    f"{split}: beside {label} nearest good patches judged other pictures than "
+                    "beside a run before it, or judged them otherwise. The first ones are shown."
+                )
+
+
+def _said(file: Path) -> dict[str, str]:
+    return {id: row.answer for id, row in read_predictions(file).items()}
 
 
 def _take_steps(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
@@ -142,18 +171,24 @@ def _take_steps(folder: RunFolder, runs: Mapping[str, RunFolder]) -> None:
 
 
 def _take_pictures(folder: RunFolder, runs: Sequence[RunFolder]) -> None:
-    """Copy the stored pictures, those that several runs show once."""
+    """Copy the stored pictures, those that several runs show once, and heat maps of any run."""
     pictures: dict[str, Row] = {}
     for run in runs:
         for row in gallery.read(run.path):
-            if row["id"] not in pictures and all(map(_is_there, _files(run.path, row))):
+            files, heat = _files(run.path, row), gallery.heat_of(run.path, row)
+            if row["id"] not in pictures and all(map(_is_there, files)):
                 pictures[row["id"]] = row
-                for file in _files(run.path, row):
-                    to = folder.path / file.relative_to(run.path)
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, to)
+                for file in files:
+                    _copy(file, folder.path / file.relative_to(run.path))
+            if heat and row["id"] in pictures:
+                _copy(run.path / heat, folder.path / heat)
     text = "".join(json.dumps(row) + "\n" for row in pictures.values())
     write_text(folder.path / gallery.LIST, text)
+
+
+def _copy(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, to)
 
 
 def _files(folder: Path, row: Row) -> list[Path]:

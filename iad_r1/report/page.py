@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-from iad_r1.judge import averages, mmad, mmad_published, paper
+from iad_r1.judge import averages, mmad, mmad_published
 from iad_r1.judge.outcomes import is_yes_no
 from iad_r1.judge.rates import factory_view
 from iad_r1.report import (
     cards,
     figures,
     paper_tables,
+    published,
     several,
     story,
     tables,
@@ -32,6 +33,11 @@ from iad_r1.store.run_folder import write_text
 # What the factory view starts from; a reader changes both on the page.
 DEFECT_PRIOR, PARTS = 0.005, 10_000
 HEADLINE_FIGURES = ("balanced_accuracy", "location_accuracy")
+# All names that figures may have: those of an earlier report are removed.
+FIGURES = re.compile(
+    rf"({'|'.join(HEADLINE_FIGURES)}|before-and-after|(change|roc|calibration|dynamics|curve)-.+)"
+    r"\.(svg|png)"
+)
 FEW_PRODUCTS = 5  # below this a split says nothing about other products
 FORESTED = ("balanced_accuracy", "location_accuracy", "type_accuracy")
 
@@ -51,12 +57,22 @@ def build(folder: Path) -> Path:
 
     context = _context(run, keep)
     html = environment().get_template("report.html.j2").render(context)
-    for name, text in paper_tables.files(context["published"]).items():
+    found = paper_tables.files(context["published"])
+    for name, text in found.items():
         write_text(folder / "tables" / name, text)
+    _clear(folder / "tables", paper_tables.NAMES, found)
+    _clear(folder / "figures", FIGURES, [f"{n}{end}" for n in drawn for end in (".svg", ".png")])
     for name, drawing in drawn.items():
         file = write_text(folder / "figures" / f"{name}.svg", drawing.svg)
         file.with_suffix(".png").write_bytes(drawing.png())
     return write_text(folder / "report.html", html)
+
+
+def _clear(folder: Path, ours: re.Pattern[str], kept: Collection[str]) -> None:
+    """Remove what an earlier report left in a folder and this one does not have."""
+    for file in folder.glob("*"):
+        if ours.fullmatch(file.name) and file.name not in kept:
+            file.unlink()
 
 
 def environment() -> Environment:
@@ -86,9 +102,11 @@ def _context(run: RunData, keep: Keep) -> Row:
     against = tables.against_patches(run)
     scored = tables.scores(run, rows)
     views = cards.views(run)
+    asked = cards.asked(run, views)
+    shown = cards.shown(run, asked)
     seconds = training.seconds(run)
     places = [tables.places(item, run.grid) for item in main] if run.grid else []
-    published = _published(run, [*rows, *means])
+    of_paper = published.of_paper(run.folder, [*rows, *means])
     of_mmad = mmad.of_answers(
         {(e.stage, e.split, e.shots): e.predictions for e in run.evaluations}, run.seed
     )
@@ -98,7 +116,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "verdict": _verdict(run, rows, means),
         "findings": [] if run.members else list(story.findings(run, rows, changes, against)),
         "members": run.members,
-        "warnings": list(story.warnings(rows, changes, main)) if run.members else [],
+        "warnings": list(story.warnings([*rows, *means], changes, main)) if run.members else [],
         "apart": several.differences(run.members) if run.members else [],
         "asked": run.summary.get("asked") if run.members else None,
         "run": run,
@@ -107,16 +125,21 @@ def _context(run: RunData, keep: Keep) -> Row:
         ),
         "n_products": _n_products,
         "validated": any(wording.is_validation(item.split) for item in run.evaluations),
-        "missing": [
-            *run.missing,
-            *tables.disagreements([*rows, *means], run.summary),
-            *tables.unlike(run),
-        ],
-        "groups": _groups([*rows, *means], changes),
+        "missing": list(
+            dict.fromkeys(
+                [
+                    *run.missing,
+                    *tables.disagreements([*rows, *means], run.summary),
+                    *tables.unlike(run),
+                    *run.summary.get("notes", []),
+                ]
+            )
+        ),
+        "groups": _groups(run.stages, [*rows, *means], changes),
         "averaged": means[0]["of"] if means else [],
-        "published": published,
-        "paper_tables": paper_tables.of_page(published),
-        "bars": _bars(run, [*rows, *means], published, keep),
+        "published": of_paper,
+        "paper_tables": paper_tables.of_page(of_paper),
+        "bars": _bars(run, [*rows, *means], of_paper, keep),
         "headline_figures": list(_headline_figures(run, [*rows, *means], keep)),
         "changes": changes,
         "change_figures": list(_change_figures(changes, keep)),
@@ -136,8 +159,11 @@ def _context(run: RunData, keep: Keep) -> Row:
         "scores": scored,
         "thresholds": tables.thresholds(run),
         "mmad": of_mmad,
-        "mmad_published": _mmad_published(run, of_mmad),
-        "score_figures": list(_score_figures(scored, keep)),
+        "mmad_published": published.of_mmad(run.folder, of_mmad),
+        "mmad_without": published.not_of_mmad(run.folder, of_mmad),
+        "mmad_standing": mmad_published.standing(of_mmad),
+        "subtasks": mmad.SUBTASKS,
+        "score_figures": list(_score_figures(run.stages, scored, keep)),
         "curves": _curves(run, keep),
         "chosen": chosen_weights(run.manifest),
         "not_finite": training.not_finite(run),
@@ -146,10 +172,18 @@ def _context(run: RunData, keep: Keep) -> Row:
         "rollouts": training.rollouts(run),
         "views": views,
         "view": cards.default_view(views),
-        "cards": cards.cards(run, views),
+        "cards": cards.cards(run, views, shown),
+        "left_out": len(asked) - len(shown),
+        "heat_shown": {i.stage for i in run.evaluations} <= _patches(run),
         "config": wording.flat(run.config),
         "manifest": wording.flat(run.manifest),
     }
+
+
+def _patches(run: RunData) -> set[str]:
+    """What nearest good patches are called here, alone and among several runs."""
+    named = (member.label for member in run.members if member.stage == wording.PATCHCORE)
+    return {wording.PATCHCORE, *named}
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
@@ -187,29 +221,6 @@ def _verdict(run: RunData, rows: Sequence[Row], means: Sequence[Row]) -> str | N
     return story.verdict(found) if found else None
 
 
-def _published(run: RunData, rows: Sequence[Row]) -> list[Row]:
-    """The paper's numbers beside ours; of several runs, each by what its own folder calls it."""
-    if not run.members:
-        return paper.beside(rows, run.config)
-    found = []
-    for member in run.members:
-        own = [{**row, "stage": member.stage} for row in rows if row["stage"] == member.label]
-        found += [{**row, "stage": member.label} for row in paper.beside(own, member.config)]
-    return found
-
-
-def _mmad_published(run: RunData, found: Sequence[Row]) -> list[Row]:
-    """MMAD's published accuracies beside ours; of several runs, each by its own settings."""
-    if not run.members:
-        return mmad_published.beside(found, run.config)
-    joined = []
-    for member in run.members:
-        own = [{**row, "stage": member.stage} for row in found if row["stage"] == member.label]
-        beside = mmad_published.beside(own, member.config)
-        joined += [{**row, "stage": member.label} for row in beside]
-    return joined
-
-
 def _n_products(item: Evaluation) -> int:
     return len({p.product for p in item.predictions})
 
@@ -217,10 +228,8 @@ def _n_products(item: Evaluation) -> int:
 # ------------------------------------------------------------------------------ headline
 
 
-def _groups(rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
+def _groups(stages: Sequence[str], rows: Sequence[Row], changes: Sequence[Row]) -> list[Row]:
     """The headline table: per (split, shots), a line per metric with a cell per stage."""
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    stages.sort(key=wording.stage_order)  # of several runs, as they were named
     groups = []
     for split, shots in dict.fromkeys((row["split"], row["shots"]) for row in rows):
         here = {r["stage"]: r for r in rows if (r["split"], r["shots"]) == (split, shots)}
@@ -253,7 +262,7 @@ def _headline_figures(run: RunData, rows: Sequence[Row], keep: Keep) -> Iterator
         ]
         if any(point["value"] is not None for point in points):
             chance = 50.0 if metric == "balanced_accuracy" else tables.uniform_chance(run)
-            yield keep(metric, figures.headline(points, metric, chance))
+            yield keep(metric, figures.headline(points, metric, chance, run.stages))
 
 
 def _images(row: Row) -> str:
@@ -273,12 +282,13 @@ def _change_figures(changes: Sequence[Row], keep: Keep) -> Iterator[Markup]:
             yield keep(f"change-{before}-{after}", figures.differences(points, title))
 
 
-def _bars(run: RunData, rows: Sequence[Row], published: Sequence[Row], keep: Keep) -> Markup | None:
+def _bars(run: RunData, rows: Sequence[Row], of_paper: Sequence[Row], keep: Keep) -> Markup | None:
     """Figures 22 to 28 of the paper for the backbone of this run; None of a single stage."""
+    shown = {(member.label, member.stage) for member in run.members}
     printed = {
-        (row["stage"], row["split"], row["shots"]): row["published"]
-        for row in published
-        if not row["incomparable"]
+        (row.get("run", row["stage"]), row["split"], row["shots"]): row["published"]
+        for row in of_paper
+        if not row["incomparable"] and ("run" not in row or (row["run"], row["stage"]) in shown)
     }
     points = [
         {"label": f"{row['split']}\n{row['shots']}-shot", "stage": row["stage"],
@@ -290,7 +300,8 @@ def _bars(run: RunData, rows: Sequence[Row], published: Sequence[Row], keep: Kee
     if len({point["stage"] for point in points}) < 2:
         return None
     name = "" if run.members else f"{wording.chosen(run.config, 'backbone') or 'model'}: "
-    drawing = figures.bars(points, f"{name}balanced accuracy, %", gains=not run.members)
+    title = f"{name}balanced accuracy, %"
+    drawing = figures.bars(points, title, run.stages, gains=not run.members)
     return keep("before-and-after", drawing)
 
 
@@ -310,31 +321,30 @@ def _factory(rows: Sequence[Row]) -> list[Row]:
 # ---------------------------------------------------------------------- scores and curves
 
 
-def _score_figures(scored: Sequence[Row], keep: Keep) -> Iterator[Markup]:
+def _score_figures(stages: Sequence[str], scored: Sequence[Row], keep: Keep) -> Iterator[Markup]:
     for split in dict.fromkeys(row["split"] for row in scored):
         here = [row for row in scored if row["split"] == split]
         title = _images(here[0])
-        yield keep(f"roc-{split}", figures.roc(here, f"ROC: {title}"))
+        yield keep(f"roc-{split}", figures.roc(here, f"ROC: {title}", stages))
         sure = [row for row in here if row["calibration"] is not None]
         if sure:
-            yield keep(f"calibration-{split}", figures.calibration(sure, f"Calibration: {title}"))
+            drawing = figures.calibration(sure, f"Calibration: {title}", stages)
+            yield keep(f"calibration-{split}", drawing)
 
 
 def _curves(run: RunData, keep: Keep) -> list[Row]:
     """Per stage: its leading panels and the folded ones."""
-    found = []
+    found, labels = [], [member.label for member in run.members]
     for stage, of_stage in training.panels(run).items():
         row: Row = {"stage": stage, "dynamics": None, "leading": [], "folded": []}
         if both := training.dynamics(of_stage):
-            drawing = figures.dynamics(both, f"{stage}: reward and length")
+            drawing = figures.dynamics(both, f"{stage}: reward and length", labels)
             row["dynamics"] = keep(f"dynamics-{stage}", drawing)
         for title, series in of_stage.items():
             name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
             shown = f"{stage}: {title.replace('_', ' ')}"
-            svg = keep(
-                f"curve-{stage}-{name}",
-                figures.curves(series if run.members else training.readable(series), shown),
-            )
+            series = series if labels else training.readable(series)
+            svg = keep(f"curve-{stage}-{name}", figures.curves(series, shown, labels))
             row["leading" if training.leads(title) else "folded"].append(svg)
         found.append(row)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ TABLES = {  # the columns of each: set and shots
         *((name, 1) for name in (*paper.FEW_SHOT_SETS, paper.AVERAGE)),
     ],
 }
+NAMES = re.compile(r"table[147]\.(csv|md|tex)")
 TITLES = {
     "T1": "Table 1: zero-shot, against other models",
     "T4": "Table 4: every backbone",
@@ -51,12 +53,12 @@ def table(name: str, beside: Sequence[Row]) -> pandas.DataFrame:
         ]
         found.append(_line(asked, PAPER, columns, of, "; ".join(notes)))
         same = [r for r in beside if (r["model"], r["method"]) == (_model(asked), asked[2])]
-        for stage in dict.fromkeys(row["stage"] for row in same):
-            ours = [row for row in same if row["stage"] == stage]
+        for run in dict.fromkeys(row.get("run") for row in same):  # one, or several by label
+            ours = [row for row in same if row.get("run") == run]
             here = {(row["dataset"], row["shots"]): row["ours"] for row in ours}
             if here.keys() & set(columns):
                 source = APART if any(row["incomparable"] for row in ours) else HERE
-                source += "" if stage in wording.STAGES else f": {stage}"  # one of several runs
+                source += f": {run}" if run else ""
                 found.append(_line(asked, source, columns, here, ""))
     return pandas.DataFrame(found)
 

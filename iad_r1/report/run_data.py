@@ -51,7 +51,7 @@ class RunData:
     steps: tuple[Mapping[str, Any], ...]  # metrics.jsonl; the last line of a repeated step counts
     evaluations: tuple[Evaluation, ...]  # by split and shots, then in the order of training
     baselines: Mapping[str, Evaluation]  # by split, of nearest good patches beside a model
-    pictures: tuple[Mapping[str, Any], ...]  # gallery.jsonl, those whose file exists
+    pictures: tuple[Mapping[str, Any], ...]  # gallery.jsonl, those whose file exists, and `heat`
     missing: tuple[str, ...] = field(default=())
     members: tuple[Member, ...] = field(default=())  # several runs, by their labels
 
@@ -74,6 +74,25 @@ class RunData:
         tests = {e.split: e for e in self.evaluations if not wording.is_validation(e.split)}
         verdicts = [split for split, e in tests.items() if is_yes_no(e.predictions[0])]
         return verdicts or list(tests)
+
+    @property
+    def stages(self) -> list[str]:
+        """All that has answered, in the order of training; of several runs as they were named,
+        whichever of them judged the first split."""
+        found = dict.fromkeys(item.stage for item in self.evaluations)
+        labels = [member.label for member in self.members]
+        return sorted(found, key=lambda stage: _stage_order(stage, labels))
+
+    def before(self, item: Evaluation) -> Evaluation | None:
+        """What an evaluation is compared with: the same of the stage of training before it, or of
+        the first of several runs. None where that is itself, or did not judge this split."""
+        group = self.groups()[item.group]
+        if self.members:
+            at = self.members[0].label
+            return next((o for o in group if o.stage == at and item.stage != at), None)
+        trained = [other for other in group if other.stage in wording.STAGES]
+        place = trained.index(item) if item in trained else 0
+        return trained[place - 1] if place else None
 
     def groups(self) -> dict[tuple[str, int], list[Evaluation]]:
         """Evaluations by (split, shots), each in the order of training."""
@@ -102,7 +121,11 @@ def load(folder: Path) -> RunData:
             "report. Train or evaluate first, e.g. python run.py stage=evaluate init=<run folder>."
         )
     rows = gallery.read(folder)
-    pictures = [row for row in rows if (folder / row["image"]).is_file()]
+    pictures = [
+        {**row, "heat": gallery.heat_of(folder, row)}
+        for row in rows
+        if (folder / row["image"]).is_file()
+    ]
     manifest = _json(folder / "manifest.json")
     trained = bool(logged) or bool(members)  # models that were only evaluated have no curves
     known = bool(manifest) or bool(members)  # each of them has its own
@@ -147,10 +170,12 @@ def _order(evaluation: Evaluation, labels: Sequence[str]) -> tuple[Any, ...]:
     # "seen" before "new": the easier claim first, as in every table of the project.
     known = [*wording.SPLIT_NAMES, *(wording.VALIDATION + name for name in wording.SPLIT_NAMES)]
     place = known.index(evaluation.split) if evaluation.split in known else len(known)
-    stage = wording.stage_order(evaluation.stage)
-    if evaluation.stage in labels:
-        stage = labels.index(evaluation.stage)
-    return place, evaluation.split, evaluation.shots, stage, evaluation.stage
+    stage = _stage_order(evaluation.stage, labels)
+    return place, evaluation.split, evaluation.shots, *stage
+
+
+def _stage_order(stage: str, labels: Sequence[str]) -> tuple[int, str]:
+    return labels.index(stage) if stage in labels else wording.stage_order(stage), stage
 
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:

@@ -31,6 +31,8 @@ class Member:
     config: Mapping[str, Any]
     commit: str | None  # of the code
     data: Mapping[str, str]  # fingerprints of what was read, by section
+    paper: Sequence[Mapping[str, Any]]  # the paper's numbers beside those of all its weights
+    mmad: Sequence[Mapping[str, Any]]  # the same of MMAD's
 
 
 def write(folder: Path, members: Sequence[Member]) -> None:

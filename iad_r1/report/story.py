@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iad_r1.judge import averages
 from iad_r1.judge.compare import paired_difference
 from iad_r1.judge.rates import METRICS
 from iad_r1.report import tables, wording
@@ -18,7 +19,7 @@ TILES = {
     "location_accuracy": "defects found and placed",
 }
 LEADING = ("balanced_accuracy", "location_accuracy")
-_PERCENT = "\N{NO-BREAK SPACE}%"
+_PERCENT = wording.PERCENT
 GUESSING = 50.0  # balanced accuracy of one answer for all pictures, in percent
 
 
@@ -56,16 +57,18 @@ def ranking(run: RunData, rows: Sequence[Row]) -> str | None:
 
 
 def _told_apart(run: RunData, best: Row, other: Row, metric: str) -> str:
-    """Whether the same images tell two runs apart; nothing of an average, or without images."""
-    found = {item.stage: item for item in run.evaluations
-             if item.group == (best["split"], best["shots"])}  # fmt: skip
-    if not {best["stage"], other["stage"]} <= set(found):
-        return ""
-    pair = tables.common(found[other["stage"]], found[best["stage"]])
-    n = len(pair.after.predictions)
-    if not n:
-        return ", of other images"
-    change = paired_difference(pair.before.predictions, pair.after.predictions, metric, run.seed)
+    """Whether the same images tell two runs apart, of one split or of the mean over several."""
+    groups, changes = run.groups(), []
+    for split in best.get("of", [best["split"]]):
+        found = {item.stage: item for item in groups[split, best["shots"]]}
+        pair = tables.common(found[other["stage"]], found[best["stage"]])
+        if not pair.after.predictions:
+            return ", of other images"
+        sides = pair.before.predictions, pair.after.predictions
+        change = {**pair.place, "metric": metric, **paired_difference(*sides, metric, run.seed)}
+        changes.append({**change, "judged": len(sides[0])})
+    n = sum(change["judged"] for change in changes)
+    (change,) = averages.of_comparisons(changes, best.get("of", [])) or changes
     if n < max(best["n"], other["n"]):
         said = tables.verdict(metric, change)
         ahead = "not clearly better" if said == "not clear" else said
@@ -77,16 +80,12 @@ def warnings(
     rows: Sequence[Row], changes: Sequence[Row], main: Sequence[Evaluation]
 ) -> Iterator[str]:
     """What to know of several runs: how each differs from the first, and which hardly look at the
-    picture."""
-    places = {(item.split, item.shots) for item in main}
-    for row in changes:
-        if row["metric"] == LEADING[0] and (row["split"], row["shots"]) in places:
-            verdict = "may be chance" if row["verdict"] == "not clear" else f"is {row['verdict']}"
-            yield (
-                f"{row['split']}, {row['shots']}-shot: {row['to']} differs from {row['from']} by "
-                f"{wording.points(row['delta'])} points of {wording.METRIC_NAMES[row['metric']]} "
-                f"(95{_PERCENT} interval {_range(row['ci95'])}); that {verdict}."
-            )
+    picture. `rows` may hold means over benchmarks."""
+    few = {(item.split, item.shots) for item in main}
+    few |= {(row["split"], row["shots"]) for row in rows if "of" in row}
+    for row in wording.leading(changes, rows):
+        if (row["split"], row["shots"]) in few:
+            yield wording.differs(row)
     for row in rows:
         for said in _collapse(row):
             yield f"{row['stage']}, {row['split']}, {row['shots']}-shot: {said}"
@@ -110,7 +109,7 @@ def _errors(row: Row) -> str:
 
 def _bounded(row: Row, metric: str) -> str:
     bounds = row["ci95"].get(metric)
-    said = f", 95{_PERCENT} interval {_range(bounds)}" if bounds else ""
+    said = f", 95{_PERCENT} interval {wording.span(bounds)}" if bounds else ""
     return f"{row[metric]:.1f}{_PERCENT}{said}"
 
 
@@ -149,8 +148,8 @@ def _place(row: Row) -> tuple[str, str, int]:
 
 def _tiles(run: RunData, item: Evaluation, rows: Sequence[Row]) -> Iterator[Row]:
     """The numbers to read first, each with the stage before where there is one."""
-    group = run.groups()[item.group]
-    stages = [other.stage for other in group[: group.index(item) + 1]][-2:]
+    before = run.before(item)
+    stages = [before.stage, item.stage] if before else [item.stage]
     found = [next(r for r in rows if _place(r) == (stage, *item.group)) for stage in stages]
     for metric, label in TILES.items():
         if found[-1][metric] is not None:
@@ -195,14 +194,10 @@ def change_sentence(row: Row) -> str:
     start = (
         f"{wording.model_name(row['to'])} changes {wording.METRIC_NAMES[row['metric']]} by "
         f"{wording.points(row['delta'])} points over {wording.model_name(row['from'])} "
-        f"(95{_PERCENT} interval {_range(row['ci95'])})"
+        f"(95{_PERCENT} interval {wording.span(row['ci95'])})"
     )
     if row["n_changed"] == 0:
         return f"{start}: no image is judged differently."
     if not wording.clear(row):
         return f"{start}. The interval includes zero: these images cannot tell it from no change."
     return f"{start}: {row['verdict']}."
-
-
-def _range(bounds: Sequence[float]) -> str:
-    return " to ".join(wording.signless(bound) for bound in bounds)

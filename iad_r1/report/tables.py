@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,10 +88,9 @@ def pairs(run: RunData) -> Iterator[tuple[Evaluation, Evaluation]]:
     """What is compared: each stage of training with the one before it, or each of several runs with
     the first of them."""
     for group in run.groups().values():
-        if run.members:
-            yield from ((group[0], after) for after in group[1:])
-        else:
-            yield from pairwise(item for item in group if item.stage in wording.STAGES)
+        for after in group:
+            if (before := run.before(after)) is not None:
+                yield before, after
 
 
 def common(before: Evaluation, after: Evaluation) -> Pair:
@@ -109,7 +107,24 @@ def common(before: Evaluation, after: Evaluation) -> Pair:
 
 
 def unlike(run: RunData) -> Iterator[str]:
-    """Where two that are compared did not judge the same images, in words."""
+    """Where two that are compared did not judge the same images, in words, and what is compared
+    with nothing because the first of several runs did not judge it."""
+    first = [member.label for member in run.members[:1]]
+    for (split, shots), group in run.groups().items():
+        if first and len(group) > 1 and group[0].stage not in first:
+            yield (
+                f"{split}, {shots}-shot: {first[0]} did not judge it, so the other runs are not "
+                "compared there."
+            )
+    for item in main_evaluations(run):
+        patches = run.baselines.get(item.split)
+        if patches is not None and not _same_images(patches, item):
+            counts = [len(side.predictions) for side in (patches, item)]
+            yield (
+                f"{item.split}, {item.shots}-shot: nearest good patches and "
+                f"{wording.model_name(item.stage)} judged different images ({counts[0]:,} and "
+                f"{counts[1]:,}), so they are not compared."
+            )
     for before, after in pairs(run):
         n = len(common(before, after).after.predictions)
         counts = len(before.predictions), len(after.predictions)
@@ -182,9 +197,8 @@ def against_patches(run: RunData) -> list[Row]:
     found = []
     for item in main_evaluations(run):
         patches = run.baselines.get(item.split)
-        judged = {row.id for row in item.predictions}
-        if patches is None or {row.id for row in patches.predictions} != judged:
-            continue  # one of them is not finished, or judged other pictures
+        if patches is None or not _same_images(patches, item):
+            continue  # `unlike` says so
         rows = [summarise(side.predictions, run.seed) for side in (patches, item)]
         place = {"from": patches.stage, "to": item.stage, "split": item.split, "shots": item.shots}
         metric = wording.headline(rows[0])[0]
@@ -194,10 +208,13 @@ def against_patches(run: RunData) -> list[Row]:
     return found
 
 
+def _same_images(one: Evaluation, other: Evaluation) -> bool:
+    return {row.id for row in one.predictions} == {row.id for row in other.predictions}
+
+
 def last_stage(run: RunData) -> str | None:
     """The most trained weights that were evaluated."""
-    stages = [item.stage for item in run.evaluations]
-    return max(stages, key=wording.stage_order, default=None)
+    return max(run.stages, key=wording.stage_order, default=None)
 
 
 def last_evaluations(run: RunData) -> list[Evaluation]:
@@ -223,9 +240,7 @@ def products(run: RunData, evaluation: Evaluation) -> Row:
     """Rows per product, the worst first, with the change since the stage before; of several runs,
     over the first."""
     table = per_product(evaluation.predictions, run.seed)
-    group = run.groups()[evaluation.group]
-    at = group.index(evaluation)
-    earlier = group[0 if run.members else at - 1] if at > 0 else None
+    earlier = run.before(evaluation)
     rows = [
         {"product": name, **row, "change": _product_change(name, earlier, evaluation, run.seed)}
         for name, row in table.items()

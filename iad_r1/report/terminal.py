@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from iad_r1.errors import setting
-from iad_r1.judge import mmad, mmad_published, paper
-from iad_r1.report import several, wording
+from iad_r1.judge import mmad
+from iad_r1.report import published, several, wording
 from iad_r1.store.manifest import chosen_weights
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
@@ -33,27 +33,29 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print()
     console.print(_headline(summary, folder, members), markup=False, highlight=False)
     if results:
-        console.print(_table(results, summary.get("comparisons") or []))
+        changes, labels = summary.get("comparisons") or [], [member.label for member in members]
+        console.print(_table(results, changes, labels))
         console.print(
             "Percent. In brackets: 95 % intervals. A change whose interval includes zero is "
             "marked ~: these images cannot tell it from no change." + _averaged(results),
             style="dim",
             highlight=False,
         )
-        config = RunFolder(folder).read_json("config.json")
-        if beside := [] if members else paper.beside(results, config):
+        if beside := published.of_paper(folder, results):
             console.print(_published(beside))
             for line in _notes(beside):
                 console.print(line, style="dim", markup=False, highlight=False)
         for row in summary.get("mmad") or []:
             console.print(_mmad(row))
             console.print(_mmad_totals(row), style="dim", highlight=False)
-        for row in [] if members else mmad_published.beside(summary.get("mmad") or [], config):
+        for row in published.of_mmad(folder, summary.get("mmad") or []):
             console.print(_mmad_published(row))
             for line in _mmad_published_notes(row):
                 console.print(line, style="dim", markup=False, highlight=False)
         if chosen := chosen_weights(RunFolder(folder).read_json("manifest.json")):
             console.print(chosen, style="dim", markup=False, highlight=False)
+        for line in (*_differences(results, changes if members else []), *summary.get("notes", [])):
+            console.print(line, markup=False, highlight=False)
         lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
         for line in lines:
             console.print(line, style="dim", highlight=False)
@@ -143,8 +145,23 @@ def _reasoning(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
-def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    stages = sorted(dict.fromkeys(r["stage"] for r in results), key=wording.stage_order)
+def _differences(
+    results: Sequence[Mapping[str, Any]], changes: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """How each of several runs differs from the first, a line for each set of pictures."""
+    for row in wording.leading(changes, results):
+        yield wording.differs(row)
+
+
+def _table(
+    results: Sequence[Mapping[str, Any]],
+    changes: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+) -> Table:
+    """A column for each stage and the change of the last one, or for each of several runs."""
+    found = dict.fromkeys(row["stage"] for row in results)
+    stages = labels or sorted(found, key=wording.stage_order)
+    comparisons = [] if labels else changes
     groups = list(dict.fromkeys((row["split"], row["shots"]) for row in results))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("images", "shots", "n", ""):
@@ -155,12 +172,12 @@ def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
         table.add_column("last change", justify="right")
     for split, shots in groups:
         rows = {r["stage"]: r for r in results if (r["split"], r["shots"]) == (split, shots)}
-        changes = [c for c in comparisons if (c["split"], c["shots"]) == (split, shots)]
+        here = [c for c in comparisons if (c["split"], c["shots"]) == (split, shots)]
         for index, metric in enumerate(wording.headline(next(iter(rows.values())))):
             first = index == 0
             n = next(iter(rows.values()))["n"]
             cells = [_value(rows.get(stage), metric) for stage in stages]
-            cells += [_change(changes, stages, metric)] if comparisons else []
+            cells += [_change(here, stages[-1], metric)] if comparisons else []
             lead = [escape(str(split)), f"{shots}-shot", f"{n:,}"] if first else ["", "", ""]
             table.add_row(*lead, wording.METRIC_NAMES[metric], *cells)
         table.add_section()
@@ -169,15 +186,20 @@ def _table(results: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
 
 def _published(beside: Sequence[Mapping[str, Any]]) -> Table:
     """The paper's numbers and ours."""
-    title = f"Beside the paper's {beside[0]['model']}: balanced accuracy"
+    models = dict.fromkeys(row["model"] for row in beside)
+    title = f"Beside the paper's {', '.join(models)}: balanced accuracy"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("images", "method", "paper", "here", "difference"):
-        table.add_column(column, justify="left" if column in ("images", "method") else "right")
+    named = ["run"] if "run" in beside[0] else []
+    for column in (*named, "images", "method"):
+        table.add_column(column)
+    for column in ("paper", "here", "difference"):
+        table.add_column(column, justify="right")
     for row in beside:
         change = f"{wording.points(row['difference'])} {wording.interval(row['ci95'])}".rstrip()
         change = change if wording.clear(row) or not row["ci95"] else f"~ {change}"
         ours = f"{wording.percent(row['ours'])} {wording.interval(row['ours_ci95'])}".rstrip()
         table.add_row(
+            *(escape(row[name]) for name in named),
             f"{row['dataset']} {row['shots']}-shot",
             escape(row["method"]),
             wording.percent(row["published"]),
@@ -195,6 +217,7 @@ def _notes(beside: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in beside:
         if row["notes"]:
             place = f"{row['dataset']} {row['shots']}-shot, {row['method']}"
+            place = f"{row['run']}: {place}" if "run" in row else place
             yield f"{place}: {'; '.join(row['notes'])}."
 
 
@@ -216,7 +239,8 @@ def _mmad(row: Mapping[str, Any]) -> Table:
 def _mmad_published(row: Mapping[str, Any]) -> Table:
     """MMAD's published accuracies and ours: the averages of the sets, or where some are missing of
     those that were asked."""
-    title = f"Beside MMAD's published {row['model']}, {row['shots']}-shot"
+    run = f" ({row['run']})" if "run" in row else ""
+    title = f"Beside MMAD's published {row['model']}, {row['shots']}-shot{run}"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("sets", "subtask", "published", "here", "difference"):
         table.add_column(column, justify="left" if column in ("sets", "subtask") else "right")
@@ -256,11 +280,10 @@ def _value(row: Mapping[str, Any] | None, metric: str) -> str:
     return escape(f"{wording.percent(row[metric])} {wording.interval(bounds)}".rstrip())
 
 
-def _change(changes: Sequence[Mapping[str, Any]], stages: Sequence[str], metric: str) -> str:
-    """The paired difference between the last two stages."""
-    wanted = (*stages[-2:], metric)
+def _change(changes: Sequence[Mapping[str, Any]], last: str, metric: str) -> str:
+    """The paired difference of the last stage to the one before it."""
     for row in changes:
-        if (row["from"], row["to"], row["metric"]) == wanted and row["delta"] is not None:
+        if (row["to"], row["metric"]) == (last, metric) and row["delta"] is not None:
             text = f"{wording.points(row['delta'])} {wording.interval(row['ci95'])}"
             return escape(text if wording.clear(row) else f"~ {text}")
     return wording.NOTHING

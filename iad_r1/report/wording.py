@@ -52,6 +52,7 @@ SPLIT_NAMES = {
 }
 NOTHING = "–"  # as tables print an undefined value
 MINUS = "\N{MINUS SIGN}"
+PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def headline(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -62,6 +63,14 @@ def headline(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row.get("gold_yes_rate") == 0:
         return HEADLINE_OF_GOOD
     return HEADLINE_OF_DEFECTIVE if row.get("gold_yes_rate") == 100 else HEADLINE
+
+
+def leading(
+    changes: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The changes in the metric that their pictures' table begins with."""
+    leads = {(row["split"], row["shots"]): headline(row)[0] for row in rows}
+    return [row for row in changes if row["metric"] == leads.get((row["split"], row["shots"]))]
 
 
 def stage_order(stage: str) -> int:
@@ -106,6 +115,21 @@ def rule(row: Mapping[str, Any]) -> str:
 def interval(bounds: Sequence[float] | None) -> str:
     """ "[91.2, 95.4]", or nothing."""
     return "" if not bounds else "[" + ", ".join(signless(bound) for bound in bounds) + "]"
+
+
+def span(bounds: Sequence[float]) -> str:
+    """ "91.2 to 95.4"."""
+    return " to ".join(signless(bound) for bound in bounds)
+
+
+def differs(row: Mapping[str, Any]) -> str:
+    """How one of several runs differs from the first, and whether that may be chance."""
+    sure = "may be chance" if row["verdict"] == "not clear" else f"is {row['verdict']}"
+    return (
+        f"{row['split']}, {row['shots']}-shot: {row['to']} differs from {row['from']} by "
+        f"{points(row['delta'])} points of {METRIC_NAMES[row['metric']]} (95{PERCENT} interval "
+        f"{span(row['ci95'])}); that {sure}."
+    )
 
 
 def signless(value: float) -> str:

@@ -79,7 +79,7 @@ class Stage(pipeline.Stage):
 
     def parts(self, config: Config, folder: RunFolder) -> Iterator[RunFolder]:
         for label, part in models.parts(config, _settings(config).models).items():
-            run = RunFolder(folder.path / "models" / label)
+            run = folder.model(label)
             if run.read_json("manifest.json").get("status") != "finished":
                 run.write_json("config.json", part.model_dump(mode="json"))
                 yield run

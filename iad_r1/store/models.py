@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,9 @@ from iad_r1.errors import ConfigError, IadError
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, load
 from iad_r1.store.starts import find_start
+
+# What stands in results for weights of a run, for nearest good patches and for a file of answers.
+STAGES = ("base", "pretrain", "sft", "grpo", "patchcore", "scored")
 
 
 def parts(config: Config, models: Sequence[str]) -> dict[str, Config]:
@@ -29,7 +33,7 @@ def parts(config: Config, models: Sequence[str]) -> dict[str, Config]:
     for model in models:
         try:
             name, own = weights(config, model)
-            label = _label(name, found)
+            label = label_of(name, found)
             values = {**config.model_dump(mode="json"), **own, "name": label, "resume": None}
             values["stage"] = {**values["stage"], "models": [], "tasks": ["evaluate"]}
             if found:  # nearest good patches are the same beside every model: once is enough
@@ -78,8 +82,10 @@ def backbones() -> tuple[dict[str, Any], ...]:
     return tuple(section for section in sections if section.get("source") == "hub")
 
 
-def _label(name: str, taken: dict[str, Config]) -> str:
-    """As a stage is called in names of files, which have no dots; each once."""
+def label_of(name: str, taken: Collection[str]) -> str:
+    """What a model or run is called where a stage stands, also in names of files: without dots,
+    each once, and never as a stage is called."""
     plain = re.sub(r"[^\w=,+-]+", "-", name)
-    numbered = (plain if number == 1 else f"{plain}-{number}" for number in range(1, 100))
+    plain = f"model-{plain}" if plain in STAGES else plain
+    numbered = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
     return next(label for label in numbered if label not in taken)

@@ -56,7 +56,17 @@ class RunFolder:
     def outputs(self) -> Path:
         """What `create` was given; of one of several models, what the run of all of them was."""
         above = self.path.parent.parent
-        return RunFolder(above).outputs if (above / "config.json").is_file() else above
+        return RunFolder(above).outputs if self.is_of_several else above
+
+    def model(self, label: str) -> RunFolder:
+        """The run of one of several models of this command."""
+        return RunFolder(self.path / "models" / label)
+
+    @property
+    def is_of_several(self) -> bool:
+        """Whether this is the run of one of several models of a command."""
+        above, models = self.path.parent.parent, self.path.parent.name == "models"
+        return models and (above / "config.json").is_file()
 
     @property
     def config_file(self) -> Path:

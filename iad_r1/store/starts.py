@@ -68,6 +68,25 @@ def is_model(folder: Path) -> bool:
         return False
 
 
+def trained_by(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """The settings that trained the weights of a run, by stage: its own and, along `init`, those of
+    the runs before it, as far as they are still there."""
+    found: dict[str, dict[str, Any]] = {}
+    config, last = run.read_json("config.json"), TRAINED[0]
+    while True:
+        tasks = (config.get("stage") or {}).get("tasks") or []
+        for stage in TRAINED[TRAINED.index(last) :]:
+            if stage in tasks:
+                found.setdefault(stage, config)
+        try:
+            start = start_of(config["init"]) if config.get("init") else None
+        except (ConfigError, WeightsError):
+            start = None  # it is gone
+        if start is None:
+            return found
+        config, last = start.run.read_json("config.json"), start.stage
+
+
 # Settings that may differ from those a run was started with when it goes on.
 FREE_ON_RESUME = (
     "resume", "dry_run", "tracking", "engine.threads", "engine.picture_threads", "engine.hosts",

@@ -167,9 +167,10 @@ def test_an_evaluation_needs_no_model_and_goes_through_the_same_judge(config, tm
     assert all(p.answer == ("no", "yes")[(p.score or 0) > 1] for p in found.values())
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "nearest good patches" in page and "<b>backbone</b> patchcore" in page
-    assert page.count('<image href="data:image/png') == 6  # a heat map on every picture
+    assert page.count('<image class="patches" href="data:image/png') == 6  # on every picture
+    assert 'name="patches" checked>' in page, "no model answers, so they are shown at once"
     for stored in gallery.read(folder.path):
-        with Image.open(gallery.heat_of(folder.path / stored["image"])) as heat:
+        with Image.open(folder.path / str(gallery.heat_of(folder.path, stored))) as heat:
             opaque = np.asarray(heat)[..., 3]  # 12 x 12 patches
         hole = "/hole/" in stored["id"]
         assert (opaque[:4, :4].max() == overlay.HEAT_STRENGTH) == hole

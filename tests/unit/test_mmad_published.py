@@ -14,6 +14,12 @@ from iad_r1.report import terminal
 MODEL = "Qwen2.5-VL-7B-Instruct"
 CONFIG: dict[str, Any] = {"backbone": {"name": "qwen25vl_7b"}, "weights": {"name": "published"}}
 
+HUB = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def beside(found: list[Any], config: dict[str, Any], hub: str = HUB) -> list[dict[str, Any]]:
+    return mmad_published.beside(found, config, hub)
+
 
 def table(sets: tuple[str, ...] = tuple(mmad_published.QUESTIONS), add: float = 2.0) -> Any:
     """A table that is so many points above the published one, give or take 1."""
@@ -55,7 +61,7 @@ def test_four_models_left_questions_out_and_all_others_answered_all():
 
 
 def test_a_difference_is_ours_less_the_published_with_our_interval():
-    (found,) = mmad_published.beside([table()], CONFIG)
+    (found,) = beside([table()], CONFIG)
     assert (found["model"], found["incomparable"], found["notes"]) == (MODEL, None, [])
     assert len(found["rows"]) == 5 * 8
     for row in found["rows"]:
@@ -65,14 +71,48 @@ def test_a_difference_is_ours_less_the_published_with_our_interval():
 
 
 def test_some_of_the_sets_have_no_average_and_other_weights_no_difference():
-    (found,) = mmad_published.beside([table(("VisA",))], CONFIG)
+    (found,) = beside([table(("VisA",))], CONFIG)
     assert {row["dataset"] for row in found["rows"]} == {"VisA"}
-    (tiny,) = mmad_published.beside([table()], {**CONFIG, "weights": {"name": "tiny"}})
+    (tiny,) = beside([table()], {**CONFIG, "weights": {"name": "tiny"}})
     assert "not the published ones" in tiny["incomparable"]
     assert all(row["difference"] is row["ci95"] is None for row in tiny["rows"])
-    (cut,) = mmad_published.beside([table()], {**CONFIG, "evaluate": {"limit": 100}})
+    (cut,) = beside([table()], {**CONFIG, "evaluate": {"limit": 100}})
     assert "evaluate.limit" in cut["incomparable"]
-    assert not mmad_published.beside([table() | {"stage": "sft"}, table() | {"shots": 0}], CONFIG)
+    assert not beside([table() | {"stage": "sft"}, table() | {"shots": 0}], CONFIG)
+
+
+def test_a_published_model_is_known_by_its_hub_id_and_other_weights_are_not_taken_for_it():
+    def named(path: str) -> list[tuple[str, bool]]:
+        config = {**CONFIG, "backbone": {"name": "qwen25vl_7b", "path": path}}
+        notes = [(found["model"], found["notes"] != []) for found in beside([table()], config)]
+        assert bool(notes) == (mmad_published.without([table()], config, HUB) is None)
+        return notes
+
+    assert named(HUB) == named(f"/models/{HUB}") == [(MODEL, False)]
+    assert named("Qwen/Qwen2-VL-7B-Instruct") == [("Qwen2-VL-7B-Instruct", False)]
+    assert named("me/my-qwen") == []
+    assert named("/models/mine") == [(MODEL, True)], "it may be a copy: that is said"
+
+
+def test_why_no_published_table_stands_beside_ours():
+    said = f"MMAD has published {MODEL} untrained and 1-shot only."
+    for other in ({"stage": "sft"}, {"shots": 0}):
+        assert mmad_published.without([table(), table() | other], CONFIG, HUB) == said
+    assert mmad_published.without([table()], CONFIG, HUB) is None
+    assert mmad_published.without([], {"backbone": {"name": "tiny"}}, None) is None
+
+
+def test_our_averages_stand_among_those_of_all_published_models():
+    ours = table(add=0.0) | {"stage": "grpo"}
+    rows = mmad_published.standing([ours, table(("VisA",))])
+    assert len(rows) == 22 + 1, "the average of some sets is no average of all"
+    at = next(place for place, row in enumerate(rows) if row["stage"] == "grpo")
+    same = next(row for row in rows if row["model"] == MODEL)
+    assert rows[at]["rates"] == pytest.approx(same["rates"])
+    assert [row["average"] for row in rows] == sorted([r["average"] for r in rows], reverse=True)
+    assert {row["model"] for row in rows if row["shots"] == 0} == {"SPHINX-v2-1k", "cambrian-8b"}
+    assert sum(row["flatters"] for row in rows) == 4
+    assert mmad_published.standing([table(("VisA",))]) == []
 
 
 def test_what_differs_from_the_published_protocol_is_said():
@@ -81,7 +121,7 @@ def test_what_differs_from_the_published_protocol_is_said():
     other["choices"] = "logprob"
     api = {"backbone": {"name": "api", "model": "gpt-4o"},
            "benchmark": {"mmad": {"knowledge": True, "templates": "random"}}}  # fmt: skip
-    (found,) = mmad_published.beside([other], api)
+    (found,) = beside([other], api)
     said = "; ".join(found["notes"])
     for words in ("8 of 32 published cells", "3 answers could not be read", "knowledge=True",
                   "likeliest letter",
@@ -93,7 +133,7 @@ def test_what_differs_from_the_published_protocol_is_said():
 
 def test_the_terminal_shows_the_average_of_all_sets_or_those_that_were_asked():
     def shown(*sets: str, **config: Any) -> str:
-        (found,) = mmad_published.beside([table(sets)], {**CONFIG, **config})
+        (found,) = beside([table(sets)], {**CONFIG, **config})
         console = Console(file=io.StringIO(), width=120)
         console.print(terminal._mmad_published(found))
         assert isinstance(console.file, io.StringIO)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 
 from iad_r1.judge import averages, paper
-from iad_r1.report import paper_tables, terminal
+from iad_r1.report import paper_tables, published, terminal
+from iad_r1.store.run_folder import RunFolder
 
 CONFIG = {
     "backbone": {"name": "llava_ov_05b"}, "weights": {"name": "published"},
     "benchmark": {"mvtec": {}, "visa": {}, "mpdd": {}, "dagm": {}, "dtd": {}, "sdd": {}},
     "evaluate": {"limit": None}, "rewards": {"name": "sc_grpo"}, "grpo": {"from_base": False},
 }  # fmt: skip
+
+HUB = "llava-hf/llava-onevision-qwen2-0.5b-si-hf"
 
 
 def result(split: str, value: float, stage: str = "base", shots: int = 0, **more: Any) -> dict:
@@ -28,8 +32,12 @@ def result(split: str, value: float, stage: str = "base", shots: int = 0, **more
     return {**row, **more}
 
 
+def beside(rows: list[dict], config: dict = CONFIG, trained: Any = None, hub: str = HUB) -> Any:
+    return paper.beside(rows, config, trained or {}, hub)
+
+
 def one(row: dict, **changed: Any) -> dict[str, Any]:
-    (found,) = paper.beside([row], {**CONFIG, **changed})
+    (found,) = beside([row], {**CONFIG, **changed})
     return found
 
 
@@ -102,7 +110,7 @@ def test_a_part_of_a_set_has_no_difference_and_neither_has_an_average_with_it():
     rows = [result(name, 70.0, n=min(350, paper.IMAGES[paper.NAMES[name]]))
             for name in CONFIG["benchmark"]]  # fmt: skip
     rows += averages_of(rows)
-    found = paper.beside(rows, {**CONFIG, "evaluate": {"limit": 350}})
+    found = beside(rows, {**CONFIG, "evaluate": {"limit": 350}})
     whole = {row["dataset"] for row in found if row["difference"] is not None}
     assert whole == {"SDD"} and {row["dataset"] for row in found} == {*paper.SETS, "Average"}
 
@@ -114,11 +122,11 @@ def averages_of(rows: list[dict]) -> list[dict]:
 
 def test_the_average_is_compared_over_the_papers_sets_alone():
     rows = [result(name, 70.0) for name in CONFIG["benchmark"]]
-    average = paper.beside([*rows, *averages_of(rows)], CONFIG)[-1]
-    cells = [row["published"] for row in paper.beside(rows, CONFIG)]
+    average = beside([*rows, *averages_of(rows)], CONFIG)[-1]
+    cells = [row["published"] for row in beside(rows, CONFIG)]
     assert average["dataset"] == "Average" and average["published"] == pytest.approx(sum(cells) / 6)
     some = rows[:3]
-    assert all(r["dataset"] != "Average" for r in paper.beside([*some, *averages_of(some)], CONFIG))
+    assert all(r["dataset"] != "Average" for r in beside([*some, *averages_of(some)], CONFIG))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +142,52 @@ def test_the_average_is_compared_over_the_papers_sets_alone():
 )
 def test_a_stage_is_compared_with_the_method_that_trained_it(stages, changed, method):
     rows = [result("sdd", 80.0, stage) for stage in stages]
-    found = paper.beside(rows, {**CONFIG, **changed})
+    found = beside(rows, {**CONFIG, **changed})
     assert (found[-1]["method"] if found else None) == method
+
+
+def test_weights_of_an_earlier_run_are_named_after_what_trained_them(tmp_path):
+    """Settings of the run that evaluates say nothing of it: they may be all defaults."""
+
+    def run(name: str, tasks: list[str], init: Path | None = None, **changed: Any) -> RunFolder:
+        folder = RunFolder(tmp_path / name / "2026")
+        stage = {"tasks": [*tasks, "evaluate"]}
+        config = {**CONFIG, **changed, "stage": stage, "init": init and str(init)}
+        folder.write_json("config.json", config)
+        for task in tasks:
+            folder.checkpoint(task).mkdir(parents=True)
+            (folder.checkpoint(task) / "config.json").write_text("{}")
+        return folder
+
+    alone, lora = {"grpo": {"from_base": True}}, {"tuning": {"name": "lora"}}
+    both = run("both", ["sft", "grpo"], **alone)
+    only = run("only", ["grpo"], **alone, **lora)
+    answer = run("answer", ["grpo"], both.path, rewards={"name": "answer"})
+    named = []
+    for init in (both.path, only.path, both.checkpoint("sft"), answer.path):
+        judged = run("judged", [], init)
+        stage = "sft" if init.name == "sft" else "grpo"
+        (judged.path / "summary.json").write_text("{}")
+        rows = published.of_paper(judged.path, [result("sdd", 80.0, stage)])
+        named += [(row["method"], [n for n in row["notes"] if "LoRA" in n] != []) for row in rows]
+    assert named == [(paper.GRPO, False), (paper.GRPO_ALONE, True), (paper.SFT, False)]
+    only.config_file.rename(tmp_path / "elsewhere.json")
+    gone = run("judged", [], only.path)
+    (row,) = published.of_paper(gone.path, [result("sdd", 80.0, "grpo")])
+    assert "the run that trained these weights is gone" in row["notes"][-1]
+
+
+def test_other_weights_under_a_backbones_name_are_not_taken_for_the_papers():
+    def read_from(path: str) -> dict[str, Any]:
+        return one(result("sdd", 80.0), backbone={"name": "llava_ov_05b", "path": path})
+
+    assert read_from(HUB)["notes"] == [] == read_from(f"/models/{HUB}")["notes"]
+    other = read_from("me/my-llava")
+    assert other["incomparable"] == f"the weights are those of me/my-llava, not of {HUB}"
+    assert other["difference"] is None
+    folder = read_from("/models/llava")
+    assert folder["difference"] is not None
+    assert folder["notes"] == [f"weights read from /models/llava, taken for those of {HUB}"]
 
 
 def test_the_papers_own_lists_count_as_its_benchmarks_and_other_sets_do_not():
@@ -143,9 +195,9 @@ def test_the_papers_own_lists_count_as_its_benchmarks_and_other_sets_do_not():
         "dataset"
     ] == "DTD-Synthetic"  # fmt: skip
     photos = {**CONFIG, "benchmark": {"photos": {}}}
-    assert paper.beside([result("sdd", 80.0), result("photos", 80.0)], photos) == []
+    assert beside([result("sdd", 80.0), result("photos", 80.0)], photos) == []
     tiny = {**CONFIG, "backbone": {"name": "tiny"}}
-    assert paper.beside([result("sdd", 80.0)], tiny) == []
+    assert beside([result("sdd", 80.0)], tiny) == []
 
 
 def test_the_terminal_shows_them_and_why_not(tmp_path, capsys):
@@ -171,7 +223,7 @@ def lines_of(name: str, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_table_4_has_the_papers_rows_in_its_order_and_ours_below_their_own():
     rows = [result("sdd", 92.34, "sft"), result("visa", 60.0, "sft", shots=1)]
-    lines = lines_of("T4", paper.beside(rows, CONFIG))
+    lines = lines_of("T4", beside(rows, CONFIG))
     assert len(lines) == 7 * 3 + 1 and {line["source"] for line in lines} == {"paper", "here"}
     (at,) = (index for index, line in enumerate(lines) if line["source"] == "here")
     above, ours = lines[at - 1], lines[at]
@@ -191,7 +243,7 @@ def test_table_1_says_which_of_its_cells_another_table_contradicts():
 
 def test_table_7_has_the_papers_columns_and_says_where_it_is_contradicted():
     rows = [result("sdd", 92.34, "grpo"), result("sdd", 50.0)]
-    lines = lines_of("T7", paper.beside(rows, CONFIG))
+    lines = lines_of("T7", beside(rows, CONFIG))
     names = list(lines[0])[3:-1]
     assert names == ["MVTec-AD", "DAGM", "DTD-Synthetic", "SDD", "MPDD", "VisA", "Average",
                      "MVTec-AD, 1-shot", "VisA, 1-shot", "Average, 1-shot"]  # fmt: skip
@@ -210,8 +262,7 @@ def test_table_7_has_the_papers_columns_and_says_where_it_is_contradicted():
 
 
 def test_the_tables_are_written_in_three_formats_with_the_same_rows():
-    beside = paper.beside([result("sdd", 92.34, "sft")], CONFIG)
-    found = paper_tables.files(beside)
+    found = paper_tables.files(beside([result("sdd", 92.34, "sft")]))
     assert {*found} == {f"table{n}.{kind}" for n in (1, 4, 7) for kind in ("csv", "md", "tex")}
     read = pandas.read_csv(io.StringIO(found["table4.csv"]), keep_default_na=False)
     assert "92.34" in set(read["SDD"].astype(str))
@@ -223,6 +274,6 @@ def test_the_tables_are_written_in_three_formats_with_the_same_rows():
 
 
 def test_a_row_that_cannot_be_compared_says_so_in_the_table():
-    beside = paper.beside([result("sdd", 50.0)], {**CONFIG, "weights": {"name": "tiny"}})
-    sources = [line["source"] for line in lines_of("T4", beside)]
+    found = beside([result("sdd", 50.0)], {**CONFIG, "weights": {"name": "tiny"}})
+    sources = [line["source"] for line in lines_of("T4", found)]
     assert sources.count("here, not comparable") == 1 and "here" not in sources

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from iad_r1 import report
@@ -366,6 +367,59 @@ def test_the_papers_numbers_stand_beside_ours_where_its_benchmark_was_tested(
     assert "published" not in complete_page.ids
 
 
+def test_every_section_has_a_link_to_it(complete_page):
+    template = Path(page.__file__).parent / "templates"
+    text = "".join(file.read_text(encoding="utf-8") for file in template.glob("[gr]*.j2"))
+    sections = set(re.findall(r'<section id="(\w+)"', text))
+    assert {"mmad", "gallery", "found"} <= sections
+    assert sections == set(re.findall(r'<a href="#(\w+)"', text))
+
+
+def test_what_an_earlier_report_left_is_gone_where_this_one_has_it_not(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft",), images=8, pictures=0)
+    left = [f"figures/{name}" for name in ("roc-old.svg", "roc-old.png", "change-base-sft.png",
+                                           "before-and-after.svg")]  # fmt: skip
+    left += ["tables/table4.csv", "tables/table7.tex"]
+    kept = ["figures/mine.png", "tables/notes.md", "figures/samples/roc-x.png"]
+    for name in (*left, *kept):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    report.build(folder)
+    assert not [name for name in left if (folder / name).exists()]
+    assert all((folder / name).exists() for name in kept), "they are not the report's"
+    drawn = {file.stem for file in (folder / "figures").glob("*.svg")}
+    assert "roc-seen" in drawn and all(page.FIGURES.fullmatch(f"{name}.svg") for name in drawn)
+
+
+def test_a_page_shows_as_many_pictures_as_stay_small_and_counts_the_others(complete, monkeypatch):
+    run = run_data.load(complete)
+    asked = cards.asked(run, cards.views(run))
+    assert cards.shown(run, asked) == asked
+    monkeypatch.setattr(cards, "PICTURES", 5)
+    assert cards.shown(run, asked) == asked[:5]
+    sizes = [(complete / picture["image"]).stat().st_size for picture, _ in asked]
+    monkeypatch.setattr(cards, "PICTURE_BYTES", sum(sizes[:3]) + 1)
+    assert cards.shown(run, asked) == asked[:3]
+    assert page._context(run, lambda name, drawing: Markup(""))["left_out"] == len(asked) - 3
+
+
+def test_heat_maps_of_nearest_good_patches_are_on_a_models_cards_and_wait_to_be_asked_for(tmp_path):
+    folder = make_run(tmp_path / "run", stages=("sft", "grpo"), images=8, pictures=2)
+    pictures = gallery.read(folder)
+    for row in pictures[:3]:
+        heat = folder / Path(row["image"]).with_suffix(".heat.png")
+        overlay.heat_layer(np.ones((32, 32))).save(heat)
+    html = report.build(folder).read_text(encoding="utf-8")
+    assert html.count('<image class="patches"') == 3, "once for a picture, not for every answer"
+    assert 'class="cards no-patches"' in html and 'name="patches"> heat map' in html
+    for file in (folder / "predictions").glob("sft.*"):
+        file.rename(file.with_name(file.name.replace("sft.", "patchcore.")))
+    for file in (folder / "predictions").glob("grpo.*"):
+        file.unlink()
+    html = report.build(folder).read_text(encoding="utf-8")
+    assert 'class="cards"' in html and 'name="patches" checked> heat map' in html
+
+
 @pytest.mark.slow
 def test_the_report_is_the_same_every_time(complete):
     first = report.build(complete).read_bytes()
@@ -403,10 +457,15 @@ def test_the_papers_figures_are_drawn_of_our_runs(complete, complete_page):
         assert f"{wording.points(rows['grpo', split, 0])} points" in bars
     point = {"label": "x", "ci95": None, "paper": None}
     pair = [{**point, "stage": "base", "value": 50.0}, {**point, "stage": "sft", "value": 40.0}]
-    assert f"{wording.MINUS}20.0 %" in figures.bars(pair, "made").svg
-    assert "the paper" not in figures.bars(pair, "made").svg
-    beside = figures.bars([{**row, "paper": 60.0} for row in pair], "made").svg
+    drawn = figures.bars(pair, "made", wording.STAGES).svg
+    assert f"{wording.MINUS}20.0 %" in drawn and "the paper" not in drawn
+    beside = figures.bars([{**row, "paper": 60.0} for row in pair], "made", wording.STAGES).svg
     assert "the paper" in beside
+    # A set that the first stage did not judge comes first: the arrows still point forward.
+    turned = figures.bars([{**pair[1], "label": "first"}, *pair], "made", wording.STAGES).svg
+    assert f"{wording.MINUS}20.0 %" in turned and turned.count(figures.RISE) == drawn.count(
+        figures.RISE
+    )
 
 
 def test_a_stage_that_logs_no_reward_has_no_dynamics(complete):
@@ -432,6 +491,9 @@ def test_pages_work_in_a_browser_and_run_no_script_that_somebody_else_wrote(
         for file in [*run.glob("predictions/*"), run / "gallery.jsonl"]:
             text = file.read_text().replace("I look at", script)
             file.write_text(text.replace("new/0000", f"new/{script}.png"))
+        for row in gallery.read(run):
+            heat = run / Path(row["image"]).with_suffix(".heat.png")
+            overlay.heat_layer(np.ones((8, 8))).save(heat)
         rows = tables.summaries(run_data.load(run))
         (run / "summary.json").write_text(json.dumps({"results": rows, "seconds": {}}))
         report.build(run)
@@ -474,6 +536,12 @@ def test_pages_work_in_a_browser_and_run_no_script_that_somebody_else_wrote(
         page.select_option("select[name=product]", f"plate {script}")
         names = [card.get_attribute("data-product") for card in cards.all()]
         assert names and set(names) == {f"plate {script}"}
+        page.select_option("select[name=product]", "")
+        layer = page.locator("#gallery-cards .patches")
+        assert layer.count() == len(gallery.read(runs[0])), "a heat map on every picture"
+        assert not layer.first.is_visible()
+        page.check("input[name=patches]")
+        assert layer.first.is_visible()
         page.uncheck("input[name=overlay]")
         assert page.locator("#gallery-cards .picture svg:visible").count() == 0
         if page.locator("#factory-controls").count():
@@ -762,7 +830,7 @@ def test_what_a_model_writes_cannot_become_markup():
 def test_a_card_says_what_training_mended(complete):
     run = run_data.load(complete)
     views = cards.views(run)
-    made = cards.cards(run, views)
+    made = cards.cards(run, views, cards.asked(run, views))
     by_key = [{a["key"]: a for a in card["answers"]} for card in made]
     grpo = next(view for view in views if (view["stage"], view["shots"]) == ("grpo", 0))
     before = views[grpo["before"]]
@@ -778,7 +846,8 @@ def test_a_card_says_what_training_mended(complete):
 
 def test_the_first_pictures_come_from_every_split(complete):
     run = run_data.load(complete)
-    made = cards.cards(run, cards.views(run))
+    views = cards.views(run)
+    made = cards.cards(run, views, cards.asked(run, views))
     assert [card["split"] for card in made[:4]] == ["seen", "new", "seen", "new"]
     assert len({card["product"] for card in made[:14]}) == 7
 
@@ -836,3 +905,4 @@ def test_the_published_accuracies_of_mmad_stand_beside_ours(tmp_path):
     section = words.partition("Beside MMAD's published Qwen2.5-VL-7B-Instruct, 1-shot")[2]
     assert "VisA: 20 questions here, 10,622 published." in section
     assert "73.3 +1.7 [" in section  # published, and 15 of 20 less that
+    assert "Among all models" not in section, "one set is no average of four"

@@ -11,11 +11,14 @@ import pytest
 from iad_r1 import report
 from iad_r1.command import compose, launch
 from iad_r1.errors import ConfigError, TrainingError, WeightsError
-from iad_r1.report import terminal
+from iad_r1.judge import predictions
+from iad_r1.report import terminal, wording
 from iad_r1.settings.config import Config
 from iad_r1.stages import find
+from iad_r1.store import models
 from iad_r1.store.models import parts
 from iad_r1.store.run_folder import RunFolder
+from iad_r1.types import Prediction
 
 TYPED = ["stage=evaluate", "tracking=none"]
 
@@ -37,6 +40,24 @@ def trained(tmp_path: Path, config: Config) -> Any:
         return str(run.path)
 
     return make
+
+
+def one_answer(text: str) -> Prediction:
+    return Prediction(
+        id="0", dataset="made", split="seen", product="part", shots=0, gold_answer="yes",
+        gold_location=None, gold_type=None, completion=text, status="ok", answer="yes",
+        location=None, type=None, location_correct=None, type_correct=None, p_yes=None,
+        n_tokens=1, stop="stop",
+    )  # fmt: skip
+
+
+def test_no_model_is_called_as_a_stage_is(config, tmp_path):
+    """Its answers would be read as those of the stage, or of nearest good patches."""
+    assert set(models.STAGES) == set(wording.STAGE_NAMES)
+    asked = compose.compose([*TYPED, "backbone=api", "backbone.model=one"])
+    assert list(parts(asked, ["grpo", "patchcore", "model-grpo", "mine"])) == [
+        "model-grpo", "model-patchcore", "model-grpo-2", "mine"
+    ]  # fmt: skip
 
 
 def test_each_model_has_its_own_weights_and_the_settings_of_the_command(config, trained):
@@ -111,8 +132,9 @@ def test_models_are_evaluated_in_turn_and_one_that_fails_is_tried_again(
             (run.path / "error.txt").write_text("Traceback\nMemoryError: too large\n")
             return 1
         (run.path / "predictions").mkdir()
-        (run.path / "predictions" / "grpo.seen.0shot.jsonl").write_text(run.path.name)
-        (run.path / "predictions" / "patchcore.seen.0shot.jsonl").write_text("good patches")
+        for stage in ("grpo", "patchcore"):
+            said = one_answer(run.path.name if stage == "grpo" else "good patches")
+            predictions.append(run.predictions(stage, "seen", 0), [said])
         (run.path / "figures" / "samples").mkdir(parents=True)
         (run.path / "gallery.jsonl").write_text("")
         rows, patches = ([{"stage": s, "split": "seen", "n": 3}] for s in ("grpo", "patchcore"))
@@ -131,7 +153,8 @@ def test_models_are_evaluated_in_turn_and_one_that_fails_is_tried_again(
     assert asked[4:] == ["b_sft", "joined"] and code == 0 and folder is not None
     assert [row["stage"] for row in folder.summary()["results"]] == ["a_sft", "b_sft", "c_sft"]
     assert [row["stage"] for row in folder.summary()["baselines"]] == ["patchcore"]
-    files = {file.name: file.read_text() for file in (folder.path / "predictions").iterdir()}
+    files = {file.name: next(iter(predictions.read_predictions(file).values())).completion
+             for file in (folder.path / "predictions").iterdir()}  # fmt: skip
     answers = {f"{n}_sft.seen.0shot.jsonl": f"{n}_sft" for n in "abc"}
     assert files == {**answers, "patchcore.seen.0shot.jsonl": "good patches"}
     one = RunFolder(folder.path / "models" / "a_sft")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from iad_r1.command import compose
 from iad_r1.errors import ConfigError, DataError, MismatchError
-from iad_r1.judge import predictions
+from iad_r1.judge import averages, paper, predictions
 from iad_r1.judge.rates import summarise
 from iad_r1.report import (
     cards,
@@ -22,13 +23,17 @@ from iad_r1.report import (
     figures,
     gallery,
     joined,
+    overlay,
     page,
+    paper_tables,
+    published,
     run_data,
     several,
     story,
     tables,
     training,
 )
+from iad_r1.report.wording import MINUS
 from iad_r1.stages import find
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Prediction, Sample, Solution
@@ -133,7 +138,10 @@ def test_every_run_is_compared_with_the_first_on_the_same_images(made, together)
     ]  # fmt: skip
     views = cards.views(run)
     assert [view["before"] for view in views] == [None, 0, 0]
-    changed = [[answer["change"] for answer in card["answers"]] for card in cards.cards(run, views)]
+    changed = [
+        [answer["change"] for answer in card["answers"]]
+        for card in cards.cards(run, views, cards.asked(run, views))
+    ]
     assert ["", "mended", "mended"] in changed
     assert not list(tables.unlike(run))
 
@@ -192,9 +200,8 @@ def test_without_a_common_image_there_is_no_difference_and_that_is_said(made, to
 
 
 def test_the_same_images_with_other_labels_are_refused(made, together):
-    run = together(made("a", "yyNN"), made("b", "yYNN"))
     with pytest.raises(MismatchError, match="another label"):
-        tables.comparisons(run)
+        together(made("a", "yyNN"), made("b", "yYNN"))
 
 
 def test_curves_of_all_runs_share_a_panel(made, together):
@@ -222,6 +229,132 @@ def test_the_first_sentence_says_which_is_best_and_whether_it_may_be_chance(made
     alike = [row for row in tables.summaries(run) if row["stage"] != "b_grpo"]
     said = story.ranking(run, [{**row, "balanced_accuracy": 50.0} for row in alike])
     assert said and "a_grpo and c_grpo have the same balanced accuracy, 50.0\xa0%" in said
+
+
+def test_the_first_sentence_says_of_a_mean_over_benchmarks_too_whether_it_may_be_chance(
+    made, together
+):
+    """Two benchmarks of the same answers: the mean is as sure as they are, and both count."""
+    both = {"benchmark": {"seen": {}, "other": {}}}
+    runs = [made(name, said, both) for name, said in (("a", "y" * 40 + "N" * 40),
+                                                      ("b", "n" * 40 + "N" * 40))]  # fmt: skip
+    for run in runs:
+        file = Path(run) / "predictions" / "grpo.seen.0shot.jsonl"
+        shutil.copyfile(file, file.with_name("grpo.other.0shot.jsonl"))
+    run = together(*runs)
+    means = averages.of_results(tables.summaries(run), run.benchmarks)
+    assert story.ranking(run, means) == (
+        "2 runs: on average of 2 the best balanced accuracy is that of a_grpo 100.0\xa0%, next is "
+        "b_grpo 50.0\xa0%, and that is clear."
+    )
+    changes = tables.comparisons(run)
+    said = list(story.warnings([*tables.summaries(run), *means], changes, run.evaluations))
+    assert any("average of 2, 0-shot: b_grpo differs from a_grpo by" in line for line in said)
+    same = [replace(row, answer="yes") for row in run.evaluations[0].predictions]
+    alike = replace(run, evaluations=tuple(replace(e, predictions=tuple(same)) if e.split == "seen"
+                                           else e for e in run.evaluations))  # fmt: skip
+    far = [{**row, "balanced_accuracy": value} for row, value in zip(means, (80, 79), strict=True)]
+    assert "and that is clear" in (story.ranking(alike, far) or ""), "one of the two still tells"
+    nothing = replace(run, evaluations=tuple(replace(e, predictions=tuple(same))
+                                             for e in run.evaluations))  # fmt: skip
+    assert "which may be chance" in (story.ranking(nothing, far) or "")
+
+
+def test_what_the_first_run_did_not_judge_is_compared_with_nothing_and_that_is_said(made, together):
+    """Not with whichever run comes next, which no sentence would name."""
+    runs = [made(name, said) for name, said in (("a", "yyNN"), ("b", "nnNN"), ("c", "yyNN"))]
+    file = Path(runs[0]) / "predictions" / "grpo.seen.0shot.jsonl"
+    file.rename(file.with_name("grpo.elsewhere.0shot.jsonl"))
+    run = together(*runs)
+    assert run.stages == ["a_grpo", "b_grpo", "c_grpo"], "as named, whoever judged the first split"
+    assert tables.comparisons(run) == []
+    seen = [item for item in run.evaluations if item.split == "seen"]
+    assert [tables.products(run, item)["before"] for item in seen] == [None, None]
+    said = "seen, 0-shot: a_grpo did not judge it, so the other runs are not compared there."
+    assert list(tables.unlike(run)) == [said] and run.summary["notes"] == [said]
+    groups = page._groups(run.stages, tables.summaries(run), [])
+    assert all(group["stages"] == run.stages for group in groups)
+
+
+def test_the_terminal_says_how_each_run_differs_from_the_first(made, together, capsys):
+    together(made("a", "yyNN"), made("b", "ynNN"), made("c", "nnNN"))
+    said = " ".join(capsys.readouterr().out.split())
+    for label, points in (("b_grpo", "25.0"), ("c_grpo", "50.0")):
+        assert f"{label} differs from a_grpo by {MINUS}{points} points of balanced" in said
+    assert "last change" not in said
+
+
+def test_a_run_of_several_models_keeps_its_label_beside_others(made, together, tmp_path):
+    source = Path(made("a", "yyNN"))
+    for label in ("qwen25vl_3b", "mine"):
+        shutil.copytree(source, tmp_path / "both" / "2026" / "models" / label)
+    (tmp_path / "both" / "2026" / "config.json").write_text("{}")
+    models = [str(tmp_path / "both" / "2026" / "models" / n) for n in ("qwen25vl_3b", "mine")]
+    run = together(*models, str(source))
+    assert [member.label for member in run.members] == ["qwen25vl_3b", "mine", "a_grpo"]
+
+
+def test_nearest_good_patches_that_are_left_out_are_said_and_none_of_another_split_is(
+    made, together
+):
+    """They are the same beside every run on the same pictures; on others they are not."""
+    runs = [made(name, "yyNN") for name in "abc"]
+    for run, said, split in zip(runs, ("ynNN", "ynNNNN", "ynNN"), ("seen", "seen", "new"),
+                                strict=True):  # fmt: skip
+        folder = RunFolder(Path(run))
+        predictions.append(folder.predictions("patchcore", split, 0), answers(said))
+        folder.update_summary(baselines=[{"stage": "patchcore", "split": split, "n": len(said)}])
+    run = together(*runs)
+    assert [(row["split"], row["n"]) for row in run.summary["baselines"]] == [
+        ("seen", 4),
+        ("new", 4),
+    ]
+    (said,) = run.summary["notes"]
+    assert "seen: beside b_grpo nearest good patches judged other pictures" in said
+    assert len(run.baselines["seen"].predictions) == 4, "those of a stay"
+    other = replace(run, baselines={"seen": replace(run.baselines["seen"], predictions=())})
+    assert "nearest good patches and a_grpo judged different images (0 and 4)" in " ".join(
+        tables.unlike(other)
+    )
+
+
+def test_every_stage_of_every_run_stands_beside_the_papers_numbers(made, together):
+    """Each as its own folder calls it, so that a PA-SFT before counts though it is not shown."""
+    chosen = {"backbone": {"name": "llava_ov_05b"}, "benchmark": {"sdd": {}},
+              "rewards": {"name": "sc_grpo"}, "grpo": {"from_base": True},
+              "stage": {"tasks": ["sft", "grpo"]}}  # fmt: skip
+    runs = []
+    for name in "ab":
+        runs.append(made(name, "yyNN", chosen))
+        folder = RunFolder(Path(runs[-1]))
+        rows = [{**row, "split": "sdd"} for row in folder.summary()["results"]]
+        folder.update_summary(results=rows)
+        for file in (folder.path / "predictions").glob("*"):
+            file.rename(file.with_name(file.name.replace(".seen.", ".sdd.")))
+    run = together(*runs)
+    rows = published.of_paper(run.folder, [])
+    assert [(row["run"], row["stage"], row["method"]) for row in rows] == [
+        (f"{name}_grpo", stage, method) for name in "ab"
+        for stage, method in (("sft", paper.SFT), ("grpo", paper.GRPO))
+    ]  # fmt: skip
+    drawn: list[Any] = []
+    page._bars(run, tables.summaries(run), rows, lambda name, drawing: drawn.append(drawing) or "")
+    assert "the paper" in drawn[0].svg
+    sources = set(paper_tables.table("T4", rows)["source"])
+    assert {"here: a_grpo", "here: b_grpo"} <= sources
+
+
+def test_a_heat_map_of_any_run_is_shown_with_the_picture(made, together):
+    runs = [made(name, "yyNN") for name in "ab"]
+    one = gallery.read(Path(runs[1]))[0]
+    heat = Path(runs[1]) / Path(one["image"]).with_suffix(".heat.png")
+    overlay.heat_layer(np.ones((4, 4))).save(heat)
+    run = together(*runs)
+    views = cards.views(run)
+    heated = [c["heat"] != "" for c in cards.cards(run, views, cards.asked(run, views))]
+    assert heated == [picture["id"] == one["id"] for picture in run.pictures]
+    apart = comparison._as_one(comparison.compare(comparison.load(runs), False, 0))
+    assert [bool(p["heat"]) for p in apart.pictures].count(True) == 1
 
 
 def test_the_page_names_the_runs_their_folders_and_what_asking_cost(made, together, monkeypatch):

@@ -11,6 +11,7 @@
       var wanted = new FormData(form), view = wanted.get("view"), count = 0;
       gallery.dataset.view = view;
       gallery.classList.toggle("no-overlay", !wanted.get("overlay"));
+      gallery.classList.toggle("no-patches", !wanted.get("patches"));
       cards.forEach(function (card) {
         var verdict = wanted.get("verdict"), found = card.querySelector(".text ." + view);
         var fits = found !== null;
