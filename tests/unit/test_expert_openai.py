@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from services import Service, body, served
-from test_expert_ad import SIDE, build, lines, made, photographs
+from test_expert_ad import SIDE, build, lines, made, photographs, read_back
 from test_expert_texts import facts
 
 from iad_r1.chat.client import ServiceError
@@ -162,7 +162,9 @@ BAD: dict[str, Callable[[int, dict[str, Any]], tuple[int, bytes]]] = {
 }  # fmt: skip
 
 
-def test_what_cannot_be_used_is_rejected_with_its_reason_and_counted(config, service, tmp_path):
+def test_what_cannot_be_used_is_rejected_with_its_reason_and_counted(
+    config, service, photos, tmp_path
+):
     faults = list(BAD)
 
     def answer(n: int, asked: dict[str, Any]) -> tuple[int, bytes]:
@@ -180,6 +182,11 @@ def test_what_cannot_be_used_is_rejected_with_its_reason_and_counted(config, ser
     summary = RunFolder.open(folder).summary()
     assert summary["expert_ad"]["rejected"] == dict(reasons)
     assert (summary["teacher"]["replies"], summary["teacher"]["refused"]) == (WRITABLE, 1)
+    found = read_back(out, photos)  # by our own reader
+    items = {row["picture"]: row["target"] for row in lines(out / "items.jsonl")}
+    assert len(found["sft"]) + len(found["grpo"]) == len(items)
+    for sample in found["sft"]:
+        assert sample.target == items[Path(str(sample.image)).name]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "| malformed reply | 3 |" in card and "teacher=openai" in card and "`m`" in card
 
