@@ -1,8 +1,12 @@
 """Errors a user can act on. Each message says what is wrong, where, why, and what to type."""
 
+import errno
 import re
 import shlex
 from pathlib import Path
+
+# errors of the operating system that a user mends: a full disk, a quota, no permission, no folder
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 PLAIN = re.compile(r"[\w/.+@-]([\w/.+@: -]*[\w/.+@-])?", re.ASCII)  # Hydra takes it as it stands
 

@@ -6,7 +6,6 @@ and a process of its own, so no run inherits another's threads, seeds or memory.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -28,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iad_r1 import stages
 from iad_r1.command import compose, inherit
-from iad_r1.errors import IadError
+from iad_r1.errors import UNWRITABLE, IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
@@ -37,7 +36,6 @@ from iad_r1.store.starts import find_resumable
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 GRACE = 30.0  # seconds a stopped run gets to end by itself
 _codes: list[int] = []  # exit codes of this process' runs
 

@@ -6,7 +6,6 @@ reproducible from its folder.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -16,14 +15,13 @@ from contextlib import nullcontext
 from typing import NoReturn
 
 from iad_r1 import stages
-from iad_r1.errors import IadError, Terminated
+from iad_r1.errors import UNWRITABLE, IadError, Terminated
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.config import Config, read
 from iad_r1.store.manifest import manifest
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_text
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str]) -> int:
@@ -61,10 +59,10 @@ def _carry_out(config: Config, folder: RunFolder) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         return _stopped(folder, 0 if isinstance(stop, Terminated) else INTERRUPTED)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in UNWRITABLE:
             return _failed(folder, error)
         if ranks.may_speak(folder.path, error):
-            print(f"\nerror: {_full(folder, error)}", file=sys.stderr, flush=True)
+            print(f"\nerror: {_refused(folder, error)}", file=sys.stderr, flush=True)
         return FAILED
     except Exception as error:
         return _failed(folder, error)
@@ -82,12 +80,12 @@ def _failed(folder: RunFolder, error: Exception) -> int:
     return FAILED
 
 
-def _full(folder: RunFolder, error: OSError) -> str:
-    """What to say where a disk is full, or a quota used up: nothing more can be written there."""
+def _refused(folder: RunFolder, error: OSError) -> str:
+    """What to say where the operating system lets nothing be written, or a file not be read."""
     where = error.filename or folder.path
     return (
-        f"{where}: {error.strerror}. What was written before stays. Make room; the same command "
-        "with resume=auto goes on from there."
+        f"{where}: {error.strerror}. What was written before stays. Make room or allow it; the "
+        "same command with resume=auto goes on from there."
     )
 
 
