@@ -40,7 +40,6 @@ class ApiBackbone(Chat):
 
     source: Literal["api"]
     name: str
-    logprobs: bool
 
 
 Backbone = Annotated[BuiltBackbone | HubBackbone | ApiBackbone, Field(discriminator="source")]

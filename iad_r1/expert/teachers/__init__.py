@@ -1,22 +1,17 @@
-"""Who writes: one module for each `teacher=`, and one file of its values in `conf/teacher/`.
+"""Who writes: one module for each `teacher=`, with one function.
 
-A module has `Settings`, the types of these, and
+    draft(asked: Asked, seed: int) -> Draft
 
-    problems(config: Config) -> Iterator[str]      a sentence for each setting that cannot work
-    require(settings: Settings) -> None            is there what it needs? Asked before work starts
-    announce(config: Config) -> str                one line about it
-    teacher(config: Config, folder: RunFolder) -> Teacher
+The same for a picture and a seed every time, whatever was written before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from iad_r1.expert.facts import Facts
 from iad_r1.settings import modules
-from iad_r1.types import Sample
 
 
 @dataclass(frozen=True)
@@ -25,8 +20,7 @@ class Asked:
     words of it for the defect; None: the picture is good. `coarse` asks for the class of a defect
     in the place of its type."""
 
-    sample: Sample
-    reference: Sample  # the good picture beside it
+    id: str
     facts: Facts
     grid: str
     place: str | None
@@ -35,40 +29,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a teacher has written; `type` is None where the picture is good. `shown` are words for
-    what only its writer was shown, beside those of `stage.forbidden`."""
+    """What a teacher has written; `type` is None where the picture is good."""
 
     description: str
     reasoning: str
     type: str | None
-    shown: Sequence[str] = field(default=())
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """Why something is left out: the filter, and what it found."""
-
-    reason: str
-    found: str
-
-
-class Teacher(Protocol):
-    """Who writes. The same for a picture every time, whatever was written before.
-
-    Attributes:
-        writer: what tells its texts from those of another: a model, the hash of its words.
-    """
-
-    writer: Mapping[str, Any]
-
-    def write(self, pictures: Iterable[Sequence[Asked]]) -> Iterator[Sequence[Draft | Rejection]]:
-        """For each picture, in their order, a text for each that is wanted of it, or why there is
-        none. Pictures are taken as there is room."""
-        ...
-
-    def close(self) -> Mapping[str, Any]:
-        """Say what writing took, and return it for summary.json."""
-        ...
 
 
 def names() -> list[str]:
