@@ -12,11 +12,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
+from threading import Condition
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ ANSWER = "<answer>"
 LIKELIEST = 20  # alternatives asked for at each token: the most that OpenAI gives
 FILTERED = ("content_filter", "content_policy_violation", "data_inspection_failed")  # by code
 NO_KEY = "none"  # what a server of one's own is told, which asks for none
+Messages = Sequence[Mapping[str, Any]]
 
 
 class ServiceError(IadError, RuntimeError):
@@ -43,18 +45,38 @@ class Spent(Used):
 
     dollars: float
 
+    def in_words(self) -> str:
+        """One line about it."""
+        cost = f", {self.dollars:.4g} dollars" if self.dollars else ""
+        return (
+            f"{self.replies:,} replies ({self.kept:,} more were kept from before), "
+            f"{self.refused:,} refusals, {self.retries:,} requests again; "
+            f"{self.tokens_in:,} tokens in and {self.tokens_out:,} out{cost}"
+        )
+
 
 class Client:
     """Asks one model, and keeps what it says, and what that costs, in `replies`.
 
+    Args:
+        logprobs: ask for those of each token.
+        form: the `response_format` that replies have to be in.
+
     ConfigError if the environment has no key for a service that needs one.
     """
 
-    def __init__(self, settings: Chat, replies: Replies) -> None:
+    def __init__(
+        self,
+        settings: Chat,
+        replies: Replies,
+        logprobs: bool = False,
+        form: Mapping[str, Any] | None = None,
+    ) -> None:
         import openai
 
-        self.settings = settings
+        self.settings, self.logprobs, self.form = settings, logprobs, form
         self.replies = replies
+        self._turn, self._under_way = Condition(), set[str]()
         self._service = openai.OpenAI(
             api_key=secret(settings),
             base_url=settings.base_url,
@@ -71,12 +93,12 @@ class Client:
         return Spent(**asdict(used), dollars=dollars_in + dollars_out)
 
     def ask(
-        self, asked: Iterable[Sequence[Mapping[str, Any]]], max_tokens: int, draws: int = 1
+        self, asked: Iterable[Callable[[], Messages]], max_tokens: int, draws: int = 1
     ) -> Iterator[tuple[int, list[Reply]]]:
         """(number of the conversation, what was said) as they are finished, in any order.
 
-        Conversations are lists of messages. They are taken from `asked` as there is room. Each is
-        asked `draws` times, one after the other.
+        Conversations are taken from `asked` as there is room, and made by the threads that ask,
+        for their pictures take long to encode. Each is asked `draws` times, one after the other.
 
         ServiceError if one cannot be had; those that are under way are waited for and kept.
         """
@@ -98,29 +120,39 @@ class Client:
                     job.cancel()
 
     def _replies(
-        self, messages: Sequence[Mapping[str, Any]], max_tokens: int, draws: int
+        self, messages: Callable[[], Messages], max_tokens: int, draws: int
     ) -> list[Reply]:
         settings = self.settings
         request: dict[str, Any] = {
             "model": settings.model,
-            "messages": messages,
+            "messages": messages(),
             settings.limit: max_tokens,
         }
         if settings.temperature is not None:
             request["temperature"] = settings.temperature
-        if settings.logprobs:
+        if self.logprobs:
             request |= {"logprobs": True, "top_logprobs": LIKELIEST}
+        if self.form is not None:
+            request["response_format"] = self.form
         return [self._reply(request, draw) for draw in range(draws)]
 
     def _reply(self, request: Mapping[str, Any], draw: int) -> Reply:
         number = {"draw": draw} if draw else {}
         asked = key({**request, "base_url": self.settings.base_url, **number})
-        found = self.replies.find(asked)
-        if found is None:
-            self._check_budget()
-            found = self._request(request, asked)
-            self.replies.keep(asked, found)
-        return found
+        with self._turn:  # who asks the same at the same time waits, and finds the reply
+            self._turn.wait_for(lambda: asked not in self._under_way)
+            self._under_way.add(asked)
+        try:
+            found = self.replies.find(asked)
+            if found is None:
+                self._check_budget()
+                found = self._request(request, asked)
+                self.replies.keep(asked, found)
+            return found
+        finally:
+            with self._turn:
+                self._under_way.remove(asked)
+                self._turn.notify_all()
 
     def _request(self, request: Mapping[str, Any], asked: str) -> Reply:
         """One reply of the service; one that cannot be read is asked for again."""
@@ -135,7 +167,7 @@ class Client:
                 raw = self._service.chat.completions.with_raw_response.create(**request)
                 if raw.retries_taken:
                     self.replies.again(asked, raw.retries_taken)
-                return read(raw.text, self.settings)
+                return read(raw.text, self.logprobs)
             except openai.BadRequestError as error:
                 if error.code in FILTERED:
                     return Reply("", "refused", 0, 0)
@@ -193,7 +225,7 @@ def secret(settings: Chat) -> str:
     )
 
 
-def read(text: str, settings: Chat) -> Reply:
+def read(text: str, logprobs: bool) -> Reply:
     """The reply in the JSON that a service sent. ValueError that says what is missing."""
     body = json.loads(text)
     try:
@@ -212,7 +244,7 @@ def read(text: str, settings: Chat) -> Reply:
         return Reply(str(message.get("refusal") or words or ""), "refused", *spent)
     if not isinstance(words, str):
         raise ValueError("it has no text")
-    if settings.logprobs and words and not likeliest:
+    if logprobs and words and not likeliest:
         raise ValueError("it has no log-probs; set logprobs=false for a service without them")
     return Reply(words, "length" if ended == "length" else "stop", *spent, likeliest)
 

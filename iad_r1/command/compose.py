@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from iad_r1 import errors, prompts, rewards, stages
 from iad_r1.command import inherit, roots
-from iad_r1.command.options import groups
+from iad_r1.command.options import groups, only_with
 from iad_r1.errors import ConfigError
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, load
@@ -99,7 +99,10 @@ def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Conf
     try:
         config = load(json.dumps(plain))
     except ConfigError as error:
-        raise ConfigError(_with_suggestions(str(error), plain)) from None
+        said = _with_suggestions(str(error), plain)
+        for key in stage.shortcuts:  # as it is typed
+            said = re.sub(rf"\bstage\.{key}\b", key, said)
+        raise ConfigError(said) from None
     problems = [*stage.problems(config), *_unknown_names(config)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -214,6 +217,8 @@ def _key_in(message: str) -> str | None:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    if (stage := only_with(key)) is not None:
+        return f"{key}: only stage={stage} has one. Add stage={stage}."
     chosen = [o for o in overrides if o.partition("=")[0] in groups()]
     return f"{key}: there is no such setting.{_nearest(key, _valid_keys(chosen))}"
 

@@ -5,6 +5,7 @@ Reads the YAML files alone, so `--help` costs no import of Hydra.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -27,14 +28,30 @@ def description(group: str, option: str) -> str:
 
 
 def default_options() -> dict[str, str]:
-    """The option of each group that `conf/config.yaml` chooses, in its order."""
-    return {
-        group: option
-        for entry in _config_yaml()["defaults"]
-        if isinstance(entry, dict)
-        for group, option in entry.items()
-        if not group.startswith(("override ", "optional "))
-    }
+    """The option of each group that `conf/config.yaml` chooses, in its order, then of those that
+    a stage brings along."""
+    found = dict(_chosen(CONF / "config.yaml"))
+    return found | {group: option for group, option, _ in _brought()}
+
+
+def only_with(group: str) -> str | None:
+    """The stage that brings a group along; None: every run has it."""
+    return next((stage for found, _, stage in _brought() if found == group), None)
+
+
+def _brought() -> Iterator[tuple[str, str, str]]:
+    """(group, option, stage) of what stages choose: "/teacher@_global_.teacher: rules"."""
+    for file in sorted((CONF / "stage").glob("*.yaml")):
+        for group, option in _chosen(file):
+            yield group.removeprefix("/").partition("@")[0], option, file.stem
+
+
+def _chosen(file: Path) -> Iterator[tuple[str, str]]:
+    for entry in _read(file).get("defaults", ()):
+        if isinstance(entry, dict):
+            for group, option in entry.items():
+                if not group.startswith(("override ", "optional ")):
+                    yield group, option
 
 
 def group_options() -> str:
@@ -43,7 +60,8 @@ def group_options() -> str:
     lines: list[str] = []
     defaults = sorted(default_options().items(), key=lambda pair: pair[0] != "stage")
     for group, chosen in defaults:
-        lines.append(group)
+        stage = only_with(group)
+        lines.append(group if stage is None else f"{group} (with stage={stage})")
         width = max(len(option) for option in available[group])
         for option in available[group]:
             star = "*" if option == chosen else " "
@@ -54,9 +72,9 @@ def group_options() -> str:
 
 def help_text() -> str:
     """What `--help` prints: `hydra.help.template` of `conf/config.yaml`, filled."""
-    template: str = _config_yaml()["hydra"]["help"]["template"]
+    template: str = _read(CONF / "config.yaml")["hydra"]["help"]["template"]
     return template.replace("$OPTIONS", group_options())
 
 
-def _config_yaml() -> dict:
-    return yaml.safe_load(Path(CONF / "config.yaml").read_text(encoding="utf-8"))
+def _read(file: Path) -> dict:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from scipy.sparse import csgraph
 
 from iad_r1.data import mix
 from iad_r1.data.readers.expert_ad import VIEW
-from iad_r1.expert.filters import Rejection
+from iad_r1.expert.teachers import Rejection
 from iad_r1.types import Sample
 
 List = Literal["sft", "grpo"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,7 +113,7 @@ def write(
         records |= _parts(learned)
     for name, of_file in records.items():
         write_json(folder / name, of_file)
-    write_json(folder / "dataset_info.json", dataset_info(shots))
+    write_json(folder / "dataset_info.json", dataset_info(records))
     return found.told()
 
 
@@ -150,11 +150,12 @@ def _answer_alone(target: str) -> str:
     return f"<answer>{parse(target).answer}</answer>"
 
 
-def dataset_info(shots: Sequence[int]) -> dict[str, Any]:
-    """The entries of LLaMA-Factory's `dataset_info.json` for the lists of PA-SFT."""
+def dataset_info(files: Iterable[str]) -> dict[str, Any]:
+    """The entries of LLaMA-Factory's `dataset_info.json` for those of the lists that PA-SFT takes,
+    their arms among them."""
     return {
-        f"expert_ad_sft{'_1shot' * number}": {
-            "file_name": file_name("sft", number),
+        f"expert_ad_{Path(file).stem}": {
+            "file_name": file,
             "formatting": "sharegpt",
             "columns": {"messages": "messages", "images": "images"},
             "tags": {
@@ -164,7 +165,8 @@ def dataset_info(shots: Sequence[int]) -> dict[str, Any]:
                 "assistant_tag": "assistant",
             },
         }
-        for number in shots
+        for file in files
+        if Path(file).name.startswith("sft")
     }
 
 

@@ -6,8 +6,9 @@ Every picture is one line of `drafts.jsonl` as soon as it is done. A run that go
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ from iad_r1.data.ahead import Ahead
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.expert import card, facts, filters, lists
-from iad_r1.expert import review as reviews
 from iad_r1.expert.choice import Candidate, References, candidates, spread, unfit, view_of
-from iad_r1.expert.filters import Rejection
-from iad_r1.expert.teachers import Asked, find
+from iad_r1.expert.teachers import Asked, Draft, Rejection, Teacher, find
 from iad_r1.grid import Grid, Rule, as_grid, describe
 from iad_r1.judge.predictions import repair
 from iad_r1.loops.opening import check_same_data
@@ -33,13 +32,13 @@ from iad_r1.rewards.vocabulary import vocabulary
 from iad_r1.settings.config import Config
 from iad_r1.settings.expert import ExpertSettings
 from iad_r1.store.progress import progress
-from iad_r1.store.run_folder import RunFolder, replacing
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Dataset, Sample
 
 DATASET = "dataset"  # the folder of the lists
 DRAFTS = "drafts.jsonl"
-REVIEWED = "reviewed.jsonl"  # the same, as reviewers have left them
 AHEAD = 16  # pictures that are looked at before their texts are written
+MAIN = ""  # the text of the lists themselves, beside those of their arms
 PICTURES = "pictures"  # below DATASET: those that are in no file of their own
 
 
@@ -50,50 +49,39 @@ def run(config: Config, folder: RunFolder) -> None:
     plan = _plan(config, folder)
     drafts, out = folder.path / DRAFTS, folder.path / DATASET
     out.mkdir(exist_ok=True)
-    writer = _Writer(config, plan, out)
+    teacher = find(_settings(config).teacher.name).teacher(config, folder)
+    writer = _Writer(config, plan, out, teacher)
     done = _taken_up(drafts, plan, writer)
-    with progress("writing", len(plan.order)) as bar, drafts.open("a", encoding="utf-8") as file:
-        bar.skip(done)
-        for one in _seen_ahead(plan, done, config.engine.picture_threads):
-            file.write(json.dumps(writer.row(one), ensure_ascii=False) + "\n")
-            file.flush()
-            bar.advance()
+    planned = _seen_ahead(plan, done, config.engine.picture_threads)
+    try:
+        with (
+            progress("writing", len(plan.order)) as bar,
+            drafts.open("a", encoding="utf-8") as file,
+        ):
+            bar.skip(done)
+            for row in writer.rows(planned):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.advance()
+    finally:  # what it took is paid for, whatever ends the run
+        folder.update_summary(teacher=teacher.close())
     write_lists(config, folder)
 
 
 def write_lists(config: Config, folder: RunFolder) -> None:
-    """From the drafts of a build, as reviewers have left them: the lists, the data card, and what
-    the terminal says."""
-    stage, out = _settings(config), folder.path / DATASET
-    drafts, review = _reviewed(config, folder)
+    """From the drafts of a build: the lists, the data card, and what the terminal says."""
+    stage, drafts, out = _settings(config), folder.path / DRAFTS, folder.path / DATASET
     found = lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
-    found = {**found, "review": review}
     if not all(n for labels in found["kept"].values() for n in labels.values()):
         why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
         raise DataError(
             f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
             f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
         )
-    base = base_of(config, folder)
+    base = _base(config, folder)
     card.write(out, config, found, base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
     shown.show(found, out, base, Console(highlight=False))
-
-
-def _reviewed(config: Config, folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
-    """The file with the lines of a build as reviewers have left them, and what they did; its drafts
-    and None where nobody has reviewed it."""
-    stage, drafts, left = _settings(config), folder.path / DRAFTS, folder.path / REVIEWED
-    decisions = reviews.Decisions(folder.path / reviews.FOLDER)
-    standing = decisions.standing()
-    if not any(standing.values()):
-        left.unlink(missing_ok=True)
-        return drafts, None
-    grid = str(as_grid(config.grid))
-    lines = reviews.reviewed(lambda: lists.rows(drafts), standing, grid, rules(config), stage.alike)
-    with replacing(left) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
-    return left, reviews.told(lists.rows(left), standing, decisions.times())
 
 
 def _counted(kept: Mapping[str, Mapping[str, int]]) -> str:
@@ -144,11 +132,11 @@ def _plan(config: Config, folder: RunFolder) -> _Plan:
     alike = Alike(images.open_image)
     references = References(order, given, alike.nearest)
     rejected = [(s, r) for s in samples if (r := (left_out | both).get(s.id)) is not None]
-    base = base_of(config, folder)
+    base = _base(config, folder)
     return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
 
 
-def base_of(config: Config, folder: RunFolder) -> Path:
+def _base(config: Config, folder: RunFolder) -> Path:
     """What paths of pictures start from."""
     roots = {getattr(part, "root", None) for part in config.data.members().values()}
     root = roots.pop() if len(roots) == 1 else None
@@ -221,78 +209,99 @@ def rules(config: Config) -> filters.Rules:
     return filters.Rules(tuple(stage.forbidden), fewest, most, types)
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A picture that is written about: its line so far, the texts that are wanted of it by arm (of
+    those that cannot be written about, none), and what speaks against it."""
+
+    about: Mapping[str, Any]
+    wanted: Mapping[str, Asked]
+    wrong: Sequence[Rejection]
+
+    @property
+    def asked(self) -> Sequence[Asked]:
+        return tuple(self.wanted.values())
+
+
 class _Writer:
     """Writes about one picture after the other, and knows what has been kept."""
 
-    def __init__(self, config: Config, plan: _Plan, out: Path) -> None:
+    def __init__(self, config: Config, plan: _Plan, out: Path, teacher: Teacher) -> None:
         stage = _settings(config)
         self.seed, self.grid = config.seed, as_grid(config.grid)
         self.rule: Rule = config.grid.mask_rule
-        self.plan, self.out, self.teacher = plan, out, find(stage.teacher)
-        self.teacher_name, self.with_arms = stage.teacher, stage.arms
+        self.plan, self.out, self.teacher = plan, out, teacher
+        self.teacher_name, self.with_arms = stage.teacher.name, stage.arms
         self.rules = rules(config)
         self.types = self.rules.types
         self.alike = filters.Alike(stage.alike)
 
-    def row(self, one: Planned) -> dict[str, Any]:
-        """The line of a picture."""
-        if not isinstance(one, Candidate):
-            sample, why = one
-            return {**self._about(sample), "rejected": [asdict(why)]}
-        reference = self.plan.references.find(one)
-        if reference is None:
-            why = Rejection("no reference", "there is no other good picture of this product here")
-            return {**self._about(one.sample), "list": one.list, "rejected": [asdict(why)]}
-        return self._written(one, reference)
+    def rows(self, planned: Iterable[Planned]) -> Iterator[dict[str, Any]]:
+        """The line of each picture, in their order. The teacher may be some pictures ahead."""
+        cases, ahead = tee(map(self._case, planned))
+        drafts = self.teacher.write(case.asked for case in ahead)
+        for case, drafted in zip(cases, drafts, strict=True):
+            yield self._row(case, drafted)
 
     def recall(self, row: Mapping[str, Any]) -> None:
         """Take note of a line that an earlier process has written."""
         if not row["rejected"]:
             self.alike.add(row["id"], (row["product"], row["type"]), row["reasoning"])
 
-    def _about(self, sample: Sample) -> dict[str, Any]:
-        return {"id": sample.id, "product": sample.product, "picture": self._path(sample)}
-
-    def _written(self, one: Candidate, reference: Sample) -> dict[str, Any]:
-        sample, found = one.sample, self._facts(one.sample, reference)
-        asked = Asked(sample.id, found, str(self.grid), self._place(found, str(self.grid)))
-        draft, text, wrong = self._drafted(asked)
-        others: dict[str, str] = {}
-        for arm in lists.arms(asked.grid) if self.with_arms else ():
-            _, others[arm], also = self._drafted(self._arm(asked, arm))
-            wrong += [replace(why, reason=f"{why.reason} ({arm})") for why in also]
-        about = (sample.product, draft.type)
-        if not wrong and (twin := self.alike.find(about, draft.reasoning)) is not None:
-            wrong = [twin]
+    def _case(self, one: Planned) -> _Case:
+        if not isinstance(one, Candidate):
+            sample, why = one
+            return _Case(self._about(sample), {}, [why])
+        sample, about = one.sample, {**self._about(one.sample), "list": one.list}
+        reference = self.plan.references.find(one)
+        if reference is None:
+            why = Rejection("no reference", "there is no other good picture of this product here")
+            return _Case(about, {}, [why])
+        found, grid = self._facts(sample, reference), str(self.grid)
         photo = self.plan.photos[sample.id]
-        row = {
-            **self._about(sample),
-            "list": one.list,
+        asked = Asked(sample, reference, found, grid, self._place(found, grid))
+        about |= {
             "group": one.group,
             "camera": view_of(sample)[1],
             "reference": {"id": reference.id, "picture": self._path(reference)},
             "picture_sha256": photo.image_digest,
             "mask_sha256": photo.mask_digest,
             "location": asked.place,
-            "type": draft.type,
             "label": sample.solution.type,
             "teacher": self.teacher_name,
+            "writer": self.teacher.writer,
             "seed": self.seed,
             "facts": asdict(found),
-            "description": draft.description,
-            "reasoning": draft.reasoning,
-            "target": text,
-            "arms": others,
-            "rejected": [asdict(why) for why in wrong],
         }
+        arms = lists.arms(grid) if self.with_arms else ()
+        return _Case(about, {MAIN: asked} | {arm: self._arm(asked, arm) for arm in arms}, [])
+
+    def _about(self, sample: Sample) -> dict[str, Any]:
+        return {"id": sample.id, "product": sample.product, "picture": self._path(sample)}
+
+    def _row(self, case: _Case, drafted: Sequence[Draft | Rejection]) -> dict[str, Any]:
+        wrong, texts = list(case.wrong), dict[str, str]()
+        row = dict(case.about)
+        for (arm, asked), draft in zip(case.wanted.items(), drafted, strict=True):
+            if isinstance(draft, Rejection):
+                found = [draft]
+            else:
+                texts[arm] = filters.target(draft, asked.place)
+                found = list(
+                    filters.rejections(asked.facts, asked.grid, draft, texts[arm], self.rules)
+                )
+                if arm == MAIN:
+                    row |= {"type": draft.type, "description": draft.description,
+                            "reasoning": draft.reasoning, "shown": draft.shown}  # fmt: skip
+            wrong += [r if arm == MAIN else replace(r, reason=f"{r.reason} ({arm})") for r in found]
+        if case.wanted and not wrong:
+            twin = self.alike.find((row["product"], row["type"]), row["reasoning"])
+            wrong += [] if twin is None else [twin]
+        if MAIN in texts:
+            row |= {"target": texts.pop(MAIN), "arms": texts}
+        row["rejected"] = [asdict(why) for why in wrong]
         self.recall(row)
         return row
-
-    def _drafted(self, asked: Asked) -> tuple[Any, str, list[Rejection]]:
-        draft = self.teacher.draft(asked, self.seed)
-        text = filters.target(draft, asked.place)
-        wrong = filters.rejections(asked.facts, asked.grid, draft, text, self.rules)
-        return draft, text, list(wrong)
 
     def _facts(self, sample: Sample, reference: Sample) -> facts.Facts:
         picture, good = images.open_image(sample), images.open_image(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ class Outside:
         if self.settings.samples > 1 and service.temperature is not None:
             service = service.model_copy(update={"temperature": self.settings.temperature})
         kept = service.replies or folder.outputs / "replies.sqlite"
-        self.client = Client(service, Replies(Path(kept), str(folder.path)))
+        self.client = Client(service, Replies(Path(kept), str(folder.path)), service.logprobs)
 
     def answers(
         self, samples: Sequence[Sample], split: str, shots: int
     ) -> Iterator[list[Prediction]]:
         """Predictions as the replies come, one at a time: the majority of several samples."""
-        asked, draws = (self._messages(sample, shots) for sample in samples), self.settings.samples
+        asked, draws = [partial(self._messages, s, shots) for s in samples], self.settings.samples
         try:
             for number, replies in self.client.ask(asked, self.settings.max_tokens, draws):
                 drawn = [self._graded(samples[number], reply, split, shots) for reply in replies]
@@ -52,14 +53,7 @@ class Outside:
 
     def close(self) -> None:
         """Say what asking cost."""
-        spent = self.client.spent
-        cost = f", {spent.dollars:.4g} dollars" if spent.dollars else ""
-        print(
-            f"{spent.replies:,} replies ({spent.kept:,} more were kept from before), "
-            f"{spent.refused:,} refusals, {spent.retries:,} requests again; "
-            f"{spent.tokens_in:,} tokens in and {spent.tokens_out:,} out{cost}",
-            flush=True,
-        )
+        print(self.client.spent.in_words(), flush=True)
         self.client.replies.close()
 
     def _graded(self, sample: Sample, reply: Reply, split: str, shots: int) -> Prediction:

@@ -118,6 +118,11 @@ class Vocabulary:
             return self.scores.same_group
         return self.scores.within_class if truth.kind is None else self.scores.same_class
 
+    def kinds(self, type_class: str) -> list[str]:
+        """The types of a class, without synonyms, in the order of the file."""
+        found = (p.kind for p in self._places.values() if p.type_class == type_class and p.kind)
+        return list(dict.fromkeys(found))
+
     def unplaced(self, labels: Iterable[str]) -> list[str]:
         """The distinct labels this vocabulary cannot place, sorted: a data set's blind spots."""
         return sorted({label for label in labels if self.find(label) is None})

@@ -40,6 +40,7 @@ class ApiBackbone(Chat):
 
     source: Literal["api"]
     name: str
+    logprobs: bool
 
 
 Backbone = Annotated[BuiltBackbone | HubBackbone | ApiBackbone, Field(discriminator="source")]

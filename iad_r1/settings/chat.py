@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +18,6 @@ class Chat(Section):
     key: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # the name of a variable, never the key
     limit: Literal["max_completion_tokens", "max_tokens"]
     temperature: AtLeast0 | None
-    logprobs: bool
     concurrency: Count
     timeout: Above0
     retries: Count0
@@ -25,3 +25,11 @@ class Chat(Section):
     dollars_out: AtLeast0 | None
     budget: Above0 | None
     replies: str | None
+
+    def problems(self, where: str) -> Iterator[str]:
+        """A sentence for each setting that contradicts another; `where` is their section."""
+        if self.budget is not None and None in (self.dollars_in, self.dollars_out):
+            yield (
+                f"{where}.budget needs the prices of a million tokens: {where}.dollars_in and "
+                f"{where}.dollars_out."
+            )

@@ -261,8 +261,4 @@ def _outside(config: Config) -> Iterator[str]:
             "log-probs of a few tokens, and a letter may be none of them. Use "
             "evaluate.choices=text."
         )
-    if asked.budget is not None and None in (asked.dollars_in, asked.dollars_out):
-        yield (
-            "backbone.budget needs the prices of a million tokens: backbone.dollars_in and "
-            "backbone.dollars_out."
-        )
+    yield from asked.problems("backbone")

@@ -10,14 +10,17 @@ what was left out and why, and a data card (`docs/expert_ad.md`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from iad_r1 import nearest, stages
+from iad_r1.errors import ConfigError
 from iad_r1.expert import teachers
 from iad_r1.settings.config import Config
 from iad_r1.settings.expert import ExpertSettings
 from iad_r1.store.run_folder import RunFolder
 
 Settings = ExpertSettings
+FILTERS = ("datasketch", "py3langid")
 GRIDS = 5  # facts know square grids of up to this many rows
 
 
@@ -30,8 +33,7 @@ class Stage(stages.Stage):
 
     def problems(self, config: Config) -> Iterator[str]:
         stage, grid = _settings(config), config.grid
-        if stage.teacher not in teachers.names():
-            yield f"teacher={stage.teacher}: must be one of {', '.join(teachers.names())}."
+        yield from teachers.find(stage.teacher.name).problems(config)
         if grid.rows != grid.cols or grid.rows > GRIDS:
             yield f"grid={grid.name} with stage=expert_ad: facts know grids from 1x1 to 5x5."
         if len(set(stage.shots)) < len(stage.shots):
@@ -47,6 +49,15 @@ class Stage(stages.Stage):
 
     def check_inputs(self, config: Config) -> None:
         nearest.weights_file()
+        missing = [name for name in FILTERS if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"stage=expert_ad filters texts with {' and '.join(missing)}, which "
+                f"{'is' if len(missing) == 1 else 'are'} not installed. Type: pip install "
+                '-e ".[expert]"'
+            )
+        teacher = _settings(config).teacher
+        teachers.find(teacher.name).require(teacher)
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage = _settings(config)
@@ -56,7 +67,8 @@ class Stage(stages.Stage):
         for name, part in config.benchmark.items():
             yield stages.row(name, f"{part.announce()}: not written about")
         most = "" if stage.items is None else f", at most {stage.items:,} pictures"
-        yield stages.row("teacher", f"{stage.teacher}, places on {config.grid.name}{most}")
+        writes = teachers.find(stage.teacher.name).announce(config)
+        yield stages.row("teacher", f"{writes}, places on {config.grid.name}{most}")
         yield stages.row("output", output)
 
     def run(self, config: Config, folder: RunFolder) -> None:

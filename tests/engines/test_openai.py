@@ -3,27 +3,23 @@ fails in the ways of services: the answers are those of the same weights here.""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import re
 import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from failing import FAULTS, Proxy
 from serving import free_port, run_py
 
 from iad_r1 import data
@@ -136,80 +132,9 @@ def serving(taught: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert not psutil.wait_procs(family, timeout=60)[1]
 
 
-# --- a proxy that fails ---------------------------------------------------------------------------
+# --- asked through a proxy that fails -------------------------------------------------------------
 
-FAULTS = ("429", "500", "time-out", "cut off", "no JSON", "no reply in it")
 KEPT = 3  # replies that the killed evaluation had
-
-
-class Proxy:
-    """Between a client and the server. It holds request number `hold` until its client is gone,
-    and then fails once in each way, at every second request."""
-
-    def __init__(self, port: int) -> None:
-        self.hold: int | None = KEPT
-        self.held = threading.Event()
-        self.faults = list(FAULTS)
-        self.asked: list[str] = []  # what each request was, by its hash
-        self.answered: Counter[str] = Counter()
-        lock, proxy = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                digest = hashlib.sha256(body).hexdigest()
-                with lock:
-                    number, held = len(proxy.asked), proxy.hold is not None
-                    proxy.asked.append(digest)
-                    fails = number % 2 == 0 and not held and proxy.faults
-                    fault = proxy.faults.pop(0) if fails else ""
-                if proxy.hold == number:
-                    proxy.held.set()
-                    fault = "time-out"
-                if fault == "time-out":
-                    with contextlib.suppress(OSError):
-                        self.rfile.read(1)  # until the client has gone
-                    self.close_connection = True
-                elif fault == "429":
-                    self.send(429, b"{}", ("Retry-After", "0.1"))
-                elif fault == "500":
-                    self.send(500, b"oops")
-                elif fault == "no JSON":
-                    self.send(200, b"<html>welcome</html>")
-                elif fault == "no reply in it":
-                    self.send(200, b'{"choices": []}')
-                else:
-                    status, found = self.forward(body)
-                    self.send(status, found, cut=fault == "cut off")
-                    if status == 200 and not fault:
-                        with lock:
-                            proxy.answered[digest] += 1
-
-            def forward(self, body: bytes) -> tuple[int, bytes]:
-                server = HTTPConnection("127.0.0.1", port)
-                names = ("Authorization", "Content-Type")
-                headers = {name: self.headers[name] for name in names if name in self.headers}
-                server.request("POST", self.path, body, headers)
-                answer = server.getresponse()
-                return answer.status, answer.read()
-
-            def send(self, status: int, body: bytes, *more: tuple[str, str], cut: bool = False):
-                self.send_response(status)
-                for name, value in (("Content-Length", str(len(body))), *more):
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-                self.close_connection = cut
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @dataclass
@@ -224,7 +149,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def evaluated(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluated]:
-    place, proxy = tmp_path_factory.mktemp("asking"), Proxy(serving.port)
+    place, proxy = tmp_path_factory.mktemp("asking"), Proxy(serving.port, FAULTS, hold=KEPT)
     typed = [
         "stage=evaluate", "backbone=api", f"backbone.base_url={proxy.url}", *ASKED,
         f"backbone.model={serving.name}", "backbone.key=VLLM_API_KEY", "backbone.logprobs=true",

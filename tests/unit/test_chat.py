@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from services import Service, body, served, words
 
-from iad_r1.chat.client import Client, ServiceError, messages, p_yes, read, secret
+from iad_r1.chat.client import Client, Messages, ServiceError, messages, p_yes, read, secret
 from iad_r1.chat.replies import Replies, Reply, Token, Used
 from iad_r1.errors import ConfigError, DataError
 from iad_r1.settings.chat import Chat
@@ -34,21 +34,21 @@ def client(service: Service, tmp_path: Path) -> Callable[..., Client]:
     """Makes clients, each of a run of its own unless it is named."""
     made: list[str] = []
 
-    def make(run: str | None = None, **more: Any) -> Client:
+    def make(run: str | None = None, logprobs: bool = False, **more: Any) -> Client:
         given = {
             "model": "m", "base_url": service.url, "key": "NO_SUCH_KEY", "temperature": 0.0,
-            "limit": "max_completion_tokens", "logprobs": False, "concurrency": 4, "timeout": 5.0,
+            "limit": "max_completion_tokens", "concurrency": 4, "timeout": 5.0,
             "retries": 3, "dollars_in": 1.0, "dollars_out": 10.0, "budget": None, "replies": None,
         }  # fmt: skip
         made.append(str(len(made)))
         file = tmp_path / "kept" / "replies.sqlite"
-        return Client(Chat(**(given | more)), Replies(file, run or made[-1]))
+        return Client(Chat(**(given | more)), Replies(file, run or made[-1]), logprobs)
 
     return make
 
 
-def asking(*texts: str) -> list[list[dict[str, str]]]:
-    return [[{"role": "user", "content": text}] for text in texts]
+def asking(*texts: str) -> list[Callable[[], Messages]]:
+    return [lambda text=text: [{"role": "user", "content": text}] for text in texts]
 
 
 NAMES = [f"question {n}" for n in range(12)]
@@ -204,9 +204,8 @@ def test_p_yes_is_unknown_without_log_probs_and_where_neither_word_is_likely():
 
 
 def test_log_probs_that_were_asked_and_do_not_come_are_no_reply():
-    settings = Chat.model_construct(logprobs=True)
     with pytest.raises(ValueError, match="logprobs=false"):
-        read(body("Yes").decode(), settings)
+        read(body("Yes").decode(), logprobs=True)
 
 
 # --- what is kept --------------------------------------------------------------------------------
@@ -221,11 +220,18 @@ def test_nothing_is_asked_twice_and_any_change_of_what_is_asked_is_asked_anew(cl
     for change in (
         {"model": "other"},
         {"temperature": 0.5},
-        {"logprobs": False, "limit": "max_tokens"},
+        {"limit": "max_tokens"},
     ):
         before = len(service.asked)
         said(client(**change), ["a"])
         assert len(service.asked) == before + 1, change
+
+
+def test_what_is_asked_twice_at_the_same_time_is_paid_once(client, service):
+    asked = client(concurrency=4)
+    assert said(asked, ["a"] * 8) == ["said a"] * 8
+    assert len(service.asked) == 1
+    assert (asked.spent.replies, asked.spent.tokens_in) == (1, 1000)
 
 
 def test_two_clients_share_a_file_of_replies(client, service):
@@ -242,7 +248,7 @@ from iad_r1.chat.client import Client
 from iad_r1.chat.replies import Replies, Reply, Token, Used
 from iad_r1.settings.chat import Chat
 client = Client(Chat.model_validate_json(sys.argv[1]), Replies(Path(sys.argv[2]), "killed"))
-asked = [[{"role": "user", "content": f"question {n}"}] for n in range(12)]
+asked = [lambda n=n: [{"role": "user", "content": f"question {n}"}] for n in range(12)]
 for number, _ in client.ask(asked, 99):
     print(number, flush=True)
 """

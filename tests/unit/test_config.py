@@ -20,11 +20,15 @@ from iad_r1.settings import config
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config
 from iad_r1.settings.data import READERS
+from iad_r1.settings.expert import TEACHERS, ExpertSettings
 from iad_r1.settings.modules import find, names
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 PAPER = ["mvtec", "visa", "mpdd", "dagm", "dtd", "sdd"]
 COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]  # evaluation only
+
+
+SERVICE = ["teacher.model=m", "teacher.base_url=http://localhost:8000/v1"]
 
 
 def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
@@ -56,6 +60,8 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("method", "patchcore"): ["stage=evaluate"],
         ("rewards", "sc_grpo_box"): ["location_format=box"],
         ("backbone", "api"): ["stage=evaluate", "backbone.model=m"],
+        **{("teacher", name): ["stage=expert_ad"] for name in names(TEACHERS)},
+        ("teacher", "openai"): ["stage=expert_ad", *SERVICE],
         ("recipe", "paper"): ["backbone=qwen25vl_3b"],
         ("recipe", "released"): ["backbone=qwen25vl_3b"],
         ("recipe", "anomaly_r1"): ["backbone=qwen25vl_3b"],
@@ -83,8 +89,15 @@ def test_every_option_composes_into_a_valid_configuration_that_knows_its_name(
     )
     if group == "benchmark":
         assert list(made.benchmark) == {"none": [], "paper": PAPER}.get(option, [option])
+    elif group == "teacher":  # of a stage
+        assert isinstance(made.stage, ExpertSettings)
+        assert made.stage.teacher.name == option
     elif group != "recipe":  # a recipe sets values of several sections and has none of its own
         assert getattr(made, group).name == option
+
+
+def test_a_group_that_only_one_stage_has_is_refused_with_the_others_by_its_name():
+    assert refused("teacher=rules") == "teacher: only stage=expert_ad has one. Add stage=expert_ad."
 
 
 def test_every_yaml_file_is_an_option_with_a_description():
@@ -217,7 +230,7 @@ def models(annotation: object) -> set[type[BaseModel]]:
     return found
 
 
-MODULES = [find(p, name) for p in (READERS, stages.__name__) for name in names(p)]
+MODULES = [find(p, name) for p in (READERS, stages.__name__, TEACHERS) for name in names(p)]
 SECTIONS = models(Config).union(*(models(module.Settings) for module in MODULES))
 
 

@@ -200,11 +200,19 @@ def test_the_hubs_library_opens_every_list(out, tmp_path):
         file = str(out / found["data_files"])
         opened = load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path))
         assert list(opened) == read(Path(file))
+    shown = load_dataset(str(out), "grpo_1shot", split="train", cache_dir=str(tmp_path))
+    assert list(shown) == read(out / "grpo_1shot.json")  # by the card, as from the hub
 
 
 def test_the_card_and_llama_factorys_entry_say_what_is_there(out):
     info = read(out / "dataset_info.json")
-    assert list(info) == ["expert_ad_sft", "expert_ad_sft_1shot"]
+    arms = ("coarse", "1x1", "2x2", "4x4", "5x5", "answers", 20, 40, 60, 80)
+    assert set(info) == {
+        f"expert_ad_sft{name}" for name in ("", "_1shot", *(f"_{a}" for a in arms))
+    }
+    assert {out / entry["file_name"] for entry in info.values()} == {
+        *(out / "arms").glob("sft_*.json"), out / "sft.json", out / "sft_1shot.json",
+    }  # fmt: skip
     for entry in info.values():
         assert entry["columns"].items() >= {"messages": "messages", "images": "images"}.items()
         assert set(entry["columns"]) <= set(read(out / entry["file_name"])[0])
@@ -374,7 +382,7 @@ def test_a_reference_is_of_the_same_list_product_and_camera_and_of_another_group
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("teacher=nobody", "teacher=nobody: must be one of rules"),
+        ("teacher=nobody", "teacher=nobody: there is no such option. teacher is one of: .*rules"),
         ("stage.words=[30,20]", "no text has that few"),
         ("stage.shots=[1,1]", "names a number twice"),
         ("grid.rows=4", "facts know grids from 1x1 to 5x5"),

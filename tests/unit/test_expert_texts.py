@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from iad_r1.expert.teachers import Asked, Draft, rules
 from iad_r1.grid import Grid, cells_on, cells_touched, describe
 from iad_r1.rewards.vocabulary import vocabulary
 from iad_r1.settings.expert import ExpertSettings
+from iad_r1.types import Sample, Solution
 
 TYPES = vocabulary("default")
 KINDS = {
@@ -69,9 +71,13 @@ def facts(kind: str | None = "cracked", **changed: Any) -> Facts:
     return replace(picture, defect=replace(found, **changed))
 
 
+def pictured(id: str) -> Sample:
+    return Sample(id, "made", "train", "brass nut", Path(f"{id}.png"), Solution("No"))
+
+
 def asked(found: Facts, grid: str = "3x3", id: str = "nut/1", coarse: bool = False) -> Asked:
     place = found.defect and describe(found.defect.cells[grid], grid)
-    return Asked(id, found, grid, place, coarse)
+    return Asked(pictured(id), pictured("good"), found, grid, place, coarse)
 
 
 def written(about: Asked, seed: int = 0) -> tuple[Draft, str]:

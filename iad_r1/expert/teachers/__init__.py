@@ -1,17 +1,22 @@
-"""Who writes: one module for each `teacher=`, with one function.
+"""Who writes: one module for each `teacher=`, and one file of its values in `conf/teacher/`.
 
-    draft(asked: Asked, seed: int) -> Draft
+A module has `Settings`, the types of these, and
 
-The same for a picture and a seed every time, whatever was written before.
+    problems(config: Config) -> Iterator[str]      a sentence for each setting that cannot work
+    require(settings: Settings) -> None            is there what it needs? Asked before work starts
+    announce(config: Config) -> str                one line about it
+    teacher(config: Config, folder: RunFolder) -> Teacher
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from iad_r1.expert.facts import Facts
 from iad_r1.settings import modules
+from iad_r1.types import Sample
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Asked:
     words of it for the defect; None: the picture is good. `coarse` asks for the class of a defect
     in the place of its type."""
 
-    id: str
+    sample: Sample
+    reference: Sample  # the good picture beside it
     facts: Facts
     grid: str
     place: str | None
@@ -29,11 +35,40 @@ class Asked:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a teacher has written; `type` is None where the picture is good."""
+    """What a teacher has written; `type` is None where the picture is good. `shown` are words for
+    what only its writer was shown, beside those of `stage.forbidden`."""
 
     description: str
     reasoning: str
     type: str | None
+    shown: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why something is left out: the filter, and what it found."""
+
+    reason: str
+    found: str
+
+
+class Teacher(Protocol):
+    """Who writes. The same for a picture every time, whatever was written before.
+
+    Attributes:
+        writer: what tells its texts from those of another: a model, the hash of its words.
+    """
+
+    writer: Mapping[str, Any]
+
+    def write(self, pictures: Iterable[Sequence[Asked]]) -> Iterator[Sequence[Draft | Rejection]]:
+        """For each picture, in their order, a text for each that is wanted of it, or why there is
+        none. Pictures are taken as there is room."""
+        ...
+
+    def close(self) -> Mapping[str, Any]:
+        """Say what writing took, and return it for summary.json."""
+        ...
 
 
 def names() -> list[str]:

@@ -3,18 +3,60 @@ grammar of `wording.yaml`. Nothing is asked, and nothing is said that the facts 
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from iad_r1.data.targets import WHOLE_IMAGE, in_text
 from iad_r1.expert.grammar import Grammar, Value, read
 from iad_r1.expert.teachers import Asked, Draft
 from iad_r1.rewards.files import read_yaml
+from iad_r1.settings.config import Config
+from iad_r1.settings.expert import TeacherSettings
+from iad_r1.store.run_folder import RunFolder
 
+Settings = TeacherSettings
 FILE = Path(__file__).resolve().parents[1] / "wording.yaml"
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def problems(config: Config) -> Iterator[str]:
+    """None: it is told nothing."""
+    return iter(())
+
+
+def require(settings: TeacherSettings) -> None:
+    """It needs nothing."""
+
+
+def announce(config: Config) -> str:
+    """It has no more to say."""
+    return "rules"
+
+
+class Rules:
+    """Writes by the grammar."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.writer = {"wording": hashlib.sha256(FILE.read_bytes()).hexdigest()}
+
+    def write(self, pictures: Iterable[Sequence[Asked]]) -> Iterator[Sequence[Draft]]:
+        """The texts about each picture."""
+        for asked in pictures:
+            yield [draft(each, self.seed) for each in asked]
+
+    def close(self) -> Mapping[str, Any]:
+        """It costs nothing."""
+        return {}
+
+
+def teacher(config: Config, folder: RunFolder) -> Rules:
+    """Who writes with the seed of a run."""
+    return Rules(config.seed)
 
 
 def draft(asked: Asked, seed: int) -> Draft:
@@ -28,7 +70,7 @@ def draft(asked: Asked, seed: int) -> Draft:
         values = {**values, "type": kind, "has_class": finer and bool(values["has_class"])}
     label = "good" if kind is None else "defective"
     description, reasoning = (
-        grammar.write(f"{what}_{label}", values, random.Random(f"{what}/{seed}/{asked.id}"))
+        grammar.write(f"{what}_{label}", values, random.Random(f"{what}/{seed}/{asked.sample.id}"))
         for what in ("description", "reasoning")
     )
     return Draft(description, reasoning, kind)
