@@ -19,20 +19,27 @@ UNKNOWN = "unknown"  # as the hub spells a licence that nobody has stated
 
 
 def write(
-    out: Path, config: Config, found: Mapping[str, Any], base: Path, manifest: Mapping[str, Any]
+    out: Path,
+    config: Config,
+    found: Mapping[str, Any],
+    took: Mapping[str, Any],
+    base: Path,
+    manifest: Mapping[str, Any],
 ) -> None:
     """Write README.md beside the lists.
 
     Args:
         found: what `lists.write` returns.
+        took: what the teacher says that writing took.
         base: what the paths of pictures start from.
     """
-    write_text(out / "README.md", text(config, found, base, base == out, manifest))
+    write_text(out / "README.md", text(config, found, took, base, base == out, manifest))
 
 
 def text(
     config: Config,
     found: Mapping[str, Any],
+    took: Mapping[str, Any],
     base: Path,
     holds_pictures: bool,
     manifest: Mapping[str, Any],
@@ -54,6 +61,7 @@ def text(
         config=config,
         stage=stage,
         found=found,
+        took=took,
         total=total,
         size=size(total),
         licence=stage.licence or UNKNOWN,

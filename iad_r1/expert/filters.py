@@ -76,7 +76,7 @@ def rejections(
             yield Rejection("another place", ", ".join(strayed))
     # names are those of the data set, in any language
     names = _named(facts.product, draft.type, defect and defect.type)
-    for part in (draft.description, draft.reasoning):
+    for part in filter(None, (draft.description, draft.reasoning)):  # not all describe
         if strange := foreign(names.sub(" ", part)):
             yield Rejection("language", strange)
     length = len(draft.reasoning.split())

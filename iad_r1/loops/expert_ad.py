@@ -78,8 +78,8 @@ def write_lists(config: Config, folder: RunFolder) -> None:
             f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
             f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
         )
-    base = _base(config, folder)
-    card.write(out, config, found, base, folder.read_json("manifest.json"))
+    base, took = _base(config, folder), folder.summary().get("teacher", {})
+    card.write(out, config, found, took, base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
     shown.show(found, out, base, Console(highlight=False))
 

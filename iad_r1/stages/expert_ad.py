@@ -17,6 +17,7 @@ from iad_r1.errors import ConfigError
 from iad_r1.expert import teachers
 from iad_r1.settings.config import Config
 from iad_r1.settings.expert import ExpertSettings
+from iad_r1.stages import predict
 from iad_r1.store.run_folder import RunFolder
 
 Settings = ExpertSettings
@@ -25,15 +26,21 @@ GRIDS = 5  # facts know square grids of up to this many rows
 
 
 class Stage(stages.Stage):
-    """Needs no weights but those that tell which pictures are alike."""
+    """Needs weights that tell which pictures are alike, and for `teacher=self` those of a run."""
 
     saves = False
     shortcuts = ("teacher", "items")
+    inherits = predict.INHERITED
     imports = ("iad_r1.loops.expert_ad",)
 
     def problems(self, config: Config) -> Iterator[str]:
         stage, grid = _settings(config), config.grid
         yield from teachers.find(stage.teacher.name).problems(config)
+        if config.init is not None and stage.teacher.name != "self":
+            yield (
+                f"init={config.init} with teacher={stage.teacher.name}: no model of a run writes. "
+                "Leave init out, or use teacher=self."
+            )
         if grid.rows != grid.cols or grid.rows > GRIDS:
             yield f"grid={grid.name} with stage=expert_ad: facts know grids from 1x1 to 5x5."
         if len(set(stage.shots)) < len(stage.shots):
@@ -56,8 +63,7 @@ class Stage(stages.Stage):
                 f"{'is' if len(missing) == 1 else 'are'} not installed. Type: pip install "
                 '-e ".[expert]"'
             )
-        teacher = _settings(config).teacher
-        teachers.find(teacher.name).require(teacher)
+        teachers.find(_settings(config).teacher.name).require(config)
 
     def announce(self, config: Config, output: str) -> Iterator[str]:
         stage = _settings(config)

@@ -3,7 +3,7 @@
 A module has `Settings`, the types of these, and
 
     problems(config: Config) -> Iterator[str]      a sentence for each setting that cannot work
-    require(settings: Settings) -> None            is there what it needs? Asked before work starts
+    require(config: Config) -> None                is there what it needs? Asked before work starts
     announce(config: Config) -> str                one line about it
     teacher(config: Config, folder: RunFolder) -> Teacher
 """

@@ -72,9 +72,9 @@ def problems(config: Config) -> Iterator[str]:
     return _settings(config).problems("teacher")
 
 
-def require(settings: Settings) -> None:
+def require(config: Config) -> None:
     """ConfigError unless the client is installed, and there is a key."""
-    client.require(settings)
+    client.require(_settings(config))
 
 
 def announce(config: Config) -> str:

@@ -28,7 +28,7 @@ def problems(config: Config) -> Iterator[str]:
     return iter(())
 
 
-def require(settings: TeacherSettings) -> None:
+def require(config: Config) -> None:
     """It needs nothing."""
 
 
