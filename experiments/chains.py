@@ -79,6 +79,7 @@ def carried_out(seed: int, may_run: bool) -> Iterator[tuple[str, RunFolder]]:
     both += [text.replace("data.", "data.parts.synthetic.") for text in [*SIZES, *FEW]]
     size = ["backbone.vocab_size=1024", "pretrain.steps=500"]
     pretrained = start("pretrained", 0, "stage=pretrain", *both, *ONE, *LIMITS, *size)
+    yield "pretrained", pretrained
     learned = {
         "direct": ["data=expert_ad", *lists(seed), "sft.target=direct"],
         "short": [*SIZES, *FEW],
@@ -130,6 +131,7 @@ def origins(runs: Runs) -> Iterator[dict[str, Any]]:
     """Commit, machine and seconds of every run."""
     for row in study.facts(runs):
         code, machine = row.pop("code"), row.pop("hardware")
+        row["seconds"] = round(sum((row["seconds"] or {}).values()))
         yield {**row, "commit": code["commit"][:12], "changed": code["dirty"], **machine}
 
 
