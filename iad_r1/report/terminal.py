@@ -35,9 +35,14 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     if results:
         changes, labels = summary.get("comparisons") or [], [member.label for member in members]
         console.print(_table(results, changes, labels))
+        marked = (
+            " A change whose interval includes zero is marked ~: these images cannot tell it from "
+            "no change."
+        )
         console.print(
-            "Percent. In brackets: 95 % intervals. A change whose interval includes zero is "
-            "marked ~: these images cannot tell it from no change." + _averaged(results),
+            "Percent. In brackets: 95 % intervals."
+            + (marked if changes and not members else "")
+            + _averaged(results),
             style="dim",
             highlight=False,
         )

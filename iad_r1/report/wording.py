@@ -125,6 +125,9 @@ def span(bounds: Sequence[float]) -> str:
 def differs(row: Mapping[str, Any]) -> str:
     """How one of several runs differs from the first, and whether that may be chance."""
     sure = "may be chance" if row["verdict"] == "not clear" else f"is {row['verdict']}"
+    if not row["n_changed"]:
+        pair = f"{row['to']} and {row['from']}"
+        return f"{row['split']}, {row['shots']}-shot: {pair} judge no image differently."
     return (
         f"{row['split']}, {row['shots']}-shot: {row['to']} differs from {row['from']} by "
         f"{points(row['delta'])} points of {METRIC_NAMES[row['metric']]} (95{PERCENT} interval "

@@ -281,7 +281,10 @@ def test_the_terminal_says_how_each_run_differs_from_the_first(made, together, c
     said = " ".join(capsys.readouterr().out.split())
     for label, points in (("b_grpo", "25.0"), ("c_grpo", "50.0")):
         assert f"{label} differs from a_grpo by {MINUS}{points} points of balanced" in said
-    assert "last change" not in said
+    assert "last change" not in said and "marked ~" not in said
+    together(made("d", "yyNN"), made("e", "yyNN"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "seen, 0-shot: e_grpo and d_grpo judge no image differently." in said
 
 
 def test_a_run_of_several_models_keeps_its_label_beside_others(made, together, tmp_path):
