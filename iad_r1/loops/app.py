@@ -6,9 +6,6 @@ a folder of its own, for an hour or until the page ends.
 
 from __future__ import annotations
 
-import os
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +20,7 @@ from iad_r1.data.arrivals import references
 from iad_r1.errors import DataError, IadError
 from iad_r1.judge import verdicts
 from iad_r1.judge.verdicts import Row
+from iad_r1.loops import pages
 from iad_r1.loops.inspector import Inspector
 from iad_r1.report import verdict_page
 from iad_r1.settings.config import Config
@@ -31,15 +29,12 @@ from iad_r1.types import Sample
 
 USER = "inspector"  # the name beside the token
 SWEEP, KEPT = 600, 3600  # seconds between two looks at what was dropped, and that it is kept
-SESSIONS = 200  # whose history is kept
 
 
 def run(config: Config, token: str | None) -> None:
     """Serve the page until Ctrl-C."""
     with Inspector(config) as inspector, serving(Desk(config, inspector), token) as address:
-        asks = f" It asks for the user {USER} and the token." if token else ""
-        print(f"The page is at {address} until Ctrl-C.{asks}", flush=True)
-        threading.Event().wait()
+        pages.wait(address, USER, token)
 
 
 class Desk:
@@ -136,32 +131,10 @@ def _told(error: DataError, files: Sequence[str | Path]) -> DataError:
 def serving(desk: Desk, token: str | None) -> Iterator[str]:
     """Inside, the page is served, at the address that is given."""
     stage = desk.stage
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["GRADIO_TEMP_DIR"] = place
-        page = build(desk)
-        try:
-            _, address, _ = page.launch(
-                server_name=stage.host,
-                server_port=stage.port,
-                auth=None if token is None else (USER, token),
-                auth_message=f"The user is {USER}, the password is the token.",
-                max_file_size=f"{stage.most_megabytes}mb",
-                css=verdict_page.style(),
-                state_session_capacity=SESSIONS,
-                prevent_thread_lock=True,
-                quiet=True,
-                inline=False,
-                share=False,
-                run_history=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                ssr_mode=False,
-                footer_links=[],
-            )
-            yield address
-        finally:
-            page.close(verbose=False)
+    with pages.serving(
+        lambda: build(desk), stage, USER, token, verdict_page.style(), stage.most_megabytes
+    ) as address:
+        yield address
 
 
 def build(desk: Desk) -> gradio.Blocks:

@@ -21,6 +21,7 @@ from iad_r1.data.ahead import Ahead
 from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.expert import card, facts, filters, lists
+from iad_r1.expert import review as reviews
 from iad_r1.expert.choice import Candidate, References, candidates, spread, unfit, view_of
 from iad_r1.expert.teachers import Asked, Draft, Rejection, Teacher, find
 from iad_r1.grid import Grid, Rule, as_grid, describe
@@ -32,11 +33,12 @@ from iad_r1.rewards.vocabulary import vocabulary
 from iad_r1.settings.config import Config
 from iad_r1.settings.expert import ExpertSettings
 from iad_r1.store.progress import progress
-from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.run_folder import RunFolder, replacing
 from iad_r1.types import Dataset, Sample
 
 DATASET = "dataset"  # the folder of the lists
 DRAFTS = "drafts.jsonl"
+REVIEWED = "reviewed.jsonl"  # the same, as reviewers have left them
 AHEAD = 16  # pictures that are looked at before their texts are written
 MAIN = ""  # the text of the lists themselves, beside those of their arms
 PICTURES = "pictures"  # below DATASET: those that are in no file of their own
@@ -69,19 +71,38 @@ def run(config: Config, folder: RunFolder) -> None:
 
 
 def write_lists(config: Config, folder: RunFolder) -> None:
-    """From the drafts of a build: the lists, the data card, and what the terminal says."""
-    stage, drafts, out = _settings(config), folder.path / DRAFTS, folder.path / DATASET
+    """From the drafts of a build, as reviewers have left them: the lists, the data card, and what
+    the terminal says."""
+    stage, out = _settings(config), folder.path / DATASET
+    drafts, review = _reviewed(config, folder)
     found = lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
+    found = {**found, "review": review}
     if not all(n for labels in found["kept"].values() for n in labels.values()):
         why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
         raise DataError(
             f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
             f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
         )
-    base, took = _base(config, folder), folder.summary().get("teacher", {})
+    base, took = base_of(config, folder), folder.summary().get("teacher", {})
     card.write(out, config, found, took, base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
     shown.show(found, out, base, Console(highlight=False))
+
+
+def _reviewed(config: Config, folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
+    """The file with the lines of a build as reviewers have left them, and what they did; its drafts
+    and None where nobody has reviewed it."""
+    stage, drafts, left = _settings(config), folder.path / DRAFTS, folder.path / REVIEWED
+    decisions = reviews.Decisions(folder.path / reviews.FOLDER)
+    standing = decisions.standing()
+    if not any(standing.values()):
+        left.unlink(missing_ok=True)
+        return drafts, None
+    grid = str(as_grid(config.grid))
+    lines = reviews.reviewed(lambda: lists.rows(drafts), standing, grid, rules(config), stage.alike)
+    with replacing(left) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
+    return left, reviews.told(lists.rows(left), standing, decisions.times())
 
 
 def _counted(kept: Mapping[str, Mapping[str, int]]) -> str:
@@ -132,11 +153,11 @@ def _plan(config: Config, folder: RunFolder) -> _Plan:
     alike = Alike(images.open_image)
     references = References(order, given, alike.nearest)
     rejected = [(s, r) for s in samples if (r := (left_out | both).get(s.id)) is not None]
-    base = _base(config, folder)
+    base = base_of(config, folder)
     return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
 
 
-def _base(config: Config, folder: RunFolder) -> Path:
+def base_of(config: Config, folder: RunFolder) -> Path:
     """What paths of pictures start from."""
     roots = {getattr(part, "root", None) for part in config.data.members().values()}
     root = roots.pop() if len(roots) == 1 else None

@@ -27,6 +27,9 @@ def show(found: Mapping[str, Any], out: Path, base: Path, console: Console) -> N
     left_out = found["rejected"]
     why = ", ".join(f"{reason} {n:,}" for reason, n in left_out.items()) or "nothing"
     say(f"  {'left out':<9} {sum(left_out.values()):,}: {why}")
+    if review := found["review"]:
+        counts = ", ".join(f"{kind} {n:,}" for kind, n in review["items"].items())
+        say(f"  {'review':<9} {len(review['reviewers'])} reviewers: {counts}")
     said = found["variety"]["all"]
     distinct = ", ".join(f"{n} {said[f'distinct_{n}']:.1%}" for n in (1, 2, 3))
     say(f"  {'variety':<9} distinct n-grams: {distinct} of {said['words']:,} words; the most "

@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny
 
 from iad_r1.settings import modules
 from iad_r1.settings.base import Count, Section
-from iad_r1.settings.stage import StageSettings
+from iad_r1.settings.stage import ServedSettings, StageSettings
 
 TEACHERS = "iad_r1.expert.teachers"
 
@@ -35,3 +35,9 @@ class ExpertSettings(StageSettings):
     forbidden: list[str]
     arms: bool
     licence: str | None
+
+
+class ReviewSettings(ServedSettings):
+    """Whether there is a page, and where and to whom it is served (`conf/stage/review.yaml`)."""
+
+    write: bool

@@ -40,12 +40,8 @@ class Stage(stages.Stage):
         yield from predict.judging_problems(config)
 
     def check_inputs(self, config: Config) -> None:
-        if find_spec("gradio") is None:
-            raise ConfigError(
-                "the page of stage=app is made with the package gradio, which is not installed. "
-                'Type: pip install "iad_r1[app]".'
-            )
         stage = _settings(config)
+        check_gradio(stage)
         token(stage)
         check_free(stage)
         predict.check_judging(config, predict.begin(config))
@@ -70,6 +66,15 @@ class Stage(stages.Stage):
         from iad_r1.loops import app
 
         app.run(config, token(_settings(config)))
+
+
+def check_gradio(stage: ServedSettings) -> None:
+    """ConfigError if the package that pages are made with is not there."""
+    if find_spec("gradio") is None:
+        raise ConfigError(
+            f"the page of stage={stage.name} is made with the package gradio, which is not "
+            'installed. Type: pip install "iad_r1[app]".'
+        )
 
 
 def token(stage: ServedSettings) -> str | None:
