@@ -31,11 +31,12 @@ from iad_r1.loops import expert_ad
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Conversation
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]  # a server starts slowly on a busy CPU
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]  # a server starts slowly on a busy CPU
 TYPED = [
     "stage=expert_ad", "tracking=none", "data.sizes.sft=6", "data.sizes.rl=6",
     "data.sizes.validation=2", "data.sizes.test=2", "data.image_size=56", "teacher=openai",
     "teacher.dollars_in=2", "teacher.dollars_out=8", "teacher.timeout=20", "stage.alike=1",
+    "stage.words=[5,160]", "stage.forbidden=[highlight*]",  # shorter texts are learnt faster
 ]  # fmt: skip
 PICTURES = 12
 TWIN = [
@@ -65,11 +66,11 @@ def pictures(asked: dict[str, Any]) -> list[Image.Image]:
 def written(n: int, asked: dict[str, Any]) -> str:
     """A sound text about what is asked."""
     said = words(asked)
-    look = f"{LOOKS[n % 4]} the whole part and compare its outline and its surface with a good one."
+    look = f"{LOOKS[n % 4]} all of it."
     found = re.search(r"It has a defect: ([\w ]+?)(?: \(|\.)", said)
     at = re.search(r"- It lies (.*)\.", said)
     if found is None or at is None:
-        like, kind, seen = "", "none", "All of it agrees, so the part is good."
+        like, kind, seen = "", "none", "It agrees, so the part is good."
     else:
         like, kind = "not ", found[1]
         seen = f"There is a {kind} {at[1]}, so the part is defective."
