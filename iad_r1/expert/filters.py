@@ -29,7 +29,8 @@ from iad_r1.rewards.vocabulary import Vocabulary
 
 SHINGLE = 5  # words
 BANDS, ROWS = 32, 4  # of a MinHash: a pair of index j is found with 1 - (1 - j**ROWS)**BANDS
-SURE = 0.9  # probability from which on a single sentence is said to be in another language
+SURE = 0.9  # probability from which on a few words are said to be in another language
+TELLING = 20  # words, from which on a language can be told
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,14 @@ def forbidden(text: str, terms: Collection[str]) -> list[str]:
 
 
 def foreign(text: str) -> str | None:
-    """What of a text is not English, if anything: letters of another script, the whole text, or a
-    sentence of which that is sure (py3langid)."""
+    """What of a text is not English, if anything: letters of another script, or the text or a
+    sentence by py3langid, where it is long enough to tell, or that is sure."""
     scripts = [c for c in text if c.isalpha() and not _latin(c)]
     if scripts:
         return f"letters of another script: {''.join(dict.fromkeys(scripts))}"
-    for part in (text, *_sentences(text)):
+    for part in (text, *_sentences(text)) if text.strip() else ():
         language, share = _languages().classify(part)
-        if language != "en" and (part == text or share >= SURE):
+        if language != "en" and (len(part.split()) >= TELLING or share >= SURE):
             return f"{language}: {part}"
     return None
 

@@ -18,7 +18,16 @@ from iad_r1.command import compose
 from iad_r1.errors import ConfigError
 from iad_r1.expert import filters, grammar
 from iad_r1.expert.facts import GRIDS, Defect, Facts
-from iad_r1.expert.filters import Alike, Rules, Variety, elsewhere, forbidden, rejections, target
+from iad_r1.expert.filters import (
+    Alike,
+    Rules,
+    Variety,
+    elsewhere,
+    forbidden,
+    foreign,
+    rejections,
+    target,
+)
 from iad_r1.expert.teachers import Asked, Draft, rules
 from iad_r1.grid import Grid, cells_on, cells_touched, describe
 from iad_r1.rewards.vocabulary import vocabulary
@@ -304,6 +313,27 @@ def test_the_name_of_a_product_is_no_part_of_other_words():
 )
 def test_words_for_other_places_than_the_defects_are_found(text, cells, grid, wrong):
     assert elsewhere(text, cells, Grid.parse(grid)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", None),
+        ("No defect.", None),  # too short to tell
+        ("Looks fine.", None),
+        ("I look at it from edge to edge. No area deviates. The part passes.", None),
+        ("Die Oberfläche zeigt einen Kratzer, also ist das Teil defekt.", "de"),
+        ("I scan it. La surface montre une rayure, la pièce est donc défectueuse. It fails.", "fr"),
+        ("I scan the nut. 表面有划痕。 So it is defective.", "letters of another script"),
+    ],
+)
+def test_what_is_not_english_is_found(text, found):
+    assert foreign(text) is None if found is None else (foreign(text) or "").startswith(found)
+
+
+def test_names_of_products_and_types_may_be_of_any_language():
+    about = asked(replace(facts("eye defect", type="划痕", fine="划痕"), product="螺母"))
+    assert "language" not in reasons(about)
 
 
 def test_forbidden_words_are_whole_words_or_beginnings():
