@@ -538,7 +538,7 @@ def test_pages_work_in_a_browser_and_run_no_script_that_somebody_else_wrote(
         assert names and set(names) == {f"plate {script}"}
         page.select_option("select[name=product]", "")
         layer = page.locator("#gallery-cards .patches")
-        assert layer.count() == len(gallery.read(runs[0])), "a heat map on every picture"
+        assert layer.count() == page.locator("#gallery-cards .card").count(), "one on every picture"
         assert not layer.first.is_visible()
         page.check("input[name=patches]")
         assert layer.first.is_visible()
