@@ -1,7 +1,8 @@
 """One measurement on a GPU; `kit.py` says which there are and starts them.
 
     agree twins|BACKBONE        packed = plain, FlashAttention = SDPA: log-probs and gradients
-    update BACKBONE PACKING     SC-GRPO's optimiser step, through the product's policy and learner
+    update BACKBONE PACKING     SC-GRPO's optimiser step, through the product's policy and learner;
+                                `whole` behind it: all groups in one forward
     step BACKBONE               the whole step: pictures, sampling, reward, reference, update
     sft BACKBONE                PA-SFT's optimiser step
     gap DEPTH                   sampler and trainer of a deep twin with a peaked head
@@ -205,7 +206,13 @@ class Planned:
     """What `stage=plan` says of a step, and whether its layers are to be computed again."""
 
     def __init__(
-        self, context: Context, prompt: Prompt, completions: int, length: int, groups: int
+        self,
+        context: Context,
+        prompt: Prompt,
+        completions: int,
+        length: int,
+        groups: int,
+        whole: bool = False,
     ) -> None:
         config = context.config
         self.model = widths_of(context.backbone.model.config.to_dict())
@@ -216,7 +223,8 @@ class Planned:
         words = prompt.inputs["input_ids"].shape[-1] - shown
         side = replace(side, tokens=shown)
         one = Work(1, words, side, 1, completions, length, context.packing)
-        self.whole, self.groups, self.one = replace(one, groups=groups), groups, one
+        self.whole = replace(one, groups=groups)
+        self.each, self.forwards = (self.whole, 1) if whole else (one, groups)
         self.setup = Setup(
             precision=config.engine.precision,
             reference=completions > 1 and config.grpo.kl_coef > 0,
@@ -230,7 +238,7 @@ class Planned:
     def peak(self) -> int:
         entropy = self.setup.reference
         return memory.training(
-            self.model, self.one, self.setup, forwards=self.groups, entropy=entropy
+            self.model, self.each, self.setup, forwards=self.forwards, entropy=entropy
         ).peak
 
     def values(self) -> dict[str, Any]:
@@ -338,14 +346,15 @@ def plain_words(backbone: Backbone) -> list[int]:
 # --- training steps -------------------------------------------------------------------------------
 
 
-def update(report: Report, here: Here, name: str, packing: str) -> None:
+def update(report: Report, here: Here, name: str, packing: str, part: str = "group") -> None:
     """The optimiser step of SC-GRPO on given completions, and the reference's pass before it."""
-    config = here.settings(name, grpo__packing=packing)
+    budget = {"group": 1, "whole": None}[part]
+    config = here.settings(name, grpo__packing=packing, grpo__token_budget=budget)
     with here.opened(config) as context:
         prompter = open_prompter(config, context.backbone, "grpo")
         prompts = [prompter.encode(s) for s in context.dataset.rl[: config.grpo.prompts_per_step]]
         size, length = config.grpo.group_size, config.rollout.max_tokens
-        planned = Planned(context, prompts[0], size, length, len(prompts))
+        planned = Planned(context, prompts[0], size, length, len(prompts), whole=budget is None)
         report.add(packing=context.packing, **planned.values())
         with optim.gradient_checkpointing(context.model, planned.setup.checkpointing):
             policy = Policy(context, steps=100)

@@ -41,6 +41,7 @@ CASES: Mapping[str, int] = {  # seconds that each may take; first what is worth 
     "gap 24": 60,
     "gap 36": 60,
     "vllm qwen25vl_3b": 150,
+    "update qwen25vl_3b group_flash whole": 60,
     "update qwen25vl_3b group_flex": 60,
 }
 BACKBONES = ("qwen25vl_3b", "llava_ov_05b")

@@ -6,7 +6,7 @@
 #     bash bench/gpu/run.sh --tiny FOLDER a rehearsal: tiny twins, any machine
 #
 # The GPU's machine needs Python 3.12, torch, torchvision, transformers, peft, accelerate, and what they bring;
-# beside them psutil, pandas, scipy, rich and jinja2. It needs no Hydra, OmegaConf, DeepSpeed, TRL, vLLM or
+# beside them psutil, pandas, scipy, scikit-learn, pyarrow, rich and jinja2. It needs no Hydra, OmegaConf, DeepSpeed, TRL, vLLM or
 # package index. `prepare` leaves what it lacks in bench/gpu/carried, 3 MB to take along with the checkout:
 #     configs/*.json   the configurations, composed
 #     wheels/*.whl     those of `wheels` below, for Python 3.12 on Linux x86-64
