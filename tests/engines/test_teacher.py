@@ -41,11 +41,12 @@ TYPED = [
 PICTURES = 12
 TWIN = [
     "stage=sft", "backbone=qwen25vl_3b", "weights=tiny", "engine.precision=float32",
-    "tracking=none", "evaluate.shots=[2]", "evaluate.prompt=iad_r1_test",
+    "tracking=none", "evaluate.prompt=iad_r1_test",
 ]  # fmt: skip
 ENGINE = [
     "rollout.kv_cache_gib=0.25", "rollout.memory=0.05", "rollout.max_num_seqs=4",
     "rollout.max_model_len=4096", "rollout.eager=true", "evaluate.max_tokens=256",
+    "evaluate.shots=[2]",  # three pictures in a prompt
 ]  # fmt: skip
 KEPT = 3  # replies that the killed build had
 ROUNDS = 150  # optimiser steps at most, that teach the twin its texts
