@@ -213,8 +213,6 @@ def broken(row: Row, grid: str, rules: Rules) -> list[Rejection]:
     draft = Draft(row["description"], row["reasoning"], row["type"], MARKED)
     facts = _FACTS.validate_python(row["facts"])
     found = list(rejections(facts, grid, draft, row["target"], rules))
-    if not row["description"].strip():
-        found.append(Rejection("description", "it is empty"))
     if (row["type"] is None) != (row["location"] is None):
         found.append(Rejection("type", "a defect, and nothing else, has a type"))
     return found

@@ -13,6 +13,7 @@
       const first = name in firsts && document.querySelector(firsts[name]);
       if (first) first.focus(); else if (document.activeElement) document.activeElement.blur();
     },
+    idle: () => Date.now() - busy > 10000,
     mask() { seen("iad-item").classList.toggle("iad-unmasked"); },
     done() {
       busy = 0;
@@ -37,7 +38,7 @@
       if (!key) return;
       event.preventDefault();
       if (key === "mask") return iadReview.mask();
-      if (event.repeat || Date.now() - busy < 10000) return;
+      if (event.repeat || !iadReview.idle()) return;
       seen("iad-" + key).click();
     }
   });
