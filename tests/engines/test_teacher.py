@@ -46,7 +46,7 @@ TWIN = [
 ENGINE = [
     "rollout.kv_cache_gib=0.25", "rollout.memory=0.05", "rollout.max_num_seqs=4",
     "rollout.max_model_len=4096", "rollout.eager=true", "evaluate.max_tokens=256",
-    "evaluate.shots=[2]",  # three pictures in a prompt
+    "rollout.max_images=3",
 ]  # fmt: skip
 KEPT = 3  # replies that the killed build had
 ROUNDS = 150  # optimiser steps at most, that teach the twin its texts
