@@ -14,16 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("429", "500", "time-out", "cut off", "no JSON", "no reply in it")  # no replies
-SPOILT = ("refused", "cut reply", "malformed reply")
+SPOILT = ("cut reply", "malformed reply")
 
 
 def spoilt(reply: bytes, fault: str) -> bytes:
     """A reply that is one, and of no use."""
     found = json.loads(reply)
     [choice] = found["choices"]
-    if fault == "refused":
-        choice["message"] |= {"content": None, "refusal": "I cannot look at this."}
-    elif fault == "cut reply":
+    if fault == "cut reply":
         choice["finish_reason"] = "length"
     else:
         choice["message"]["content"] = "Sure! It is fine."
