@@ -159,7 +159,8 @@ def test_weights_of_an_earlier_run_are_named_after_what_trained_them(tmp_path):
             (folder.checkpoint(task) / "config.json").write_text("{}")
         return folder
 
-    alone, lora = {"grpo": {"from_base": True}}, {"tuning": {"name": "lora"}}
+    alone: dict[str, Any] = {"grpo": {"from_base": True}}
+    lora: dict[str, Any] = {"tuning": {"name": "lora"}}
     both = run("both", ["sft", "grpo"], **alone)
     only = run("only", ["grpo"], **alone, **lora)
     answer = run("answer", ["grpo"], both.path, rewards={"name": "answer"})

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from iad_r1.command import compose
@@ -341,7 +342,12 @@ def test_every_stage_of_every_run_stands_beside_the_papers_numbers(made, togethe
         for stage, method in (("sft", paper.SFT), ("grpo", paper.GRPO))
     ]  # fmt: skip
     drawn: list[Any] = []
-    page._bars(run, tables.summaries(run), rows, lambda name, drawing: drawn.append(drawing) or "")
+
+    def keep(_name: str, drawing: Any) -> Markup:
+        drawn.append(drawing)
+        return Markup()
+
+    page._bars(run, tables.summaries(run), rows, keep)
     assert "the paper" in drawn[0].svg
     sources = set(paper_tables.table("T4", rows)["source"])
     assert {"here: a_grpo", "here: b_grpo"} <= sources
