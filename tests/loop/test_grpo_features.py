@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from small_run import logged, same, weights
+from torch import Tensor
 
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.errors import MismatchError
@@ -311,6 +312,7 @@ def test_under_a_frozen_tower_the_passes_of_a_batch_share_its_features(
     drawn = collector.collect(context.dataset.rl[:4], 0, Clock())
     alive = sum(not is_degenerate(rewards) for rewards in drawn.rewards_PG())
     calls: list[int] = []
+    before = weights(context)
     assert policy.reference is not None
     models: list[Any] = [context.model, policy.reference.copy]
     for model in models:
@@ -323,8 +325,14 @@ def test_under_a_frozen_tower_the_passes_of_a_batch_share_its_features(
     policy, collector = Policy(live, steps=1), Collector(live)
     policy.frozen_tower = False  # encode anew in every pass
     policy.learn(complete(policy, collector.collect(live.dataset.rl[:4], 0, Clock())), 0)
-    for one, other in zip(moved, weights(live), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    # of a gradient near zero AdamW makes a step as large as of any, so single weights may differ
+    apart = distance(moved, weights(live))
+    assert apart < 1e-3 * distance(moved, before), "rounding does not explain it"
+
+
+def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Between all weights of two models."""
+    return sum(float((a - b).square().sum()) for a, b in zip(some, others, strict=True)) ** 0.5
 
 
 def test_a_tower_that_learns_is_seen_anew_by_every_pass(make_context, rewarded):

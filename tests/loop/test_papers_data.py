@@ -36,7 +36,7 @@ def small(*overrides: str) -> Config:
 def context(tmp_path):
     root = expert_ad(tmp_path / "set")
     chosen = ["data=expert_ad", f"data.root={root}", "stage.tasks=[sft,grpo]"]
-    config = small(*chosen, "sft.one_shot_share=0")
+    config = small(*chosen, "sft.one_shot_share=0", "rollout.max_tokens=32")
     folder = RunFolder.create(tmp_path, config.name)
     dataset = data.for_run(config)
     path = tiny.build(folder.checkpoint("base"), corpus(config, dataset), 400, 9216, seed=0)

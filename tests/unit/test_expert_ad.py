@@ -32,6 +32,7 @@ PRODUCTS = ("brass nut", "printed label")
 def photographs(root: Path) -> Path:
     """Two products, each with 8 good and 8 defective training pictures, and two of each to test.
     One defective picture has no mask, one no type; one equals a test picture."""
+    root.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     rows = ["image,mask,product,split,label,defect_type"]
 
@@ -86,7 +87,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("photos"))
+    # ids hold the name of the folder, and decide what is in which list
+    return photographs(tmp_path_factory.mktemp("made") / "photos0")
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("photos"))
+    # ids hold the name of the folder, and decide what is in which list
+    return photographs(tmp_path_factory.mktemp("made") / "photos0")
 
 
 @pytest.fixture
