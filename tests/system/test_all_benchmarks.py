@@ -35,7 +35,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_pa_sft_on_expert_ad_to_the_average_of_the_papers(root, iad, monkeypatch):
     monkeypatch.setenv("IAD_DATA", str(root))
-    run = iad("data=expert_ad", "benchmark=paper", *TWIN)
+    room = ["evaluate.max_tokens=64", "rollout.max_tokens=64"]  # for the words of its list
+    run = iad("data=expert_ad", "benchmark=paper", *TWIN, *room)
     rows = {(r["stage"], r["split"], r["shots"]): r for r in run.summary["results"]}
     for stage in ("base", "sft", "grpo"):
         assert rows[stage, "average of 6", 0]["of"] == SIX
