@@ -11,7 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import psutil
+from serving import run_py
+
+from iad_r1.store.run_folder import RunFolder
 
 FAULTS = ("429", "500", "time-out", "cut off", "no JSON", "no reply in it")  # no replies
 SPOILT = ("cut reply", "malformed reply")
@@ -98,3 +104,16 @@ class Proxy:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def killed_while_asking(typed: Sequence[str], place: Path, proxy: Proxy) -> RunFolder:
+    """The run of a command that was killed, with all it had started, when the proxy held one of its
+    requests. Then the proxy holds no more."""
+    process = run_py(*typed, cwd=place)
+    assert proxy.held.wait(300), (place / "output.txt").read_text()
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.wait()
+    proxy.hold = None
+    [path] = (place / "outputs").glob("*/2*")
+    return RunFolder.open(path)

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from failing import FAULTS, Proxy
+from failing import FAULTS, Proxy, killed_while_asking
 from serving import free_port, run_py
 
 from iad_r1 import data
@@ -158,16 +158,10 @@ def evaluated(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_API_KEY", TOKEN)
-        process = run_py(*typed, cwd=place)
-        assert proxy.held.wait(300), (place / "output.txt").read_text()
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
-        process.wait()
-        before, proxy.hold = list(proxy.asked), None
-        [path] = (place / "outputs").glob("*/2*")
-        folder = RunFolder.open(path)
+        folder = killed_while_asking(typed, place, proxy)
+        before = list(proxy.asked)
         pipeline.run(compose.compose([*typed, "backbone.concurrency=2"]), folder)
-    files = sorted((path / "predictions").iterdir())
+    files = sorted((folder.path / "predictions").iterdir())
     rows = [row for file in files for row in read_predictions(file).values()]
     yield Evaluated(folder, proxy, before, rows)
     proxy.server.shutdown()

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from failing import FAULTS, SPOILT, Proxy
+from failing import FAULTS, SPOILT, Proxy, killed_while_asking
 from PIL import Image
 from services import body, served
 from serving import free_port, run_py
@@ -160,14 +160,8 @@ class Built:
 def built(serving: tuple[int, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     place, proxy = tmp_path_factory.mktemp("asking"), Proxy(serving[0], (*FAULTS, *SPOILT), KEPT)
     typed = [*TYPED, f"teacher.base_url={proxy.url}", f"teacher.model={serving[1]}"]
-    process = run_py(*typed, "teacher.concurrency=1", cwd=place)
-    assert proxy.held.wait(300), (place / "output.txt").read_text()
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
-    process.wait()
-    before, proxy.hold = list(proxy.asked), None
-    [path] = (place / "outputs").glob("*/2*")
-    folder = RunFolder.open(path)
+    folder = killed_while_asking([*typed, "teacher.concurrency=1"], place, proxy)
+    before = list(proxy.asked)
     expert_ad.run(compose.compose([*typed, "teacher.concurrency=2"]), folder)
     yield Built(folder, proxy, before)
     proxy.server.shutdown()

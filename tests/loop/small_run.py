@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 
 from iad_r1.backbones import tiny
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
 from iad_r1.data import mix
+from iad_r1.errors import Terminated
 from iad_r1.grid import as_grid
 from iad_r1.learn.context import Context
+from iad_r1.learn.saving import Saver
 from iad_r1.loops import grpo
 from iad_r1.loops.opening import corpus
 from iad_r1.store.run_folder import RunFolder
@@ -47,6 +51,22 @@ def logged(context: Context) -> list[dict[str, float]]:
     with mock.patch.object(context, "log", lambda stage, step, values: lines.append(dict(values))):
         grpo.train(context)
     return lines
+
+
+def stopped(context: Context, after: int) -> Context:
+    """SC-GRPO, asked to stop in the step `after`, as SIGTERM does; what goes on from there."""
+    done = Saver.done
+
+    def told(self: Saver, step: int, values: dict[str, float]) -> None:
+        if step == after:
+            self.asked_to_stop.append(15)
+        done(self, step, values)
+
+    with mock.patch.object(Saver, "done", told), pytest.raises(Terminated):
+        grpo.train(context)
+    again = copy.copy(context)
+    again.backbone = Backbone.load(context.folder.checkpoint("base"))
+    return again
 
 
 def weights(context: Context) -> list[torch.Tensor]:

@@ -8,12 +8,10 @@ from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
-from small_run import SMALL, logged, same, weights
+from small_run import SMALL, logged, same, stopped, weights
 
 from iad_r1.backbones.backbone import Backbone
 from iad_r1.command import compose
-from iad_r1.errors import Terminated
-from iad_r1.learn.saving import Saver
 from iad_r1.loops import grpo
 from iad_r1.loops.choosing import Chooser, balanced
 from iad_r1.loops.collect import Collector
@@ -90,27 +88,16 @@ def test_judging_changes_nothing_of_what_is_learned(make_context, rewarded):
     assert same([p.detach() for p in last.model.parameters()], weights(plain))
 
 
-def test_a_run_that_was_stopped_chooses_among_the_same_weights(
-    make_context, rewarded, judge_as, monkeypatch
-):
+def test_a_run_that_was_stopped_chooses_among_the_same_weights(make_context, rewarded, judge_as):
     """It is stopped between two candidates: the checkpoint of the stop is none."""
     settings = ("grpo.choose_on_validation=true", "grpo.save_every=2", "grpo.steps=5")
-    whole, stopped, done = make_context(*settings), make_context(*settings), Saver.done
+    whole, half = make_context(*settings), make_context(*settings)
     judge_as(whole, 10, 20, 30, 15)
     grpo.train(whole)
     assert [one["step"] for one in chosen(whole)["candidates"]] == [0, 2, 4, 5]
 
-    def told(self, step, values):
-        if step == 2:
-            self.asked_to_stop.append(15)  # as SIGTERM does
-        done(self, step, values)
-
-    with monkeypatch.context() as patch, pytest.raises(Terminated):
-        patch.setattr(Saver, "done", told)
-        judge_as(stopped, 10, 20)
-        grpo.train(stopped)
-    again = copy.copy(stopped)
-    again.backbone = Backbone.load(stopped.folder.checkpoint("base"))
+    judge_as(half, 10, 20)
+    again = stopped(half, after=2)
     judge_as(again, 30, 15)
     grpo.train(again)
     assert chosen(again) == chosen(whole)

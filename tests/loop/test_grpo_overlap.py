@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import logged, same, weights
+from small_run import logged, same, stopped, weights
 
 from iad_r1.backbones.backbone import Backbone, Prompt
 from iad_r1.backbones.packing import completion_logprobs
@@ -24,7 +24,6 @@ from iad_r1.command import compose
 from iad_r1.errors import MismatchError, Terminated, TrainingError
 from iad_r1.learn.context import Context
 from iad_r1.learn.metering import Clock
-from iad_r1.learn.saving import Saver
 from iad_r1.loops import collect, grpo, overlap
 from iad_r1.loops.collect import Collected, Collector
 from iad_r1.loops.policy import Policy
@@ -399,24 +398,15 @@ def test_a_stopped_run_learns_the_batch_that_was_drawn_already(make_context, mon
         "score",
         lambda _, __, groups: [[Score(sum(c.tokens) % 2) for c in group] for group in groups],
     )
-    whole, stopped, done = make_context(*settings), make_context(*settings), Saver.done
+    whole, half = make_context(*settings), make_context(*settings)
     expected = logged(whole)
     assert expected[2]["resampled_groups"] > 0
 
-    def told(self, step, values):
-        if step == 1:
-            self.asked_to_stop.append(15)  # as SIGTERM does
-        done(self, step, values)
-
-    with monkeypatch.context() as patch, pytest.raises(Terminated):
-        patch.setattr(Saver, "done", told)
-        grpo.train(stopped)
-    again = copy.copy(stopped)
-    again.backbone = Backbone.load(stopped.folder.checkpoint("base"))
+    again = stopped(half, after=1)
     last = logged(again)
     assert [untimed(line) for line in last] == [untimed(expected[2])]
     assert same(weights(again), weights(whole))
-    (saved,) = (stopped.folder.path / "checkpoints").glob("grpo-step-*/drawn.json")
+    (saved,) = (half.folder.path / "checkpoints").glob("grpo-step-*/drawn.json")
     held = json.loads(saved.read_text())
     held["groups"][1]["id"] = "drawn/999"
     saved.write_text(json.dumps(held))

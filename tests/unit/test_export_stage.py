@@ -168,10 +168,10 @@ def task_of(folder: Path, name: str, module: Any) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         pass
 
-    Loader.add_constructor(
-        "!function",
-        lambda loader, node: getattr(module, loader.construct_scalar(node).partition(".")[2]),  # type: ignore[arg-type]
-    )
+    def function(loader: Any, node: Any) -> Any:
+        return getattr(module, loader.construct_scalar(node).partition(".")[2])
+
+    Loader.add_constructor("!function", function)
     return yaml.load((folder / f"{name}.yaml").read_text(), Loader)
 
 
@@ -349,19 +349,16 @@ def test_a_suite_has_to_be_named_and_scores_no_places(tmp_path):
 # --- the suites themselves -----------------------------------------------------------------------
 
 
-def installed(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(
-            f"{module} is not installed: pip install {package}, in an environment of its own"
-        )
+def installed(module: str, package: str) -> Any:
+    """A module of a suite; without it the test is skipped."""
+    said = f"{module} is not installed: pip install {package}, in an environment of its own"
+    return pytest.importorskip(module, reason=said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "asking"), [("photos", SHOWN), ("mmad", TAGS)])
 def test_lmms_eval_itself_opens_the_tasks_and_scores_them_alike(exported, name, asking):
-    installed("lmms_eval", "lmms_eval==0.7.3")
-    from lmms_eval import tasks  # type: ignore[import-not-found]
-
+    tasks = installed("lmms_eval.tasks", "lmms_eval==0.7.3")
     found = exported("lmms_eval", name, asking)
     manager = tasks.TaskManager(include_path=str(found.folder), include_defaults=False)
     for task_name, samples in found.tasks.items():
@@ -386,10 +383,9 @@ def test_lmms_eval_itself_opens_the_tasks_and_scores_them_alike(exported, name, 
 def test_vlmevalkit_itself_opens_the_tables_and_scores_them_alike(
     exported, name, asking, pictures, tmp_path, monkeypatch
 ):
-    installed("vlmeval", "ms_vlmeval==0.0.20")
     found = exported("vlmevalkit", name, asking, pictures)
     monkeypatch.setenv("LMUData", str(found.folder))
-    from vlmeval import dataset as kit  # type: ignore[import-not-found]
+    kit = installed("vlmeval.dataset", "ms_vlmeval==0.0.20")
 
     config = json.loads((found.folder / "config.json").read_text())["data"]
     for task, samples in found.tasks.items():
