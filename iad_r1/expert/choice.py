@@ -137,12 +137,14 @@ class References:
 
     def find(self, one: Candidate) -> Sample | None:
         """The most alike good picture, none of its own group; None: there is none."""
+        return next(iter(self.nearest(one.sample, self.others(one), 1)), None)
+
+    def others(self, one: Candidate) -> list[Sample]:
+        """The good pictures that it may be compared with."""
         if given := self.given.get(one.sample.id):
-            others = list(given)
-        else:
-            pool = self.good.get(self._key(one), ())
-            others = [other.sample for other in pool if other.group != one.group]
-        return next(iter(self.nearest(one.sample, others, 1)), None)
+            return list(given)
+        pool = self.good.get(self._key(one), ())
+        return [other.sample for other in pool if other.group != one.group]
 
 
 def unfit(sample: Sample) -> Rejection | None:

@@ -6,6 +6,7 @@ Every picture is one line of `drafts.jsonl` as soon as it is done. A run that go
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import tee
@@ -22,7 +23,7 @@ from iad_r1.data.mix import Photo
 from iad_r1.errors import DataError, MismatchError
 from iad_r1.expert import card, facts, filters, lists
 from iad_r1.expert import review as reviews
-from iad_r1.expert.choice import Candidate, References, candidates, spread, unfit, view_of
+from iad_r1.expert.choice import LISTS, Candidate, References, candidates, spread, unfit, view_of
 from iad_r1.expert.teachers import Asked, Draft, Rejection, Teacher, find
 from iad_r1.grid import Grid, Rule, as_grid, describe
 from iad_r1.judge.predictions import repair
@@ -77,12 +78,9 @@ def write_lists(config: Config, folder: RunFolder) -> None:
     drafts, review = _reviewed(config, folder)
     found = lists.write(drafts, out, stage.shots, str(as_grid(config.grid)), stage.arms)
     found = {**found, "review": review}
-    if not all(n for labels in found["kept"].values() for n in labels.values()):
-        why = ", ".join(f"{reason} {n:,}" for reason, n in found["rejected"].items())
-        raise DataError(
-            f"both lists need good and defective pictures; {_counted(found['kept'])}. Left out: "
-            f"{why or 'none'} ({out / 'rejected.jsonl'}). Defective pictures need masks and types."
-        )
+    if not _both_in(found["kept"]):
+        where = f"{out / 'rejected.jsonl'} says of each why."
+        raise DataError(_too_little(found["kept"], found["rejected"], where))
     base, took = base_of(config, folder), folder.summary().get("teacher", {})
     card.write(out, config, found, took, base, folder.read_json("manifest.json"))
     folder.update_summary(expert_ad=found)
@@ -153,8 +151,46 @@ def _plan(config: Config, folder: RunFolder) -> _Plan:
     alike = Alike(images.open_image)
     references = References(order, given, alike.nearest)
     rejected = [(s, r) for s in samples if (r := (left_out | both).get(s.id)) is not None]
+    _check_lists(order, [why for _, why in rejected], references, stage.items)
     base = base_of(config, folder)
     return _Plan([*order[: stage.items], *rejected], references, alike, photos, base)
+
+
+def _check_lists(
+    order: Sequence[Candidate], rejected: Sequence[Rejection], references: References,
+    items: int | None,
+) -> None:  # fmt: skip
+    """DataError, before a teacher is paid, where what is to be written about leaves a list without
+    good or without defective pictures."""
+    kept = {part: {"good": 0, "defective": 0} for part in LISTS}
+    for number, one in enumerate(order, 1):
+        if not references.others(one):
+            continue
+        kept[one.list]["defective" if one.sample.solution.answer == "Yes" else "good"] += 1
+        if _both_in(kept):
+            if items is None or items >= number:
+                return
+            raise DataError(
+                f"items={items} are too few: both lists need good and defective pictures, which "
+                f"these data have from items={number} on. No teacher was asked."
+            )
+    reasons = Counter(why.reason for why in rejected)
+    raise DataError(_too_little(kept, reasons, "No teacher was asked."))
+
+
+def _both_in(kept: Mapping[str, Mapping[str, int]]) -> bool:
+    return all(n for labels in kept.values() for n in labels.values())
+
+
+def _too_little(
+    kept: Mapping[str, Mapping[str, int]], rejected: Mapping[str, int], more: str
+) -> str:
+    why = ", ".join(f"{reason} {n:,}" for reason, n in rejected.items()) or "none"
+    return (
+        f"both lists need good and defective pictures; {_counted(kept)}. Left out: {why}. "
+        "Defective pictures need masks and types, and every picture another good one of its "
+        f"product in its list. {more}"
+    )
 
 
 def base_of(config: Config, folder: RunFolder) -> Path:

@@ -18,7 +18,6 @@ import pytest
 from iad_r1.command import compose
 from iad_r1.expert import lists
 from iad_r1.loops import expert_ad
-from iad_r1.settings.config import read
 from iad_r1.store.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -107,7 +106,7 @@ class Reviewer:
 
 
 def test_items_are_judged_by_keyboard_killed_pages_go_on_and_lists_are_as_reviewers_left_them(
-    build, served, browser_page
+    build, served, browser_page, tmp_path
 ):
     rows = list(lists.rows(build.path / expert_ad.DRAFTS))
     anna, address = Reviewer(browser_page), served()
@@ -174,7 +173,12 @@ def test_items_are_judged_by_keyboard_killed_pages_go_on_and_lists_are_as_review
     assert NAMED in ben.text("#iad-team")
     shots(ben.page, "team")
 
-    expert_ad.write_lists(read(build.config_file), build)
+    page.goto("about:blank")
+    written = tmp_path / "written.txt"
+    typed = ["stage=review", f"init={build.path}", "write=true"]
+    process = forks.start_run(typed, tmp_path, written)
+    process.join()
+    assert process.exitcode == 0, written.read_text()
     items = {row["id"]: row for row in lists.rows(build.path / "dataset" / "items.jsonl")}
     assert rows[1]["id"] not in items  # one rejects, one accepts: a tie
     assert items[rows[2]["id"]]["description"] == description

@@ -21,7 +21,7 @@ from test_expert_texts import facts
 
 from iad_r1.chat.client import ServiceError
 from iad_r1.command import compose
-from iad_r1.errors import ConfigError
+from iad_r1.errors import ConfigError, DataError
 from iad_r1.expert.teachers.openai import OUTLINES, outline, outlined
 from iad_r1.loops import expert_ad
 from iad_r1.settings.config import Config
@@ -130,6 +130,21 @@ def test_the_outline_hides_nothing_and_has_a_color_that_the_picture_lacks():
     drawn = (np.asarray(marked) != 9).all(-1) | (np.asarray(marked)[..., 0] == 255)
     assert drawn.any() and not drawn[2:8, 2:10].any()
     assert outlined(picture, np.ones((90, 90), np.bool_), (255, 0, 255)) is None
+
+
+def test_a_build_too_small_for_both_lists_is_refused_before_it_is_paid_for(
+    config, service, tmp_path
+):
+    with pytest.raises(DataError, match=r"items=2 are too few.*from items=\d+ on") as refused:
+        build(config("items=2"), tmp_path)
+    assert not service.asked
+    found = re.search(r"from items=(\d+) on", str(refused.value))
+    assert found is not None
+    enough = int(found[1])
+    with pytest.raises(DataError, match=f"items={enough - 1} are too few"):
+        build(config(f"items={enough - 1}"), tmp_path)
+    out = build(config(f"items={enough}"), tmp_path) / expert_ad.DATASET
+    assert len(lines(out / "items.jsonl")) == enough == len(service.asked)
 
 
 def test_every_arm_is_asked_for_with_its_own_words(config, service, tmp_path):
