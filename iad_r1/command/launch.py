@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iad_r1 import stages
 from iad_r1.command import compose, inherit
-from iad_r1.errors import UNWRITABLE, IadError
+from iad_r1.errors import UNWRITABLE, ConfigError, IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
@@ -51,6 +51,9 @@ def main() -> int:
     except compose.ComposeError as error:
         complain(compose.explain(error, sys.argv[1:]))
         return REFUSED
+    except IadError as error:  # of a whole sweep
+        complain(str(error))
+        return REFUSED
     except KeyboardInterrupt:  # before anything was started
         return STOPPED
     return max(_codes, default=0)
@@ -71,6 +74,12 @@ def job(composed: DictConfig) -> int:
     try:
         typed = list(HydraConfig.get().overrides.task)
         config = compose.resolve(composed, Path.cwd(), typed)
+        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+        if launcher != "basic" and not (sweeping or config.dry_run):
+            raise ConfigError(
+                f"hydra/launcher={launcher} sends the runs of a sweep as jobs, and this is no "
+                "sweep: it would start here. Add -m, also for a single run."
+            )
         folder, code = run(config, Path.cwd() / "outputs")
     except IadError as error:
         complain(str(error))
@@ -84,7 +93,14 @@ def job(composed: DictConfig) -> int:
         )
         code = REFUSED
     if sweeping:
-        _record(folder, code)
+        hydra_settings = HydraConfig.get()
+        record(
+            Path(hydra_settings.runtime.output_dir),
+            hydra_settings.job.num,
+            hydra_settings.overrides.task,
+            folder,
+            code,
+        )
     _codes.append(code)
     return code
 
@@ -97,10 +113,7 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     if config.dry_run:
         _rehearse(config, outputs)
         return None, 0
-    stage = stages.find(config.stage.name)
-    stage.check_inputs(config)
-    _print_plan(config, outputs)
-    offline = stage.check_weights(config, outputs)
+    stage, offline = stages.find(config.stage.name), checked(config, outputs)
     folder, news = open_folder(config, outputs)
     print(f"  {'run':<9} {folder.path}{news}\n", flush=True)
     if config.engine.hosts > 1:
@@ -114,21 +127,32 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     return folder, carry_out(command(config, folder), offline, stage.saves)
 
 
-def command(config: Config, folder: RunFolder) -> list[str]:
+def checked(config: Config, outputs: Path) -> bool:
+    """Print the plan of a run and make sure that it can start; whether all its weights are here."""
+    stage = stages.find(config.stage.name)
+    stage.check_inputs(config)
+    _print_plan(config, outputs)
+    return stage.check_weights(config, outputs)
+
+
+def command(config: Config, folder: RunFolder, meeting: Sequence[str] | None = None) -> list[str]:
     """What works on a run: one worker, or torchrun and a worker for each rank of this host.
 
     For several hosts it is typed on each of them; all need to see the run folder, and `HOST` is
-    the name of one of them.
+    the name of one of them. `meeting` says instead where they meet, in torchrun's words.
     """
     engine, worker = config.engine, ["-m", "iad_r1.command.worker", str(folder.path)]
     ranked = stages.find(config.stage.name).ranked
     if not ranked or (engine.processes == 1 and engine.name == "single"):
         return [sys.executable, *worker]
-    meeting = ["--standalone"]  # torchrun finds a free port
-    if engine.hosts > 1:
-        name = f"--rdzv-id={folder.path.name}"  # torchrun makes it part of a file's name
+    name = f"--rdzv-id={folder.path.name}"  # torchrun makes it part of a file's name
+    if meeting is not None:
+        meeting = [*meeting, name]
+    elif engine.hosts > 1:
         meeting = [f"--nnodes={engine.hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
         meeting.append(name)
+    else:
+        meeting = ["--standalone"]  # torchrun finds a free port
     processes = f"--nproc-per-node={engine.ranks}"
     return [sys.executable, "-m", "iad_r1.processes.torchrun", *meeting, processes, *worker]
 
@@ -180,7 +204,7 @@ def carry_out(command: list[str], offline: bool, saves: bool) -> int:
 
     with stopping.signals_held_back():
         # Its own session, so that Ctrl-C in a terminal reaches it once, from here.
-        process = subprocess.Popen(command, env=_environment(offline), start_new_session=True)
+        process = subprocess.Popen(command, env=environment(offline), start_new_session=True)
         last_resort = threading.Timer(GRACE, process.kill)
         before = {s: signal.signal(s, forward) for s in stopping.ENDING}
     try:
@@ -197,7 +221,8 @@ def carry_out(command: list[str], offline: bool, saves: bool) -> int:
     return 128 - code if code < 0 else code
 
 
-def _environment(offline: bool) -> dict[str, str]:
+def environment(offline: bool) -> dict[str, str]:
+    """Of the process that works on a run."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     added = {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -211,14 +236,15 @@ def _environment(offline: bool) -> dict[str, str]:
 # --- sweeps --------------------------------------------------------------------------------------
 
 
-def _record(folder: RunFolder | None, code: int) -> None:
-    """Leave for the table what became of this run of a sweep; it may be on another machine."""
-    settings = HydraConfig.get()
+def record(
+    directory: Path, number: int, overrides: Sequence[str], folder: RunFolder | None, code: int
+) -> None:
+    """Leave for the table what became of a run of a sweep; it may be on another machine."""
     write_json(
-        Path(settings.runtime.output_dir) / "job.json",
+        directory / "job.json",
         {
-            "number": settings.job.num,
-            "overrides": list(settings.overrides.task),
+            "number": number,
+            "overrides": list(overrides),
             "code": code,
             "folder": None if folder is None else str(folder.path),
         },

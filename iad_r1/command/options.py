@@ -14,8 +14,8 @@ from iad_r1.settings.base import CONF
 
 
 def groups() -> dict[str, list[str]]:
-    """Every configuration group and its options, sorted."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
+    """Every configuration group and its options, sorted; Hydra's own are not ours."""
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
 
 

@@ -134,6 +134,14 @@ def test_dry_run_says_what_would_stop_the_run(tmp_path):
     assert "It would not start: stage=grpo would start from weights without PA-SFT" in shown.stdout
 
 
+def test_where_runs_are_jobs_a_run_that_is_no_sweep_does_not_start_here_instead(tmp_path):
+    started = run("cluster=gpu", "stage=sft", cwd=tmp_path)
+    assert started.returncode == 2
+    assert "submitit_slurm sends the runs of a sweep" in started.stderr
+    assert "Add -m" in started.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- weights that are not here -------------------------------------------------------------------
 
 

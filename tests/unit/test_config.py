@@ -31,6 +31,10 @@ COMPARED = ["internvl25_4b", "llava15_13b", "llava16_34b", "qwen25vl_72b"]  # ev
 SERVICE = ["teacher.model=m", "teacher.base_url=http://localhost:8000/v1"]
 
 
+# batches in which each of sixteen ranks has something to do
+WIDE = ["sft.phases.0.batch_size=16", "sft.phases.1.batch_size=16", "grpo.prompts_per_step=16"]
+
+
 def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
     """What an option asks for besides its own name."""
     return {
@@ -48,6 +52,7 @@ def needed(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
             f"benchmark.industrial_test.{key}={tmp_path}" for key in ("root", "lists")
         ],
         ("data", "mix"): ["data/parts=[synthetic]"],
+        ("cluster", "two_nodes"): WIDE,
         ("benchmark", "paper"): [f"benchmark.{name}.root={tmp_path}" for name in PAPER],
         ("stage", "report"): [f"init={tmp_path}"],
         ("stage", "predict"): ["init=Qwen/Qwen2.5-VL-3B-Instruct"],
@@ -94,7 +99,7 @@ def test_every_option_composes_into_a_valid_configuration_that_knows_its_name(
     elif group == "teacher":  # of a stage
         assert isinstance(made.stage, ExpertSettings)
         assert made.stage.teacher.name == option
-    elif group != "recipe":  # a recipe sets values of several sections and has none of its own
+    elif group not in ("recipe", "cluster"):  # which set values of sections that are not their own
         assert getattr(made, group).name == option
 
 
