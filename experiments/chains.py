@@ -6,8 +6,10 @@
 For each seed `stage=expert_ad teacher=rules` writes about the training pictures of a drawn world.
 From the same pre-trained weights, on the same pictures and in as many steps, PA-SFT then learns the
 answer alone, the short wordings of `data/targets.py`, or the chains that were built: Tables 2 and
-10 of IAD-R1 in miniature. Nothing is chosen, so no validation picture is looked at, and the test
-pictures are read once. What is finished is not run again; what was stopped goes on.
+10 of IAD-R1 in miniature. Does `teacher=self` add anything? The model of short wordings answers on
+the same pictures, and goes on with what was right; beside it, with as many steps of short wordings.
+Nothing is chosen, so no validation picture is looked at, and the test pictures are read once. What
+is finished is not run again; what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -36,13 +38,23 @@ METRICS = {
     "overkill_rate": "overkill",
 }
 SPLITS = ("seen", "new")
-ARMS = {"direct": "the answer alone", "short": "short wordings", "chains": "built chains"}
+ARMS = {
+    "direct": "the answer alone",
+    "short": "short wordings",
+    "chains": "built chains",
+    "more": "short wordings, then more steps of them",
+    "own": "short wordings, then the model's own right answers",
+}
 
 SIZES = ["data.sizes.sft=1000", "data.sizes.rl=60"]
 FEW = ["data.sizes.validation=10", "data.sizes.test=10"]  # where they are not asked about
 ONE = ["engine.ranks=1", "tracking=none"]
 LIMITS = ["evaluate.max_tokens=160", "rollout.max_tokens=160"]  # the longest chain takes 139
-STEPS = ["sft.one_shot_share=0", "sft.phases.0.steps=150", "sft.phases.1.steps=100"]
+ZERO_SHOT = "sft.one_shot_share=0"
+STEPS = [ZERO_SHOT, "sft.phases.0.steps=150", "sft.phases.1.steps=100"]
+MORE = [ZERO_SHOT, "sft.phases.0.steps=50", "sft.phases.1.steps=50"]
+# its own texts are as short, and as alike, as those that it has learned
+OWN = ["teacher=self", "stage.words=[10,160]", "stage.alike=null"]
 
 Runs = Mapping[int, Mapping[str, RunFolder]]  # of each seed, by arm
 
@@ -69,9 +81,10 @@ def carried_out(seed: int, may_run: bool) -> Iterator[tuple[str, RunFolder]]:
     def start(arm: str, seed: int, *settings: str) -> RunFolder:
         return study.run(f"chains-{arm}-{seed}", seed, *settings, may_run=may_run)
 
-    def lists(seed: int) -> list[str]:
-        built = start("build", seed, "stage=expert_ad", "stage.shots=[0]", *SIZES, *FEW, *ONE)
-        return ["data.sft=sft.json", "data.rl=grpo.json", f"data.root={built.path / 'dataset'}"]
+    def lists(seed: int, arm: str = "build", *writer: str) -> list[str]:
+        build = ["stage=expert_ad", "stage.shots=[0]", *writer, *SIZES, *FEW, *ONE]
+        dataset = start(arm, seed, *build).path / "dataset"
+        return ["data.sft=sft.json", "data.rl=grpo.json", f"data.root={dataset}"]
 
     # one tokenizer and one vision tower for all: words of both kinds of texts, seed 0
     both = ["data=mix", "data/parts=[expert_ad,synthetic]"]
@@ -80,18 +93,24 @@ def carried_out(seed: int, may_run: bool) -> Iterator[tuple[str, RunFolder]]:
     size = ["backbone.vocab_size=1024", "pretrain.steps=500"]
     pretrained = start("pretrained", 0, "stage=pretrain", *both, *ONE, *LIMITS, *size)
     yield "pretrained", pretrained
-    learned = {
-        "direct": ["data=expert_ad", *lists(seed), "sft.target=direct"],
-        "short": [*SIZES, *FEW],
-        "chains": ["data=expert_ad", *lists(seed)],
-    }
-    begin = ["stage=sft", "stage.tasks=[sft]", f"init={pretrained.path}", *ONE, *LIMITS, *STEPS]
-    for arm, texts in learned.items():
-        trained = start(arm, seed, *begin, *texts)
+
+    def learn(arm: str, begin: RunFolder, *texts: str) -> Iterator[tuple[str, RunFolder]]:
+        training = ["stage=sft", "stage.tasks=[sft]", f"init={begin.path}", *ONE, *LIMITS]
+        trained = start(arm, seed, *training, *texts)
         yield arm, trained
         asked = ["evaluate.splits=[test]", "evaluate.shots=[0]", "patchcore.beside=never"]
         weights = ["stage=evaluate", f"init={trained.path}"]
         yield f"{arm}-test", start(f"{arm}-test", seed, *weights, *asked, *ONE, *LIMITS)
+
+    rules, wordings = ["data=expert_ad", *lists(seed)], [*SIZES, *FEW]
+    yield from learn("direct", pretrained, *STEPS, *rules, "sft.target=direct")
+    found = dict(learn("short", pretrained, *STEPS, *wordings))
+    yield from found.items()
+    yield from learn("chains", pretrained, *STEPS, *rules)
+    short = found["short"]
+    own = lists(seed, "own-build", *OWN, f"init={short.path}", *LIMITS)
+    yield from learn("more", short, *MORE, *wordings)
+    yield from learn("own", short, *MORE, "data=expert_ad", *own)
 
 
 def answers(runs: Runs, arm: str, split: str) -> list[list[Prediction]]:

@@ -214,11 +214,11 @@ class Alike:
     (datasketch), and the exact Jaccard index of their shingles decides.
 
     Args:
-        most: from this index on two texts are near-duplicates. Of an index of 0.5, MinHash misses
-            13 %; of 0.8, 5 in 10**8.
+        most: from this index on two texts are near-duplicates; None: no two are. Of an index of
+            0.5, MinHash misses 13 %; of 0.8, 5 in 10**8.
     """
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, most: float | None) -> None:
         self.most = most
         self.texts: dict[tuple[object, ...], MinHashLSH] = {}  # by what they are about
         self.shingles: list[NDArray[np.uint64]] = []
@@ -226,6 +226,8 @@ class Alike:
 
     def find(self, about: Sequence[object], text: str) -> Rejection | None:
         """The first text that this one nearly equals, if there is one."""
+        if self.most is None:
+            return None
         said = shingled(text)
         texts = self.texts.get(tuple(about))
         found = [] if texts is None else texts.query(_minhash(said))
@@ -239,6 +241,8 @@ class Alike:
 
     def add(self, id: str, about: Sequence[object], text: str) -> None:
         """One more text, of the picture `id`."""
+        if self.most is None:
+            return
         said = shingled(text)
         texts = self.texts.setdefault(tuple(about), _index())
         texts.insert(len(self.ids), _minhash(said))

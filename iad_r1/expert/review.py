@@ -224,7 +224,11 @@ def about(row: Row) -> tuple[str, str | None]:
 
 
 def reviewed(
-    rows: Callable[[], Iterable[Row]], standing: Standing, grid: str, rules: Rules, alike: float
+    rows: Callable[[], Iterable[Row]],
+    standing: Standing,
+    grid: str,
+    rules: Rules,
+    alike: float | None,
 ) -> Iterator[dict[str, Any]]:
     """The lines of a build as reviewers have left them: those that they reject, and edits that a
     filter refuses, with the reason in `rejected`; edits in the place of texts.

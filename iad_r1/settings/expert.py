@@ -31,7 +31,7 @@ class ExpertSettings(StageSettings):
     rl_share: Annotated[float, Field(gt=0, lt=1)]  # for SC-GRPO, of those that may serve both
     shots: Annotated[list[Literal[0, 1]], Field(min_length=1)]
     words: Annotated[list[Count], Field(min_length=2, max_length=2)]  # of a reasoning
-    alike: Annotated[float, Field(gt=0, le=1)]  # Jaccard index of near-duplicate texts
+    alike: Annotated[float, Field(gt=0, le=1)] | None  # Jaccard index of near-duplicate texts
     forbidden: list[str]
     arms: bool
     licence: str | None

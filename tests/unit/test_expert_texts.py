@@ -352,6 +352,9 @@ def test_texts_alike_are_found_only_among_those_about_the_same():
     assert alike.find(("nut", "dent"), one_word_less) is None
     half = " ".join([*text.split()[:20], *(f"other{i}" for i in range(20))])
     assert alike.find(("nut", "crack"), half) is None
+    never = Alike(None)
+    never.add("a", ("nut", "crack"), text)
+    assert never.find(("nut", "crack"), text) is None
 
 
 def test_variety_counts_n_grams_and_the_sentence_that_most_texts_hold():
