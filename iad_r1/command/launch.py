@@ -31,6 +31,7 @@ from iad_r1.errors import UNWRITABLE, ConfigError, IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
+from iad_r1.settings.tracking import WandbTracking
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
 from iad_r1.store.starts import find_resumable
 
@@ -80,6 +81,8 @@ def job(composed: DictConfig) -> int:
                 f"hydra/launcher={launcher} sends the runs of a sweep as jobs, and this is no "
                 "sweep: it would start here. Add -m, also for a single run."
             )
+        if sweeping:
+            config = grouped(config, Path(HydraConfig.get().sweep.dir).name)
         folder, code = run(config, Path.cwd() / "outputs")
     except IadError as error:
         complain(str(error))
@@ -103,6 +106,15 @@ def job(composed: DictConfig) -> int:
         )
     _codes.append(code)
     return code
+
+
+def grouped(config: Config, sweep: str) -> Config:
+    """The settings of a run of a sweep: trackers show its runs as one group, unless they are told
+    of another."""
+    tracking = config.tracking
+    if not isinstance(tracking, WandbTracking) or tracking.group is not None:
+        return config
+    return config.model_copy(update={"tracking": tracking.model_copy(update={"group": sweep})})
 
 
 def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from iad_r1.backbones.backbone import Backbone
 from iad_r1.backbones.packing import Packing, choose_packing
 from iad_r1.processes import distributed
 from iad_r1.settings.config import Config
+from iad_r1.store.products import Product
 from iad_r1.store.progress import Bar, progress
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.tracking import Tracker
@@ -43,6 +44,11 @@ class Run:
         """One table of completions in rollouts/."""
         if self.tracker is not None:
             self.tracker.rollouts(stage, step, rows)
+
+    def made(self, product: Callable[[], Product]) -> None:
+        """Show what was made to a tracker (`store/products.py`)."""
+        if self.tracker is not None:
+            self.tracker.made(product)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what was logged of a stage from `step` on: those steps are taken again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 import torch
@@ -18,7 +19,7 @@ from iad_r1.loops.opening import open_data, open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
 from iad_r1.settings.config import Config
-from iad_r1.store import cards
+from iad_r1.store import cards, products
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, find_start
 from iad_r1.store.tracking import Tracker
@@ -36,23 +37,33 @@ def run(config: Config, folder: RunFolder) -> None:
     """Take `config.tasks()` one after the other, on all ranks, then print and write what came of
     it."""
     torch.manual_seed(config.seed)
-    with distributed.joined(config.engine), tracking(config, folder) as tracker:
-        distributed.check_same_folder(folder.path)
-        if config.method.name == "patchcore":
-            judge(config, folder, open_data(config, folder), alone=True)
-        else:
-            if config.backbone.source == "api":
-                context = Run(config, folder, tracker, open_data(config, folder), None, "base")
-            else:
-                context = open_run(config, folder, tracker, begin(config, folder))
-            judge(config, folder, context.dataset, alone=False)
-            take_tasks(context)
-        if tracker is not None:
+    with tracking(config, folder) as tracker:
+        with distributed.joined(config.engine):
+            distributed.check_same_folder(folder.path)
+            carry_out(config, folder, tracker)
+        if tracker is not None:  # the other ranks need not wait
+            if "report" in config.tasks():
+                report.build(folder.path)
+                tracker.made(partial(products.report, folder))
             tracker.finish(folder.summary())
     if ranks.is_main():
-        if "report" in config.tasks():
-            report.build(folder.path)
         terminal.print_summary(folder.summary(), folder.path)
+
+
+def carry_out(config: Config, folder: RunFolder, tracker: Tracker | None) -> None:
+    """Open data and weights, and take the tasks."""
+    if config.method.name == "patchcore":
+        judge(config, folder, open_data(config, folder), alone=True)
+        if tracker is not None:
+            tracker.evaluation(folder.summary().get("results", []))
+        return
+    if config.backbone.source == "api":
+        context = Run(config, folder, tracker, open_data(config, folder), None, "base")
+    else:
+        context = open_run(config, folder, tracker, begin(config, folder))
+    context.made(partial(products.data, folder))
+    judge(config, folder, context.dataset, alone=False)
+    take_tasks(context)
 
 
 def judge(config: Config, folder: RunFolder, dataset: Dataset, *, alone: bool) -> None:
@@ -82,7 +93,7 @@ def begin(config: Config, folder: RunFolder) -> Start | None:
 @contextmanager
 def tracking(config: Config, folder: RunFolder) -> Iterator[Tracker | None]:
     """The run's tracker, on rank 0."""
-    if not distributed.is_main():
+    if not ranks.is_main():
         yield None
         return
     with Tracker(config.tracking, folder.path, config.model_dump()) as tracker:
@@ -130,6 +141,7 @@ def train(context: Context, task: str) -> None:
     if distributed.is_main():
         context.backbone.save(context.folder.checkpoint(task))
         cards.write_cards(context.folder, context.config, task)
+        context.made(partial(products.weights, context.folder, task, context.config.init))
 
 
 def check_ranks(context: Context, task: str) -> None:
@@ -164,3 +176,5 @@ def measure(context: Run, evaluated: list[str]) -> None:
     if context.backbone is not None:
         cards.write_cards(context.folder, context.config, context.stage)
     context.tracker.evaluation(rows)
+    init = context.config.init
+    context.made(partial(products.evaluation, context.folder, context.stage, init))

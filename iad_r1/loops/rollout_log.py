@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
 from iad_r1 import schema
+from iad_r1.data import images
 from iad_r1.objective.advantages import is_degenerate
-from iad_r1.types import Completion, Group, Score, StopReason
+from iad_r1.types import Completion, Group, Sample, Score, StopReason
+
+SIDE = 128  # pixels of a thumbnail
 
 
 def reward_statistics(
@@ -60,12 +64,22 @@ def rollout_rows(
     groups: Sequence[Group], gains_PG: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
     """One row per completion that is learned from: who was asked (and in which attempt, 0 being
-    the first draw), what was said, what it earned."""
-    return [
-        {**_row(group, completion, score), "advantage": gain, "attempt": group.attempt}
-        for group, gains in zip(groups, gains_PG, strict=True)
-        for completion, score, gain in zip(group.completions, group.scores, gains, strict=True)
-    ]
+    the first draw), what was said, what it earned, and a small picture (JPEG)."""
+    rows = []
+    for group, gains in zip(groups, gains_PG, strict=True):
+        picture = _thumbnail(group.sample)
+        for completion, score, gain in zip(group.completions, group.scores, gains, strict=True):
+            row = {**_row(group, completion, score), "advantage": gain, "attempt": group.attempt}
+            rows.append({**row, "thumbnail": picture})
+    return rows
+
+
+def _thumbnail(sample: Sample) -> bytes:
+    small = images.open_image(sample).copy()
+    small.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    small.save(data, format="JPEG", quality=85)
+    return data.getvalue()
 
 
 def failed_rows(prompt: str, groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -6,19 +6,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iad_r1.settings.base import Above0, Count0, Section
+from iad_r1.settings.base import Above0, AtLeast0, Count0, Section
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+Text = Annotated[str, Field(min_length=1)]
 
 
-class TrackingConfig(Section):
-    """Where per-step numbers go besides `metrics.jsonl`, which is always written."""
+class NoTracking(Section):
+    """`metrics.jsonl` and `rollouts/` alone, which are always written."""
 
-    name: str
-    mode: Mode
-    project: Annotated[str, Field(min_length=1)]
-    entity: str | None
-    tags: list[str]
+    name: Literal["none"]
+
+
+class Tracked(Section):
+    """Where numbers go besides: what every tracker is told."""
+
     rollout_rows: Count0
     init_timeout: Above0  # seconds
     finish_timeout: Above0  # seconds
+
+
+class WandbTracking(Tracked):
+    """Weights & Biases."""
+
+    name: Literal["wandb"]
+    mode: Mode
+    project: Text
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    upload_mib: AtLeast0
+
+
+Tracking = Annotated[NoTracking | WandbTracking, Field(discriminator="name")]

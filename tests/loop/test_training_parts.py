@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -221,7 +221,7 @@ def said(*texts: str, stop: StopReason = StopReason.STOP) -> list[Completion]:
 
 
 def sample(answer) -> Sample:
-    return Sample("id", "d", "rl", "p", Path("unread.png"), Solution(answer))
+    return Sample("id", "d", "rl", "p", Image.new("RGB", (400, 200)), Solution(answer))
 
 
 def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
@@ -243,6 +243,7 @@ def test_what_is_logged_of_a_batch_is_what_was_said_and_earned():
     assert len(rows) == 4 and Counter(row["advantage"] for row in rows)[0.0] == 2
     assert rows[0]["reward_answer"] == 1.0 and rows[3]["completion"] == "nonsense"
     assert [row["attempt"] for row in rows] == [0, 0, 2, 2]
+    assert Image.open(io.BytesIO(rows[0]["thumbnail"])).size == (128, 64)
     whole = rollout_log.failed_rows("{image}Any defect?", groups)
     assert whole[1]["token_ids"] == [1, 1] and whole[1]["sampler_logprobs"] == [0.0, 0.0]
     assert {row["prompt"] for row in whole} == {"{image}Any defect?"} and whole[3]["reward"] == 2.0

@@ -20,6 +20,7 @@ from iad_r1.command import compose
 from iad_r1.data import mix
 from iad_r1.grid import as_grid
 from iad_r1.loops.opening import corpus
+from iad_r1.store import metrics
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Sample
 
@@ -75,7 +76,16 @@ def finished(place: Path, name: str, output: str) -> Finished:
     """What a run of this name, the only one in `place`, left."""
     (folder,) = (place / "outputs" / name).iterdir()
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert unlisted(folder) == set(), "logged, and not in iad_r1/store/metrics.py"
     return Finished(folder, output, summary)
+
+
+def unlisted(folder: Path) -> set[str]:
+    """Numbers that a run has logged and `iad_r1/store/metrics.py` does not name."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = {name for line in lines for name in json.loads(line)}
+    return {name for name in names - {"stage", "step", "not_finite"} if not metrics.find(name)}
 
 
 class TinyRun(NamedTuple):

@@ -1,4 +1,4 @@
-"""The run folder always has the numbers; wandb is a mirror that can fail without harm."""
+"""The run folder always has the numbers; a tracker is a mirror that can fail without harm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +23,20 @@ from PIL import Image
 from pydantic import ValidationError
 
 from iad_r1.errors import MismatchError
-from iad_r1.settings.tracking import TrackingConfig
-from iad_r1.store import tracking
-from iad_r1.store.tracking import Tracker, has_login, resolve_mode
+from iad_r1.settings.tracking import NoTracking, WandbTracking
+from iad_r1.store import metrics, tracking
+from iad_r1.store.products import Product
+from iad_r1.store.trackers import evaluated, mirror, result_columns, trained
+from iad_r1.store.trackers.wandb import artifact, has_login, resolve_mode, run_id
+from iad_r1.store.tracking import Tracker
 
 REPO = Path(__file__).resolve().parents[2]
+JPEG = b"\xff\xd8"
 WANDB_YAML = yaml.safe_load((REPO / "conf/tracking/wandb.yaml").read_text())
 
 
-def tracking_settings(**changes: Any) -> TrackingConfig:
-    return TrackingConfig(**{**WANDB_YAML, **changes})
+def tracking_settings(**changes: Any) -> WandbTracking:
+    return WandbTracking(**{**WANDB_YAML, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-such-netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
     yield
 
 
@@ -48,7 +54,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def disabled(folder: Path) -> Tracker:
-    return Tracker(tracking_settings(mode="disabled"), folder, {})
+    return Tracker(NoTracking(name="none"), folder, {})
 
 
 # ------------------------------------------------------------------------ metrics.jsonl
@@ -122,7 +128,7 @@ def test_rollouts_come_back_as_they_were_with_pictures_as_jpeg(tmp_path):
     yes, empty = pandas.read_parquet(path).to_dict("records")
     assert (yes["completion"], empty["completion"]) == ("<answer>Yes</answer>", "")
     assert yes["parts"] == {"accuracy": 1.0, "format": 0.0}
-    assert yes["thumbnail"].startswith(b"\xff\xd8") and empty["thumbnail"] is None
+    assert yes["thumbnail"].startswith(JPEG) and empty["thumbnail"] is None
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -138,33 +144,79 @@ def wandb_bytes(folder: Path, expected: bytes) -> bytes:
     return path.read_bytes()
 
 
+RESULT = {
+    "stage": "sft", "dataset": "d", "split": "new", "shots": 0, "n": 3, "balanced_accuracy": 87.5,
+    "ci95": {"balanced_accuracy": [1.0, 2.0]},
+}  # fmt: skip
+
+
+def small_run(tracker: Tracker, folder: Path) -> None:
+    """Two stages, with everything that a tracker is told."""
+    weights = folder / "model.bin"
+    weights.write_bytes(b"weights")
+    picture = Image.new("RGB", (8, 8), "red")
+    for stage in ("sft", "grpo"):
+        tracker.log(stage, 0, {"loss": 0.5, "seconds_step": 2.0, "odd": math.nan})
+        rows = [{"completion": f"text {i}", "thumbnail": picture} for i in range(5)]
+        tracker.rollouts(stage, 0, rows)
+    tracker.evaluation([RESULT])
+    of = Product("dataset", "data-d", texts={"data.json": "{}"})
+    tracker.made(lambda: of)
+    tracker.made(lambda: Product("model", "weights-sft", {"m.bin": weights}, of=("data-d",)))
+    tracker.finish({"seconds": {"sft": 1.5}})
+
+
 @pytest.mark.slow
-def test_offline_wandb_mirrors_steps_tables_and_summary_inside_the_run_folder(tmp_path, capfd):
+def test_offline_wandb_mirrors_steps_tables_artifacts_and_summary_inside_the_run_folder(
+    tmp_path, capfd
+):
     folder = tmp_path / "tiny" / "2026-01-01"
-    with Tracker(tracking_settings(mode="auto", rollout_rows=2), folder, {"seed": 17}) as tracker:
-        tracker.log("sft", 0, {"loss": 0.5, "odd": math.nan})
-        tracker.rollouts("sft", 0, [{"completion": f"text {i}"} for i in range(5)])
-        tracker.evaluation([{"stage": "sft", "n": 3, "ci95": {"miss_rate": [1.0, 2.0]}}])
-        tracker.finish({"results": [{"stage": "sft", "balanced_accuracy": 87.5}]})
-    data = wandb_bytes(folder, b"balanced_accuracy")
-    for expected in (b"sft/loss", b"sft/step", b"results/0/balanced_accuracy", b"87.5", b"seed"):
+    settings = tracking_settings(mode="auto", rollout_rows=2, group="a sweep")
+    with Tracker(settings, folder, {"seed": 17, "stage": {"name": "pipeline"}}) as tracker:
+        small_run(tracker, folder)
+    data = wandb_bytes(folder, b"system/total/sft")
+    for expected in (
+        b"train/sft/loss", b"system/grpo/seconds_step", b"other/sft/odd", b"grpo/step", b"seed",
+        b"eval/new/0shot/balanced_accuracy", b"eval/tested/0shot/balanced_accuracy", b"87.5",
+        b"a sweep", b"pipeline", run_id(folder).encode(), b"weights-sft", b"made_from",
+    ):  # fmt: skip
         assert expected in data, expected
-    files = folder.glob("wandb/offline-run-*/files/media/table/*/*.json")
-    tables = {path.parent.name: json.loads(path.read_text()) for path in files}
-    assert tables["sft"]["data"] == [["text 0"], ["text 1"]], "bounded by rollout_rows"
-    assert tables["evaluation"]["data"] == [["sft", 3, '{"miss_rate": [1.0, 2.0]}']]
-    assert len(lines(folder)) == 1
+    files = folder.glob("wandb/offline-run-*/files/media/table/**/*.json")
+    tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in files}
+    shown = tables["completions"]
+    assert shown["columns"] == ["completion", "thumbnail"], "bounded by rollout_rows"
+    assert [text for text, _ in shown["data"]] == ["text 0", "text 1"]
+    staged = [path.read_bytes() for path in (tmp_path / "staged").rglob("*") if path.is_file()]
+    assert any(data.startswith(b"\x89PNG") for data in staged), (
+        "the table that is uploaded has pictures"
+    )
+    assert tables["results"]["columns"][-3:] == [
+        "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high",
+    ]  # fmt: skip
+    assert tables["results"]["data"] == [["sft", "d", "new", 0.0, 3.0, 87.5, 1.0, 2.0]]
+    assert len(lines(folder)) == 2
     out, err = capfd.readouterr()
     assert out == err == "", "an offline run prints nothing of its own"
+
+
+@pytest.mark.parametrize(("limit", "refers"), [(1.0, False), (1e-6, True)])
+def test_files_above_the_limit_are_referred_to_and_neither_read_nor_copied(tmp_path, limit, refers):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"weights")
+    made = artifact(Product("model", "w", {"a/model.bin": file}, of=("data-d",)), limit)
+    entry = made.manifest.entries["a/model.bin"]
+    assert (entry.ref == file.as_uri()) is refers
+    assert entry.local_path is None if refers else entry.local_path == str(file)
+    assert made.metadata["made_from"] == ["data-d"]
 
 
 ONLINE_SCRIPT = """
 import sys, yaml
 from pathlib import Path
 from iad_r1.store.tracking import Tracker
-from iad_r1.settings.tracking import TrackingConfig
+from iad_r1.settings.tracking import WandbTracking
 values = {**yaml.safe_load(Path("conf/tracking/wandb.yaml").read_text()), "init_timeout": 1.0}
-with Tracker(TrackingConfig(**{**values, "mode": sys.argv[2]}), Path(sys.argv[1]), {}) as tracker:
+with Tracker(WandbTracking(**{**values, "mode": sys.argv[2]}), Path(sys.argv[1]), {}) as tracker:
     tracker.log("sft", 0, {"loss": 0.5})
 """
 
@@ -178,8 +230,11 @@ with Tracker(TrackingConfig(**{**values, "mode": sys.argv[2]}), Path(sys.argv[1]
         ("online", "", "there is no wandb login"),
     ],
 )
-def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(tmp_path, mode, key, said):
+def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(
+    tmp_path, monkeypatch, mode, key, said
+):
     """In a process of its own: wandb keeps its server and login for a process's lifetime."""
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # that of this process
     environ = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": str(REPO)}
     run = subprocess.run(
         [sys.executable, "-c", ONLINE_SCRIPT, str(tmp_path), mode],
@@ -188,7 +243,7 @@ def test_no_way_online_costs_one_sentence_and_the_run_goes_on_offline(tmp_path, 
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout == "" and len(run.stderr.splitlines()) == 1 and said in run.stderr
-    assert b"sft/loss" in wandb_bytes(tmp_path, b"sft/loss") and len(lines(tmp_path)) == 1
+    assert b"train/sft/loss" in wandb_bytes(tmp_path, b"sft/loss") and len(lines(tmp_path)) == 1
 
 
 def test_an_environment_that_wandb_refuses_costs_one_sentence(tmp_path):
@@ -200,7 +255,7 @@ def test_an_environment_that_wandb_refuses_costs_one_sentence(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout == "" and len(run.stderr.splitlines()) == 1
-    assert "wandb could not start" in run.stderr and len(lines(tmp_path)) == 1
+    assert "wandb stopped" in run.stderr and len(lines(tmp_path)) == 1
 
 
 def test_a_failing_run_is_recorded_as_failed_and_its_error_is_not_swallowed(tmp_path):
@@ -209,21 +264,119 @@ def test_a_failing_run_is_recorded_as_failed_and_its_error_is_not_swallowed(tmp_
     assert lines(tmp_path) == [] and wandb_bytes(tmp_path, b"")
 
 
+def test_a_run_that_goes_on_has_the_same_id_and_another_run_another(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = run_id(tmp_path / "a")
+    assert run_id(tmp_path / "a") == first != run_id(tmp_path / "b")
+
+
+# ------------------------------------------------------------------------- it fails or hangs
+
+
+class Broken:
+    """A backend that raises or hangs at whatever it is asked."""
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.act()
+
+
+def fail(error: type[Exception]) -> Any:
+    def act() -> None:
+        raise error("the service is gone")
+
+    return act
+
+
 @pytest.mark.parametrize("error", [OSError, TypeError])
-def test_wandb_dying_mid_run_does_not_stop_the_record(tmp_path, capfd, monkeypatch, error):
+@pytest.mark.parametrize("when", ["open", "log"])
+def test_a_tracker_that_fails_costs_one_sentence(tmp_path, capfd, monkeypatch, error, when):
+    def open_(*_: object) -> Any:
+        return fail(error)() if when == "open" else Broken(fail(error))
+
+    monkeypatch.setattr(tracking, "_open_backend", open_)
     with Tracker(tracking_settings(), tmp_path, {}) as tracker:
-        run = tracker._run
-        assert run is not None
+        small_run(tracker, tmp_path)
+    assert len(lines(tmp_path)) == 2
+    err = capfd.readouterr().err
+    assert err.count("wandb stopped (the service is gone)") == len(err.splitlines()) == 1
 
-        def broken(*_: object, **__: object) -> None:
-            raise error("the service is gone")
 
-        monkeypatch.setattr(run, "log", broken)
-        tracker.log("sft", 0, {"loss": 1.0})
-        tracker.log("sft", 1, {"loss": 0.5})
-        run.finish()
-    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
-    assert capfd.readouterr().err.count("wandb stopped (the service is gone)") == 1
+@pytest.mark.parametrize("when", ["open", "log"])
+def test_a_tracker_that_hangs_costs_its_timeouts_and_one_sentence(
+    tmp_path, capfd, monkeypatch, when
+):
+    hang = threading.Event().wait
+
+    def open_(*_: object) -> Any:
+        return hang() if when == "open" else Broken(hang)
+
+    monkeypatch.setattr(tracking, "_open_backend", open_)
+    monkeypatch.setattr(mirror, "SLACK", 0.05)
+    begun = time.monotonic()
+    settings = tracking_settings(init_timeout=0.1, finish_timeout=0.1)
+    with Tracker(settings, tmp_path, {}) as tracker:
+        small_run(tracker, tmp_path)
+    assert time.monotonic() - begun < 30 and len(lines(tmp_path)) == 2
+    err = capfd.readouterr().err
+    assert "wandb did not" in err and len(err.splitlines()) == 1
+
+
+def test_a_tracker_that_falls_behind_is_given_up_before_memory_fills(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tracking, "_open_backend", lambda *_: Broken(threading.Event().wait))
+    monkeypatch.setattr(mirror, "PENDING", 4)
+    with Tracker(tracking_settings(), tmp_path, {}) as tracker:
+        for step in range(20):
+            tracker.log("sft", step, {"loss": 1.0})
+    assert len(lines(tmp_path)) == 20
+    assert "wandb hangs: it is 4 messages behind" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------- what is shown
+
+
+def test_every_metric_has_one_name_one_section_and_says_what_it_is():
+    names = [metric.name for metric in metrics.METRICS]
+    assert len(set(names)) == len(names)
+    assert {metric.section for metric in metrics.METRICS} == set(metrics.SECTIONS)
+    assert all(metric.says for metric in metrics.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("loss", "train/grpo/loss"),
+        ("reward_std", "reward/grpo/reward_std"),
+        ("reward_my_own_normal", "reward/grpo/reward_my_own_normal"),
+        ("yes_rate", "rollout/grpo/yes_rate"),
+        ("accuracy", "other/grpo/accuracy"),  # of an evaluation, not of a step
+        ("what", "other/grpo/what"),
+    ],
+)
+def test_a_number_is_shown_in_its_section(name, key):
+    assert metrics.key("grpo", name) == key
+    assert (metrics.listed(key) is None) == key.startswith("other")
+
+
+def test_an_evaluation_is_shown_by_split_and_as_the_mean_over_tested_splits():
+    rows = [
+        {"stage": "sft", "split": "a", "shots": 0, "accuracy": 1.0},
+        {"stage": "grpo", "split": "a", "shots": 0, "accuracy": 50.0, "auroc": 60.0},
+        {"stage": "grpo", "split": "b", "shots": 0, "accuracy": 100.0, "auroc": None},
+        {"stage": "grpo", "split": "validation_a", "shots": 0, "accuracy": 0.0},
+    ]
+    assert dict(evaluated(rows)) == {
+        "eval/a/0shot/accuracy": 50.0,
+        "eval/a/0shot/auroc": 60.0,
+        "eval/b/0shot/accuracy": 100.0,
+        "eval/validation_a/0shot/accuracy": 0.0,
+        "eval/tested/0shot/accuracy": 75.0,
+    }
+    assert [trained(stage) for stage in ("base", "pretrain", "sft", "grpo")] == [0, 1, 2, 3]
+    assert "auroc" not in result_columns(rows[2])
 
 
 # --------------------------------------------------------------------------------- modes
@@ -267,12 +420,6 @@ def test_logins_of_wandbs_older_host_count_at_its_default_server(tmp_path):
 
 
 # -------------------------------------------------------------------------------- config
-
-
-def test_both_shipped_files_make_a_valid_config():
-    none = yaml.safe_load((REPO / "conf/tracking/none.yaml").read_text())
-    assert none.pop("defaults") == ["wandb", "_self_"]
-    assert tracking_settings(**none).mode == "disabled"
 
 
 def test_an_unknown_mode_or_setting_is_refused():
