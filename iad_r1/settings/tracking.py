@@ -38,4 +38,10 @@ class WandbTracking(Tracked):
     upload_mib: AtLeast0
 
 
-Tracking = Annotated[NoTracking | WandbTracking, Field(discriminator="name")]
+class TensorboardTracking(Tracked):
+    """TensorBoard's event files."""
+
+    name: Literal["tensorboard"]
+
+
+Tracking = Annotated[NoTracking | WandbTracking | TensorboardTracking, Field(discriminator="name")]

@@ -17,6 +17,7 @@ from iad_r1.settings.config import Config
 from iad_r1.settings.stage import StageSettings
 from iad_r1.settings.training import Length
 from iad_r1.stages import row
+from iad_r1.store import tracking
 from iad_r1.store.run_folder import RunFolder, recent_runs
 from iad_r1.store.starts import Start, find_start
 
@@ -37,6 +38,7 @@ class Stage(stages.Stage):
             )
 
     def check_inputs(self, config: Config) -> None:
+        tracking.check(config.tracking)
         check_data(config)
         check_frame(config)
         begin(config)

@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from iad_r1.errors import MismatchError
+from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.settings.tracking import NoTracking, Tracking
 from iad_r1.store.products import Product
 from iad_r1.store.run_folder import write_text
@@ -129,6 +130,15 @@ class Tracker:
     def _send(self, call: Callable[[Backend], Any]) -> None:
         if self._mirror is not None:
             self._mirror.send(call)
+
+
+def check(settings: Tracking) -> None:
+    """ConfigError if the tracker's package is not installed."""
+    if find_spec(settings.name) is None and not isinstance(settings, NoTracking):
+        raise ConfigError(
+            f"tracking={settings.name} needs the package {settings.name}, which is not installed. "
+            f'Type: pip install "iad_r1[{settings.name}]". Or leave it out: tracking=none.'
+        )
 
 
 def _open_backend(settings: Any, folder: Path, config: Mapping[str, Any]) -> Backend | None:
