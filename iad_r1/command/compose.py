@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from iad_r1 import errors, prompts, rewards, stages
-from iad_r1.command import inherit, roots
+from iad_r1.command import arms, inherit, roots
 from iad_r1.command.options import groups, only_with
 from iad_r1.errors import ConfigError
 from iad_r1.settings.base import CONF
@@ -53,6 +53,7 @@ def quoted(arguments: Sequence[str]) -> list[str]:
     parser, found = OverridesParser.create(), []
     sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
     for text in arguments:
+        text = text.removeprefix("+") if text.startswith("+study=") else text  # as papers write it
         key, equals, value = text.partition("=")
         if equals and not text.startswith("-") and not value.startswith(("[", "{", "'", '"')):
             try:
@@ -66,9 +67,10 @@ def quoted(arguments: Sequence[str]) -> list[str]:
 
 def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Config:
     """Plain values, absolute paths, types and cross-field rules; `typed` are the overrides that it
-    was composed of. Raises ConfigError, and WeightsError where a stage inherits from a run that
-    saved none."""
+    was composed of. One arm of a study is composed anew, with its settings. Raises ConfigError, and
+    WeightsError where a stage inherits from a run that saved none."""
     try:
+        composed, typed = arms.of_arm(composed, typed, directory)
         plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [])) from None
@@ -81,6 +83,7 @@ def resolve(composed: DictConfig, directory: Path, typed: Sequence[str]) -> Conf
         )
     for key in stage.shortcuts:
         plain.pop(key)
+    plain["study"] = arms.part(plain)
     tested = product(set(plain["benchmark"]) - {"root"}, ("root", "lists"))
     paths = [*PATHS, *(f"benchmark.{name}.{key}" for name, key in tested), *stage.paths]
     paths += [f"data.parts.{name}.root" for name in plain["data"].get("parts", {})]
@@ -217,8 +220,8 @@ def _key_in(message: str) -> str | None:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    if (stage := only_with(key)) is not None:
-        return f"{key}: only stage={stage} has one. Add stage={stage}."
+    if (by := only_with(key)) is not None:
+        return f"{key}: only {by} has one. Add {by}."
     chosen = [o for o in overrides if o.partition("=")[0] in groups()]
     return f"{key}: there is no such setting.{_nearest(key, _valid_keys(chosen))}"
 

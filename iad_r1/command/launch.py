@@ -33,7 +33,7 @@ from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
 from iad_r1.settings.tracking import WandbTracking
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
-from iad_r1.store.starts import find_resumable
+from iad_r1.store.starts import find_finished, find_resumable
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -125,6 +125,10 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     if config.dry_run:
         _rehearse(config, outputs)
         return None, 0
+    done = find_finished(outputs, config.model_dump(mode="json")) if config.study else None
+    if done is not None:
+        print(f"  {'run':<9} {done.path}  (of this study, finished before)", flush=True)
+        return done, 0
     stage, offline = stages.find(config.stage.name), checked(config, outputs)
     folder, news = open_folder(config, outputs)
     print(f"  {'run':<9} {folder.path}{news}\n", flush=True)

@@ -27,26 +27,28 @@ def description(group: str, option: str) -> str:
     return ""
 
 
-def default_options() -> dict[str, str]:
+def default_options() -> dict[str, str | None]:
     """The option of each group that `conf/config.yaml` chooses, in its order, then of those that
-    a stage brings along."""
+    a stage or a study brings along; None where none is chosen."""
     found = dict(_chosen(CONF / "config.yaml"))
     return found | {group: option for group, option, _ in _brought()}
 
 
 def only_with(group: str) -> str | None:
-    """The stage that brings a group along; None: every run has it."""
-    return next((stage for found, _, stage in _brought() if found == group), None)
+    """What brings a group along, as it is typed: a stage or any study. None: every run has it."""
+    return next((what for found, _, what in _brought() if found == group), None)
 
 
-def _brought() -> Iterator[tuple[str, str, str]]:
-    """(group, option, stage) of what stages choose: "/teacher@_global_.teacher: rules"."""
-    for file in sorted((CONF / "stage").glob("*.yaml")):
+def _brought() -> Iterator[tuple[str, str | None, str]]:
+    """(group, option, by what) of what stages and studies choose:
+    "/teacher@_global_.teacher: rules"."""
+    for file in sorted((*(CONF / "stage").glob("*.yaml"), *(CONF / "study").glob("*.yaml"))):
+        by = f"stage={file.stem}" if file.parent.name == "stage" else "study=<study>"
         for group, option in _chosen(file):
-            yield group.removeprefix("/").partition("@")[0], option, file.stem
+            yield group.removeprefix("/").partition("@")[0], option, by
 
 
-def _chosen(file: Path) -> Iterator[tuple[str, str]]:
+def _chosen(file: Path) -> Iterator[tuple[str, str | None]]:
     for entry in _read(file).get("defaults", ()):
         if isinstance(entry, dict):
             for group, option in entry.items():
@@ -60,8 +62,8 @@ def group_options() -> str:
     lines: list[str] = []
     defaults = sorted(default_options().items(), key=lambda pair: pair[0] != "stage")
     for group, chosen in defaults:
-        stage = only_with(group)
-        lines.append(group if stage is None else f"{group} (with stage={stage})")
+        by = only_with(group)
+        lines.append(group if by is None else f"{group} (with {by})")
         width = max(len(option) for option in available[group])
         for option in available[group]:
             star = "*" if option == chosen else " "

@@ -26,6 +26,7 @@ from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine, VllmRollout
 from iad_r1.settings.stage import ServedSettings, Stage, Task
+from iad_r1.settings.study import StudyRun
 from iad_r1.settings.tracking import Tracking
 from iad_r1.settings.training import Grpo, Pretrain, Sft
 
@@ -39,6 +40,7 @@ class Config(Section):
     init: str | None
     resume: str | None
     dry_run: bool
+    study: StudyRun | None
     stage: Stage
     method: Method
     reference_choice: Literal["drawn", "nearest"]

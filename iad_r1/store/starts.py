@@ -118,7 +118,7 @@ def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None
 
 def find_finished(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
     """The newest run of this name and these settings that ended well."""
-    return next((run for run in _alike(outputs, config) if _ended_well(run)), None)
+    return next((run for run in _alike(outputs, config) if ended_well(run)), None)
 
 
 def _alike(outputs: Path, config: Mapping[str, Any]) -> Iterator[RunFolder]:
@@ -129,12 +129,13 @@ def _alike(outputs: Path, config: Mapping[str, Any]) -> Iterator[RunFolder]:
             yield run
 
 
-def _ended_well(run: RunFolder) -> bool:
+def ended_well(run: RunFolder) -> bool:
+    """Whether a run was carried out to its end."""
     return run.read_json("manifest.json").get("status") == "finished"
 
 
 def _may_go_on(run: RunFolder) -> bool:
-    return not _ended_well(run) and not run.is_running()
+    return not ended_well(run) and not run.is_running()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,8 @@ def test_help_lists_every_option_with_a_line_about_it_and_imports_nothing_heavy(
     shown = run("--help", cwd=tmp_path, python=("-X", "importtime"))
     assert shown.returncode == 0
     for group, names in options.groups().items():
-        assert re.search(rf"^{group}( \(with stage=\w+\))?$", shown.stdout, re.M), group
+        brought = r"( \(with (stage=\w+|study=<study>)\))?"
+        assert re.search(rf"^{group}{brought}$", shown.stdout, re.M), group
         for option in names:
             about = re.escape(options.description(group, option))
             assert re.search(rf"^[* ] {re.escape(option)} +{about}$", shown.stdout, re.M), option
