@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -51,24 +52,48 @@ def run(context: Run) -> list[dict[str, Any]]:
     A split's answers are in `predictions/<stage>.<split>.<shots>shot.jsonl` as they come; images
     answered there already are not asked again.
     """
-    jobs = list(_jobs(context))
-    if context.backbone is not None:
-        asking = open_asking(context.config, context.backbone)
-    else:
-        judge = partial(graded, open_grader(context.config))
-        asking = Outside(context.config, context.folder, judge)
+    asked = list(jobs(context))
     rows = []
-    with context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in jobs)) as bar:
-        for split, shots, samples in jobs:
+    with (
+        context.progress(f"evaluate {context.stage}", sum(len(s) for *_, s in asked)) as bar,
+        closing(_Late(context)) as asking,
+    ):
+        for split, shots, samples in asked:
             path = context.folder.predictions(context.stage, split, shots)
             ask = partial(asking.answers, split=split, shots=shots)
             answered = answer_all(path, samples, ask, bar)
             rows.append(result_of(context.config, context.stage, split, shots, answered))
-    asking.close()
     return [*rows, *averages.of_results(rows, tested(context.config, context.dataset))]
 
 
-def _jobs(context: Run) -> Iterator[tuple[str, int, Sequence[Sample]]]:
+class _Late:
+    """Who is asked, opened when there is something to ask: an engine takes a while to start."""
+
+    def __init__(self, context: Run) -> None:
+        self.context = context
+        self.opened: Asking | Outside | None = None
+
+    def answers(
+        self, samples: Sequence[Sample], split: str, shots: int
+    ) -> Iterator[list[Prediction]]:
+        if not samples:
+            return iter(())
+        if self.opened is None:
+            self.opened = self._open()
+        return self.opened.answers(samples, split=split, shots=shots)
+
+    def _open(self) -> Asking | Outside:
+        config = self.context.config
+        if self.context.backbone is not None:
+            return open_asking(config, self.context.backbone)
+        return Outside(config, self.context.folder, partial(graded, open_grader(config)))
+
+    def close(self) -> None:
+        if self.opened is not None:
+            self.opened.close()
+
+
+def jobs(context: Run) -> Iterator[tuple[str, int, Sequence[Sample]]]:
     """Every chosen split with every number of shots."""
     for split, samples in splits(context.config, context.dataset).items():
         for shots in shots_of(samples, context.config.evaluate):
@@ -325,7 +350,7 @@ def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
     means over several benchmarks."""
     rows: list[dict[str, Any]] = []
     for before, after in pairwise(stages):
-        for split, shots, _ in _jobs(context):
+        for split, shots, _ in jobs(context):
             old, new = (
                 list(read_predictions(context.folder.predictions(stage, split, shots)).values())
                 for stage in (before, after)
@@ -337,7 +362,7 @@ def compare(context: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
 
 def answers_of(context: Run, stages: Sequence[str]) -> Answers:
     """All that these stages have answered, by stage, split and number of shots."""
-    places = [(stage, split, shots) for stage in stages for split, shots, _ in _jobs(context)]
+    places = [(stage, split, shots) for stage in stages for split, shots, _ in jobs(context)]
     return {
         place: list(read_predictions(context.folder.predictions(*place)).values())
         for place in places

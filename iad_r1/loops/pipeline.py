@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import Literal
 
+import numpy as np
 import torch
 
 from iad_r1 import report
 from iad_r1.errors import MismatchError
 from iad_r1.learn import guards, lora, optim
 from iad_r1.learn.context import Context, Run
-from iad_r1.loops import evaluate, grpo, patchcore, pretrain, results, sft
+from iad_r1.loops import evaluate, grpo, patchcore, pretrain, results, sft, sharing
 from iad_r1.loops.opening import open_data, open_run
 from iad_r1.processes import distributed, ranks
 from iad_r1.report import gallery, terminal
 from iad_r1.settings.config import Config
+from iad_r1.settings.stage import Task
 from iad_r1.store import cards, products
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.starts import Start, find_start
@@ -26,7 +30,7 @@ from iad_r1.store.tracking import Tracker
 from iad_r1.suites import mmad
 from iad_r1.types import Dataset
 
-TRAIN: dict[str, Callable[[Context], None]] = {
+TRAIN: dict[Task, Callable[[Context], None]] = {
     "pretrain": pretrain.train,
     "sft": sft.train,
     "grpo": grpo.train,
@@ -36,7 +40,7 @@ TRAIN: dict[str, Callable[[Context], None]] = {
 def run(config: Config, folder: RunFolder) -> None:
     """Take `config.tasks()` one after the other, on all ranks, then print and write what came of
     it."""
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with tracking(config, folder) as tracker:
         with distributed.joined(config.engine):
             distributed.check_same_folder(folder.path)
@@ -106,9 +110,10 @@ def take_tasks(context: Run) -> None:
     evaluated = list(
         dict.fromkeys(row["stage"] for row in context.folder.summary().get("results", []))
     )
+    sharing.keep_ended(context, context.config.tasks()[: taken(context.config, context.folder)])
     distributed.barrier()  # nobody adds results before everybody has read them
     for task in context.config.tasks()[taken(context.config, context.folder) :]:
-        if task in TRAIN:
+        if task in ("pretrain", "sft", "grpo"):
             assert isinstance(context, Context)  # an outside model is not trained
             train(context, task)
         elif task == "evaluate" and context.stage not in evaluated:
@@ -123,9 +128,30 @@ def taken(config: Config, folder: RunFolder) -> int:
     return max(ended, default=0)
 
 
-def train(context: Context, task: str) -> None:
-    """One training stage, its checkpoint, and the time it took."""
+def train(context: Context, task: Literal["pretrain", "sft", "grpo"]) -> None:
+    """One training stage, its checkpoint, and the time it took; or what another run has made of
+    the same."""
+    with sharing.shared(context, task) as shared:
+        if shared.found is None:
+            learn(context, task)
+            if distributed.is_main():
+                context.backbone.save(context.folder.checkpoint(task))
+            shared.keep()
+        else:
+            with context.timed(task):
+                shared.take()
+    context.stage = task
+    context.backbone.model.eval()
+    if distributed.is_main():
+        cards.write_cards(context.folder, context.config, task)
+        context.made(partial(products.weights, context.folder, task, context.config.init))
+
+
+def learn(context: Context, task: Literal["pretrain", "sft", "grpo"]) -> None:
+    """Carry out a training stage in place. It begins with the same random numbers whatever was
+    done before it, so that it goes on from weights that were taken as from those of its own."""
     tuning = context.config.tuning
+    seed_all(context.config.seed)
     with (
         context.timed(task),
         lora.adapter(context, task),
@@ -136,12 +162,14 @@ def train(context: Context, task: str) -> None:
             guards.check_pictures(context, task)
         TRAIN[task](context)
         check_ranks(context, task)
-    context.stage = task
     context.backbone.model.eval()
-    if distributed.is_main():
-        context.backbone.save(context.folder.checkpoint(task))
-        cards.write_cards(context.folder, context.config, task)
-        context.made(partial(products.weights, context.folder, task, context.config.init))
+
+
+def seed_all(seed: int) -> None:
+    """Every global stream of random numbers; libraries may draw from any of them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def check_ranks(context: Context, task: str) -> None:
@@ -159,8 +187,13 @@ def check_ranks(context: Context, task: str) -> None:
 
 def measure(context: Run, evaluated: list[str]) -> None:
     """Evaluate the weights as they are and add the rows to `summary.json`."""
-    with context.timed("evaluate"):
-        rows = evaluate.run(context)
+    with sharing.shared(context, "evaluate") as shared:
+        with context.timed("evaluate"):
+            if shared.found is not None:
+                shared.take()
+            rows = evaluate.run(context)
+        if shared.found is None:
+            shared.keep()
     if context.tracker is None:
         return
     earlier = context.folder.summary().get("results", [])

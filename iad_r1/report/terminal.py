@@ -14,7 +14,7 @@ from rich.table import Table
 from iad_r1.errors import setting
 from iad_r1.judge import mmad
 from iad_r1.report import published, several, wording
-from iad_r1.store.manifest import chosen_weights
+from iad_r1.store.manifest import chosen_weights, taken
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import RunFolder
 
@@ -64,6 +64,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         lines = (*_patches(summary), *_guessing(results), *_boxes(results), *_reasoning(results))
         for line in lines:
             console.print(line, style="dim", highlight=False)
+    for line in taken(RunFolder(folder).read_json("manifest.json")):
+        console.print(line, style="dim", markup=False, highlight=False)
     for name, text in _where_next(results, folder, members):
         console.print(f"{name:<8} {text}", markup=False, highlight=False, soft_wrap=True)
 

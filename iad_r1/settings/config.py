@@ -26,6 +26,7 @@ from iad_r1.settings.predict import JudgingSettings
 from iad_r1.settings.rewards import RewardsConfig
 from iad_r1.settings.rollout import RolloutEngine, VllmRollout
 from iad_r1.settings.stage import ServedSettings, Stage, Task
+from iad_r1.settings.store import StoreConfig
 from iad_r1.settings.study import StudyRun
 from iad_r1.settings.tracking import Tracking
 from iad_r1.settings.training import Grpo, Pretrain, Sft
@@ -57,6 +58,7 @@ class Config(Section):
     engine: Engine
     memory: Memory
     checkpoint: Checkpoint
+    store: StoreConfig
     tracking: Tracking
     pretrain: Pretrain | None
     sft: Sft

@@ -12,15 +12,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iad_r1.settings.config import Config
-from iad_r1.store.manifest import chosen_weights
+from iad_r1.store.manifest import STEPS, chosen_weights, taken
 from iad_r1.store.run_folder import RunFolder, write_text
 
 AFTER = {"pretrain": "pre-trained", "sft": "after PA-SFT", "grpo": "after SC-GRPO"}
-STEPS = {
-    "pretrain": "pre-training of the vision tower",
-    "sft": "PA-SFT",
-    "grpo": "SC-GRPO",
-}
 HUB_LICENCES = ("apache-2.0", "mit", "llama2")  # others are `other` with a name, says the hub
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -51,7 +46,7 @@ def card(folder: RunFolder, config: Config, stage: str, *, adapter: bool) -> str
     )
     manifest, backbone = folder.read_json("manifest.json"), config.backbone
     versions = manifest.get("packages", {})
-    taken = [step for step in dict.fromkeys(config.tasks()) if step in STEPS]
+    trained = [step for step in dict.fromkeys(config.tasks()) if step in STEPS]
     return environment.get_template("model_card.md.j2").render(
         config=config,
         stage=stage,
@@ -59,7 +54,8 @@ def card(folder: RunFolder, config: Config, stage: str, *, adapter: bool) -> str
         adapter=adapter,
         base=_base(config),
         began=_began(config),
-        steps=[STEPS[step] for step in taken[: taken.index(stage) + 1]],
+        steps=[STEPS[step] for step in trained[: trained.index(stage) + 1]],
+        taken=list(taken(manifest)),
         licence=backbone.license if backbone.source == "hub" else None,
         hub_licences=HUB_LICENCES,
         chosen=chosen_weights(manifest) if stage == "grpo" else None,

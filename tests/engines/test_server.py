@@ -316,7 +316,7 @@ def test_two_ranks_share_servers_of_which_one_loses_its_weights_again_and_again(
     assert process.returncode == 0, output.read_text()
     assert f"{running[0].url} has lost its weights" in output.read_text()
     assert f"{running[1].url} has lost its weights" not in output.read_text()
-    (folder,) = (tmp_path / "outputs").glob("*/*")
+    (folder,) = (tmp_path / "outputs").glob("*/*-*")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     gaps = [row["sampler_gap"] for row in rows if "sampler_gap" in row]
     assert len(gaps) == 3 and max(gaps) < LIMIT
@@ -362,7 +362,7 @@ def test_two_ranks_draw_ahead(running, tmp_path):
                      "stage.tasks=[grpo]", cwd=tmp_path)  # fmt: skip
     process.wait()
     assert process.returncode == 0, (tmp_path / "output.txt").read_text()
-    (folder,) = (tmp_path / "outputs").glob("*/*")
+    (folder,) = (tmp_path / "outputs").glob("*/*-*")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["staleness"] for row in rows] == [0, 1, 1]
     assert max(row["sampler_gap"] for row in rows) < LIMIT

@@ -33,6 +33,7 @@ SMALL = [
     "grpo.steps=2",
     "engine.ranks=1",
     "tracking=none",
+    "store.reuse=false",
 ]
 
 

@@ -32,7 +32,7 @@ def finished(service: Service, place: Path) -> RunFolder:
     process = started(service, place)
     process.join()
     assert process.exitcode == 0, (place / "log.txt").read_text()[-3000:]
-    [folder] = (place / "outputs").glob("*/*")
+    [folder] = (place / "outputs").glob("*/*-*")
     return RunFolder(folder)
 
 

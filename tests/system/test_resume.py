@@ -44,6 +44,7 @@ SHORT = [
     "evaluate.batch_size=4",
     "engine.ranks=1",
     "tracking=none",
+    "store.reuse=false",  # each run is to take all steps
 ]
 TIMED = ("seconds", "tokens_per_second", "peak_memory", "host_memory")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
