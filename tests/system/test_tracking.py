@@ -7,6 +7,8 @@ import json
 import pytest
 import wandb_file
 
+from iad_r1.command import compose
+from iad_r1.report.dashboards import dashboards
 from iad_r1.store import metrics
 from iad_r1.store.trackers.wandb import run_id
 
@@ -47,6 +49,13 @@ def test_wandb_has_every_number_of_the_run_and_no_other(run, written):
     assert all(metrics.listed(name) for name in logged | evaluations)
     sections = {name.partition("/")[0] for name in logged | evaluations}
     assert sections == set(metrics.SECTIONS)
+
+
+@pytest.mark.slow
+def test_dashboards_show_what_the_run_wrote_and_nothing_else(written):
+    there = names(written)
+    for dashboard in dashboards(compose.compose(TINY)):
+        assert dashboard.names() <= there, dashboard.name
 
 
 @pytest.mark.slow
