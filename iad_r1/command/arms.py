@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from iad_r1.errors import ConfigError, quoted
@@ -74,7 +76,8 @@ def of_arm(
     left_out = {*_by_key(typed), *(key[1:] for key in wanted if key.startswith("~"))}
     kept = [t for key, t in wanted.items() if key not in left_out and not key.startswith("~")]
     overrides = [*kept, *typed]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    ready = GlobalHydra.instance().is_initialized()  # as in `run.py`; it may not be twice
+    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides), overrides
 
 

@@ -280,9 +280,13 @@ def planned(composed: DictConfig) -> Plan | int:
     typed = list(settings.overrides.task)
     print(f"\n--- run {settings.job.num}: {', '.join(typed)}", flush=True)
     try:
-        config = compose.resolve(composed, Path.cwd(), typed)
+        resolved = compose.resolve(composed, Path.cwd(), typed)
+        config = launch.grouped(resolved, Path(settings.sweep.dir).name)
         if config.dry_run:
             launch.run(config, outputs)
+            return 0
+        if (done := launch.finished_before(config, outputs)) is not None:
+            launch.record(Path(settings.runtime.output_dir), settings.job.num, typed, done, 0)
             return 0
         offline = launch.checked(config, outputs)
     except IadError as error:

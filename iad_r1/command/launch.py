@@ -125,9 +125,7 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
     if config.dry_run:
         _rehearse(config, outputs)
         return None, 0
-    done = find_finished(outputs, config.model_dump(mode="json")) if config.study else None
-    if done is not None:
-        print(f"  {'run':<9} {done.path}  (of this study, finished before)", flush=True)
+    if (done := finished_before(config, outputs)) is not None:
         return done, 0
     stage, offline = stages.find(config.stage.name), checked(config, outputs)
     folder, news = open_folder(config, outputs)
@@ -141,6 +139,14 @@ def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
             print(f"\n--- {part.path.name}", flush=True)
             carry_out(command(read(part.config_file), part), offline, stage.saves)
     return folder, carry_out(command(config, folder), offline, stage.saves)
+
+
+def finished_before(config: Config, outputs: Path) -> RunFolder | None:
+    """The run of a study that an earlier sweep has brought to its end; says so."""
+    done = find_finished(outputs, config.model_dump(mode="json")) if config.study else None
+    if done is not None:
+        print(f"  {'run':<9} {done.path}  (of this study, finished before)", flush=True)
+    return done
 
 
 def checked(config: Config, outputs: Path) -> bool:

@@ -129,6 +129,14 @@ def test_dry_run_prints_settings_and_plan_and_starts_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_of_a_study_has_the_settings_of_its_arm(tmp_path):
+    shown = run("study=rewards", "scale=tiny", "study.arm=answer", "dry_run=true", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    settings = yaml.safe_load(shown.stdout.partition("\n\n")[0])
+    assert settings["study"] == {"name": "rewards", "arm": "answer", "scale": "tiny"}
+    assert settings["rewards"]["name"] == "answer"
+
+
 def test_dry_run_says_what_would_stop_the_run(tmp_path):
     shown = run("dry_run=true", "stage=grpo", cwd=tmp_path)
     assert shown.returncode == 0
