@@ -168,8 +168,10 @@ def open_prompter(
     """The prompter of a stage: its template, how long its prompts may get with their answers, and
     how large it shows pictures. Of PA-SFT the answers are known, and checked with each prompt."""
     settings = getattr(config, stage)
-    answers = {"sft": 0, "grpo": config.rollout.max_tokens, "evaluate": config.evaluate.max_tokens}
-    room = Room(f"{stage}.max_length", settings.max_length, answers[stage])
+    answer = 0
+    if stage != "sft":
+        answer = (config.rollout if stage == "grpo" else config.evaluate).max_tokens
+    room = Room(f"{stage}.max_length", settings.max_length, answer)
     return Prompter(backbone, settings.prompt, room, settings, config.location_format)
 
 

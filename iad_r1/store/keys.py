@@ -40,6 +40,14 @@ OTHERS: Mapping[Stage, tuple[str, ...]] = {
     "evaluate": ("pretrain", "sft", "grpo", "rewards.components", "rewards.name", "tuning"),
 }
 
+# Of those, what reaches a stage all the same: SC-GRPO reads answers as they will be judged.
+ALSO: Mapping[Stage, str | None] = {
+    "pretrain": None,
+    "sft": None,
+    "grpo": "evaluate.evaluator",
+    "evaluate": None,
+}
+
 # Rooms and modules that run in no stage: they say things, choose what runs, or make the lists of
 # samples, whose content is in the key.
 OUTSIDE = (
@@ -83,7 +91,11 @@ def settings_of(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
             if f"{prefix}{name}" not in left_out
         }
 
-    return reaching(config, "")
+    found = reaching(config, "")
+    if (also := ALSO[stage]) is not None:
+        section, _, name = also.partition(".")
+        found[also] = config[section][name]
+    return found
 
 
 def runs_in(stage: Stage, file: str) -> bool:
