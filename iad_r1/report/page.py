@@ -26,7 +26,7 @@ from iad_r1.report import (
     wording,
 )
 from iad_r1.report.run_data import Evaluation, RunData, load
-from iad_r1.store.manifest import chosen_weights
+from iad_r1.store.manifest import chosen_weights, taken
 from iad_r1.store.progress import duration
 from iad_r1.store.run_folder import write_text
 
@@ -168,6 +168,7 @@ def _context(run: RunData, keep: Keep) -> Row:
         "chosen": chosen_weights(run.manifest),
         "not_finite": training.not_finite(run),
         "seconds": seconds,
+        "taken": list(taken(run.manifest)),
         "total_seconds": sum(row["seconds"] for row in seconds),
         "rollouts": training.rollouts(run),
         "views": views,

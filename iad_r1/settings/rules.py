@@ -19,6 +19,8 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _ranks(config)
     yield from _test_part(config)
     yield from _named_once(config)
+    if config.name == "store":
+        yield "name=store: outputs/store holds what runs share (docs/store.md). Use another name."
     if "pretrain" in config.tasks() and config.pretrain is None:
         yield (
             f"pretrain=null, but stage={config.stage.name} of backbone={config.backbone.name} "

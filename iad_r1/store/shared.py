@@ -25,6 +25,7 @@ from iad_r1.store.run_folder import write_json, write_text
 
 FOLDER = "store"  # beside the runs; no run may have this name
 ENTRY = "entry.json"
+SAID = ("stage", "run", "seconds", "made", "files")  # in it, at least
 # where there are no hard links: another file system, one without, a file with too many
 UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 
@@ -83,8 +84,8 @@ class Store:
             about = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{ENTRY} cannot be read ({error})") from None
-        if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
-            raise ValueError(f"{ENTRY} does not say what files belong to it")
+        if not isinstance(about, dict) or not about.keys() >= {*SAID}:
+            raise ValueError(f"{ENTRY} does not say all of {', '.join(SAID)}")
         return Entry(file.parent, about)
 
     def sound(self, key: str) -> tuple[Entry | None, str | None]:
@@ -129,6 +130,13 @@ class Store:
                 yield folder.name, self.entry(folder.name), None
             except ValueError as error:
                 yield folder.name, None, str(error)
+
+    def taken(self) -> Iterator[str]:
+        """The key of each result that a run has taken, once for every time."""
+        for pattern in ("*/*/manifest.json", "*/*/models/*/manifest.json"):
+            for file in self.path.parent.glob(pattern):
+                notes = json.loads(file.read_text(encoding="utf-8")).get("store", {})
+                yield from (note["key"] for note in notes.values() if "taken" in note)
 
     def remove(self, key: str) -> bool:
         """Remove a result, unless a process is using it; whether it is gone."""

@@ -20,7 +20,10 @@ from PIL import Image
 from iad_r1.command import compose
 from iad_r1.data import lists
 from iad_r1.data.cache import Kept
+from iad_r1.errors import ConfigError
+from iad_r1.stages import store as stage
 from iad_r1.store import checkpoints, keys, shared
+from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.shared import Store
 from iad_r1.types import Cut, Mask, Question, Sample, Solution
 
@@ -304,3 +307,62 @@ def test_what_lies_there_is_listed_damaged_or_not(tmp_path, made):
     assert whole is not None and whole.key == "a" and none is None
     assert key == "b" and nothing is None and damage
     assert json.loads((store.path / "a" / shared.ENTRY).read_text())["key"] == "a"
+
+
+# --- stage=store ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, made: Mapping[str, Path | str]) -> Path:
+    """Three results, one of which is damaged, and a run that took one."""
+    store = Store(tmp_path / "outputs")
+    store.publish("aaaa", made, ABOUT)
+    store.publish("bbbb", {"answers": "yes"}, {**ABOUT, "stage": "evaluate", "seconds": 1.0})
+    store.publish("cccc", made, ABOUT)
+    (store.path / "cccc" / shared.ENTRY).write_text("{}")
+    note = {"sft": {"key": "aaaa", "kept": True, "taken": {"run": "/runs/a", "seconds": 3.0}}}
+    for name in ("b", "c"):
+        RunFolder.create(tmp_path / "outputs", name).update_manifest(store=note)
+    return tmp_path / "outputs"
+
+
+def test_the_list_says_what_each_result_is_and_what_it_saved(outputs, capsys):
+    rows = {row.key: row for row in stage.listed(Store(outputs))}
+    assert rows["aaaa"].taken == 2 and rows["aaaa"].saved == 6.0
+    assert rows["aaaa"].bytes == 22 and rows["aaaa"].alone == 12  # the metrics; weights are linked
+    assert rows["bbbb"].stage == "evaluate" and rows["bbbb"].taken == 0
+    assert rows["cccc"].damage is not None
+    stage.show(list(rows.values()))
+    said = capsys.readouterr().out
+    assert "damaged" in said and "runs/a" in said and "spared 6.0 s" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("named", "days", "found"),
+    [
+        ([], None, []),
+        (["all"], None, ["aaaa", "bbbb", "cccc"]),
+        (["sft"], None, ["aaaa"]),
+        (["cccc", "evaluate"], None, ["bbbb", "cccc"]),
+        (["all"], 1.0, []),
+    ],
+)
+def test_what_is_removed_is_named_by_key_or_stage_or_all(outputs, named, days, found):
+    rows = list(stage.listed(Store(outputs)))
+    assert sorted(row.key for row in stage.chosen(rows, named, days)) == found
+
+
+def test_a_name_that_is_none_is_refused(outputs):
+    with pytest.raises(ConfigError, match="dddd"):
+        stage.chosen(list(stage.listed(Store(outputs))), ["dddd"], None)
+    with pytest.raises(ConfigError, match="older_than"):
+        compose.compose(["stage=store", "older_than=3"])
+    with pytest.raises(ConfigError, match="name=store"):
+        compose.compose(["name=store"])
+
+
+def test_a_run_keeps_what_is_removed_from_the_store(outputs, made):
+    config = compose.compose(["stage=store", "remove=[all]", "tracking=none"])
+    stage.Stage().run(config, RunFolder.create(outputs, "stored"))
+    assert list(Store(outputs).entries()) == []
+    assert Path(made["checkpoint/model.safetensors"]).read_bytes() == b"0123456789"
