@@ -288,6 +288,7 @@ def planned(composed: DictConfig) -> Plan | int:
         if (done := launch.finished_before(config, outputs)) is not None:
             launch.record(Path(settings.runtime.output_dir), settings.job.num, typed, done, 0)
             return 0
+        config = launch.taken_up(config, outputs)
         offline = launch.checked(config, outputs)
     except IadError as error:
         launch.complain(str(error))

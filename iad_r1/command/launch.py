@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
 from iad_r1.settings.tracking import WandbTracking
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
-from iad_r1.store.starts import find_finished, find_resumable
+from iad_r1.store.starts import find_finished, find_interrupted, find_resumable
 
 REFUSED = 2  # exit code when nothing was started because a setting, data or weights are wrong
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -72,6 +72,7 @@ def job(composed: DictConfig) -> int:
         task = ", ".join(HydraConfig.get().overrides.task)
         print(f"\n--- run {HydraConfig.get().job.num}: {task}", flush=True)
     folder: RunFolder | None = None
+    problem: str | None = None
     try:
         typed = list(HydraConfig.get().overrides.task)
         config = compose.resolve(composed, Path.cwd(), typed)
@@ -83,18 +84,20 @@ def job(composed: DictConfig) -> int:
             )
         if sweeping:
             config = grouped(config, Path(HydraConfig.get().sweep.dir).name)
+            config = taken_up(config, Path.cwd() / "outputs")
         folder, code = run(config, Path.cwd() / "outputs")
     except IadError as error:
-        complain(str(error))
-        code = REFUSED
+        problem, code = str(error), REFUSED
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        complain(
+        problem, code = (
             f"{error.filename or Path.cwd() / 'outputs'}: {error.strerror}. Make room or allow it, "
-            "or start in another folder: runs are written to outputs/ there."
+            "or start in another folder: runs are written to outputs/ there.",
+            REFUSED,
         )
-        code = REFUSED
+    if problem is not None:
+        complain(problem)
     if sweeping:
         hydra_settings = HydraConfig.get()
         record(
@@ -103,6 +106,7 @@ def job(composed: DictConfig) -> int:
             hydra_settings.overrides.task,
             folder,
             code,
+            problem,
         )
     _codes.append(code)
     return code
@@ -115,6 +119,15 @@ def grouped(config: Config, sweep: str) -> Config:
     if not isinstance(tracking, WandbTracking) or tracking.group is not None:
         return config
     return config.model_copy(update={"tracking": tracking.model_copy(update={"group": sweep})})
+
+
+def taken_up(config: Config, outputs: Path) -> Config:
+    """The settings of a run of a sweep. One that is typed again goes on with its runs that have not
+    ended, if the code is still the same; what those had ended, new runs find in the store."""
+    if config.resume is not None or config.dry_run:
+        return config
+    found = find_interrupted(outputs, config.model_dump(mode="json"))
+    return config if found is None else config.model_copy(update={"resume": str(found.path)})
 
 
 def run(config: Config, outputs: Path) -> tuple[RunFolder | None, int]:
@@ -259,9 +272,15 @@ def environment(offline: bool) -> dict[str, str]:
 
 
 def record(
-    directory: Path, number: int, overrides: Sequence[str], folder: RunFolder | None, code: int
+    directory: Path,
+    number: int,
+    overrides: Sequence[str],
+    folder: RunFolder | None,
+    code: int,
+    problem: str | None = None,
 ) -> None:
-    """Leave for the table what became of a run of a sweep; it may be on another machine."""
+    """Leave for the table what became of a run of a sweep; it may be on another machine. `problem`:
+    why it was not started."""
     write_json(
         directory / "job.json",
         {
@@ -269,6 +288,7 @@ def record(
             "overrides": list(overrides),
             "code": code,
             "folder": None if folder is None else str(folder.path),
+            "problem": problem,
         },
     )
 
@@ -282,7 +302,33 @@ class SweepTable(Callback):
         jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         _codes.extend(job["code"] for job in jobs)  # they may have run on another machine
         if jobs:
-            _print_table(sorted(jobs, key=lambda job: job["number"]))
+            jobs.sort(key=lambda job: job["number"])
+            _print_table(jobs)
+            for line in failures(jobs):
+                print(line, file=sys.stderr, flush=True)
+
+
+def failures(jobs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of each run of a sweep that failed: why, and what to type for that run alone."""
+    for job in jobs:
+        if job["code"] != 0:
+            yield f"\nrun {job['number']}: {_why(job)}"
+            yield f"  python run.py {shlex.join(job['overrides'])}"
+
+
+def _why(job: dict[str, Any]) -> str:
+    """The error of a run that failed, as far as it could leave one."""
+    if job["problem"] is not None:
+        return job["problem"]
+    ended = f"it ended with exit code {job['code']}"
+    if job["folder"] is None:
+        return f"{ended}."
+    folder = RunFolder(Path(job["folder"]))
+    file = folder.path / "error.txt"
+    if folder.read_json("manifest.json").get("status") in ("refused", "failed") and file.is_file():
+        said = file.read_text(encoding="utf-8").strip().splitlines()
+        return f"{said[-1]} (in full: {file})"
+    return f"{ended}, and left no error in {folder.path}: it was killed, or its disk is full."
 
 
 def _print_table(jobs: Sequence[dict[str, Any]]) -> None:

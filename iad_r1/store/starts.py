@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iad_r1.errors import ConfigError, WeightsError, setting
+from iad_r1.store import keys
 from iad_r1.store.run_folder import TRAINED, RunFolder, holds_model
 
 
@@ -114,6 +115,23 @@ def find_resumable(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None
             raise ConfigError(f"another process is working on {run.path}; it needs no resume.")
         return run
     return next((run for run in _alike(outputs, config) if _may_go_on(run)), None)
+
+
+def find_interrupted(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The newest run of this name and these settings, if it has not ended, nobody works on it, and
+    what it has begun was begun by the code and the libraries that are here now."""
+    run = next(_alike(outputs, config), None)
+    return run if run is not None and _may_go_on(run) and _is_of_this_code(run) else None
+
+
+def _is_of_this_code(run: RunFolder) -> bool:
+    for name, note in run.read_json("manifest.json").get("store", {}).items():
+        facts = None if note["kept"] else note.get("facts")
+        if facts is not None:
+            now = keys.code_of(name.partition(" ")[0]), keys.versions()
+            if (facts["code"], facts["libraries"]) != now:
+                return False
+    return True
 
 
 def find_finished(outputs: Path, config: Mapping[str, Any]) -> RunFolder | None:
