@@ -55,8 +55,9 @@ from iad_r1.loops.policy import Batch, Policy
 from iad_r1.loops.sft import _Phase
 from iad_r1.objective.advantages import advantages
 from iad_r1.planner import memory
+from iad_r1.planner.cost import flop
 from iad_r1.planner.memory import GIB, Setup, Work
-from iad_r1.planner.widths import Architecture, picture, widths_of
+from iad_r1.planner.widths import picture, widths_of
 from iad_r1.rollouts import open_sampler
 from iad_r1.rollouts.prompting import open_prompter
 from iad_r1.rollouts.sampling import Sampling
@@ -173,26 +174,6 @@ def forget() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def flop(model: Architecture, work: Work) -> float:
-    """Floating-point operations that one forward and backward pass has to make.
-
-    Twice the weights for every token in the forward pass, four times in the backward pass, and the
-    same for queries with keys and weights with values, of which causal attention has half (as in
-    PaLM, Chowdhery et al. 2022, appendix B). The output layer counts for completion tokens, the
-    vision tower for its patches without their attention.
-    """
-    text, vision = model.text, model.vision
-    p, t = work.prompt, work.fed
-    if work.packed:
-        pairs = work.groups * p * p / 2 + work.rows * (t * p + t * t / 2)
-    else:
-        pairs = work.rows * (p + t) ** 2 / 2
-    language = text.layers * text.layer * work.tokens + text.table * work.targets
-    tower = vision.kept * vision.layer * work.patches
-    projector = sum(i * o for i, o in vision.maps) * work.features
-    return 6.0 * (language + tower + projector) + 12.0 * text.layers * text.attention * pairs
 
 
 def utilisation(operations: float, seconds: float) -> float | None:

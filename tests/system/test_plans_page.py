@@ -1,4 +1,5 @@
-"""The whole of docs/plans.md is what the code computes now."""
+"""The pages that are computed, docs/plans.md and the tables of docs/scale.md, are what the code
+computes now."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_the_whole_page_of_plans_is_what_the_code_computes_now(repository: Path) -> None:
+@pytest.mark.parametrize("program", ["bench/plans.py", "bench/costs.py"])
+def test_the_whole_page_is_what_the_code_computes_now(repository: Path, program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "bench/plans.py", "--check"],
+        [sys.executable, program, "--check"],
         cwd=repository,
         env={**os.environ, "PYTHONPATH": str(repository)},
         check=False,
     )
-    assert done.returncode == 0, "run `python bench/plans.py`"
+    assert done.returncode == 0, f"run `python {program}`"
