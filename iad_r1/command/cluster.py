@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,16 +36,19 @@ from iad_r1.errors import ConfigError, IadError
 from iad_r1.processes import stopping
 from iad_r1.settings.config import Config, read
 from iad_r1.store.run_folder import RunFolder
+from iad_r1.store.starts import find_resumable
 
 AHEAD = signal.SIGUSR2  # submitit has SLURM send it some time before a job's limit
 LOOK = 1.0  # seconds between two looks at what has ended
 ASK = 15.0  # seconds between two questions to SLURM, and before a job without a result is lost
 MEETING = 600.0  # seconds that hosts of one job wait for the first of them
 GONE = "unknown to squeue"
+SENT = ".sent.json"  # in the folder of a run: the job that was sent to work on it
 LOST = 1  # exit code of a run whose job ended without one
 # How SLURM calls jobs that will not run again (squeue, JOB STATE CODES).
 OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
         "TIMEOUT"}  # fmt: skip
+ENDED = {*OVER, GONE}
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,10 @@ class Job:
 
         return submitit.helpers.DelayedSubmission(self)
 
-    def ended(self, code: int) -> None:
+    def ended(self, code: int, problem: str | None = None) -> None:
         """Note it for the table of the sweep."""
-        launch.record(self.record, self.number, self.overrides, RunFolder(self.folder), code)
+        run = RunFolder(self.folder)
+        launch.record(self.record, self.number, self.overrides, run, code, problem)
 
     def _work(self, config: Config, folder: RunFolder, here: Any) -> tuple[int, list[int]]:
         stage = stages.find(config.stage.name)
@@ -205,7 +210,7 @@ class Launcher(BasicLauncher):
         try:
             for job, running, lost in ended(sent, self.where):
                 if lost is not None and not (job.record / "job.json").exists():
-                    job.ended(LOST)
+                    job.ended(LOST, lost)
                 if lost is not None:
                     launch.complain(f"run {job.number}: {lost}")
                 print(f"run {job.number} has ended: job {running.job_id}, {job.folder}", flush=True)
@@ -237,6 +242,9 @@ class Launcher(BasicLauncher):
                 f"{shape.hosts}, GPUs of each {shape.gpus}, CPUs of each {shape.cpus}). Settings "
                 "are hydra.launcher.partition=... and the like; engine.device=cpu asks for no GPU."
             ) from None
+        if self.where == "slurm":
+            for job, running in zip(jobs, sent, strict=True):
+                RunFolder(job.folder).write_json(SENT, {"job": running.job_id})
         return list(zip(jobs, sent, strict=True))
 
     def _parameters(self, shape: Shape) -> dict[str, Any]:
@@ -289,11 +297,25 @@ def planned(composed: DictConfig) -> Plan | int:
             launch.record(Path(settings.runtime.output_dir), settings.job.num, typed, done, 0)
             return 0
         config = launch.taken_up(config, outputs)
+        _check_not_sent(config, outputs)
         offline = launch.checked(config, outputs)
     except IadError as error:
         launch.complain(str(error))
         return launch.REFUSED
     return Plan(config, offline, settings.job.num, tuple(typed), Path(settings.runtime.output_dir))
+
+
+def _check_not_sent(config: Config, outputs: Path) -> None:
+    """ConfigError if the run would go on with one that a job in SLURM's queue is to work on."""
+    if config.resume is None:
+        return
+    found = find_resumable(outputs, config.model_dump(mode="json"))
+    sent = None if found is None else found.read_json(SENT).get("job")
+    if found is not None and sent is not None and (states() or {}).get(sent, GONE) not in ENDED:
+        raise ConfigError(
+            f"job {sent} of SLURM is to work on {found.path}, which has these settings. Wait for "
+            f"it, or end it first: scancel {sent}"
+        )
 
 
 def shape(config: Config) -> Shape:
@@ -335,15 +357,24 @@ def _over(running: Sequence[Any], where: str) -> dict[str, str]:
     cannot be asked. It keeps no accounts everywhere, so squeue is asked and not sacct."""
     if where == "local":
         return {job.job_id: job.state for job in running if job.done()}
+    if (found := states()) is None:
+        return {}
+    known = {job.job_id: found.get(job.job_id, GONE) for job in running}
+    return {name: state for name, state in known.items() if state in ENDED}
+
+
+def states() -> dict[str, str] | None:
+    """The jobs that SLURM knows of this user, and their states; None if it cannot be asked."""
+    if shutil.which("squeue") is None:
+        return None
     said = subprocess.run(
         ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if said.returncode:
-        return {}
-    found = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if line.strip())
-    known = {job.job_id: found.get(job.job_id, GONE).strip() for job in running}
-    return {name: state for name, state in known.items() if state in {*OVER, GONE}}
+        return None
+    lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if line.strip())
+    return {name: state.strip() for name, state in lines}
 
 
 def _tasks(running: Any) -> list[Any]:

@@ -313,7 +313,8 @@ def failures(jobs: Sequence[dict[str, Any]]) -> Iterator[str]:
     for job in jobs:
         if job["code"] != 0:
             yield f"\nrun {job['number']}: {_why(job)}"
-            yield f"  python run.py {shlex.join(job['overrides'])}"
+            sent = any(text.startswith("cluster=") for text in job["overrides"])
+            yield f"  python run.py {'-m ' * sent}{shlex.join(job['overrides'])}"
 
 
 def _why(job: dict[str, Any]) -> str:

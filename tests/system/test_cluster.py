@@ -179,6 +179,8 @@ def test_four_jobs_of_slurm_end_as_plain_runs_also_those_that_had_to_go_in_betwe
     said = {p.name: p.read_text() for p in tmp_path.glob("outputs/sweeps/*/jobs/*/*.out")}
     text = [next(t for name, t in said.items() if f"_{n}_0_log" in name) for n in (0, 1)]
     assert all("sft goes on after step" in t for t in text), said
+    shared = ["pre-training of the vision tower: taken from" in t for t in said.values()]
+    assert sum(shared) == 2, "each seed is pre-trained once"
     for job in found[:2]:
         swept = [text for text in job["overrides"] if text.startswith(("seed", "sft.learning"))]
         assert_same(Path(job["folder"]), plain(*swept))
@@ -196,7 +198,7 @@ def test_a_job_that_was_cancelled_is_reported_and_resume_goes_on_with_it(
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, out + err
     assert f"run 0: job {name} ended without a result, its state: CANCELLED" in err
-    assert "failed (1)" in out
+    assert "failed (1)" in out and "python run.py " in err
     before = len(steps(file.parent))
     again = sweep(repository, tmp_path, *settings, "resume=auto", env=cluster)
     assert again.returncode == 0, again.stdout + again.stderr

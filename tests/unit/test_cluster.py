@@ -168,6 +168,7 @@ def test_a_job_that_slurm_ended_is_lost_and_one_that_waits_again_is_not(tmp_path
         last[:] = [next(answers, last[0])]
         return subprocess.CompletedProcess([], 0, stdout=last[0])
 
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
     monkeypatch.setattr(cluster.subprocess, "run", squeue)
     sent: list[Any] = [(name, running(name, tmp_path)) for name in ("8_0", "8_1", "8_2")]
     found = cluster.ended(sent, "slurm")
@@ -179,5 +180,28 @@ def test_a_job_that_slurm_ended_is_lost_and_one_that_waits_again_is_not(tmp_path
 
 def test_no_job_is_lost_while_squeue_does_not_answer(tmp_path, monkeypatch):
     silent = subprocess.CompletedProcess([], 1, stdout="")
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
     monkeypatch.setattr(cluster.subprocess, "run", lambda *_, **__: silent)
     assert cluster._over([running("8", tmp_path)], "slurm") == {}
+
+
+@pytest.mark.parametrize(
+    ("listed", "refused"),
+    [("8_1 PENDING\n", True), ("8_1 CANCELLED\n", False), ("8_2 RUNNING\n", False)],
+)
+def test_a_run_that_waits_in_the_queue_is_not_sent_a_second_time(
+    listed, refused, tmp_path, monkeypatch
+):
+    said = subprocess.CompletedProcess([], 0, stdout=listed)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+    monkeypatch.setattr(cluster.subprocess, "run", lambda *_, **__: said)
+    config = compose.compose(["stage=sft", "name=sent"])
+    folder, _ = launch.open_folder(config, tmp_path)
+    folder.write_json(cluster.SENT, {"job": "8_1"})
+    again = launch.taken_up(config, tmp_path)
+    assert again.resume == str(folder.path)
+    if refused:
+        with pytest.raises(cluster.ConfigError, match="scancel 8_1"):
+            cluster._check_not_sent(again, tmp_path)
+    else:
+        cluster._check_not_sent(again, tmp_path)
