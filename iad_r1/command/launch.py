@@ -31,7 +31,7 @@ from iad_r1.errors import UNWRITABLE, ConfigError, IadError
 from iad_r1.processes import ranks, stopping
 from iad_r1.settings.base import CONF
 from iad_r1.settings.config import Config, read
-from iad_r1.settings.tracking import WandbTracking
+from iad_r1.settings.tracking import MlflowTracking, WandbTracking
 from iad_r1.store.run_folder import REPOSITORY, RunFolder, write_json
 from iad_r1.store.starts import find_finished, find_interrupted, find_resumable
 
@@ -116,7 +116,7 @@ def grouped(config: Config, sweep: str) -> Config:
     """The settings of a run of a sweep: trackers show its runs as one group, unless they are told
     of another."""
     tracking = config.tracking
-    if not isinstance(tracking, WandbTracking) or tracking.group is not None:
+    if not isinstance(tracking, WandbTracking | MlflowTracking) or tracking.group is not None:
         return config
     return config.model_copy(update={"tracking": tracking.model_copy(update={"group": sweep})})
 

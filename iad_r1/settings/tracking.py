@@ -44,4 +44,16 @@ class TensorboardTracking(Tracked):
     name: Literal["tensorboard"]
 
 
-Tracking = Annotated[NoTracking | WandbTracking | TensorboardTracking, Field(discriminator="name")]
+class MlflowTracking(Tracked):
+    """MLflow."""
+
+    name: Literal["mlflow"]
+    uri: Text | None
+    project: Text
+    group: str | None
+    upload_mib: AtLeast0
+
+
+Tracking = Annotated[
+    NoTracking | WandbTracking | TensorboardTracking | MlflowTracking, Field(discriminator="name")
+]

@@ -107,7 +107,7 @@ def results(folder: RunFolder) -> Iterator[tuple[str, object]]:
     for file in sorted((folder.path / "predictions").iterdir()):
         yield file.name, file.read_text(encoding="utf-8")
     for file in sorted((folder.path / "rollouts").glob("*.parquet")):
-        yield file.name, pandas.read_parquet(file).to_json()
+        yield file.name, pandas.read_parquet(file).to_csv()
     summary = folder.summary()
     yield "results", summary["results"]
     yield "chosen", folder.read_json("manifest.json").get("chosen")

@@ -1,7 +1,8 @@
-"""TensorBoard beside the record, read back with its own library."""
+"""TensorBoard and MLflow beside the record, read back with their own libraries."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from PIL import Image
 
 from iad_r1.errors import ConfigError
-from iad_r1.settings.tracking import TensorboardTracking
+from iad_r1.settings.tracking import MlflowTracking, TensorboardTracking
 from iad_r1.store import tracking
 from iad_r1.store.products import Product
 from iad_r1.store.trackers.tensorboard import markdown
@@ -93,3 +94,48 @@ def test_steps_that_are_taken_again_replace_those_in_tensorboard(tmp_path):
     found = accumulate.EventAccumulator(str(tmp_path / "tensorboard" / "sft")).Reload()
     steps = [(event.step, event.value) for event in found.Scalars("train/sft/loss")]
     assert steps == [(0, 1.0), (1, 1.0), (2, 5.0), (3, 5.0)]
+
+
+def test_mlflow_has_numbers_tables_pictures_settings_and_what_was_made(tmp_path, monkeypatch):
+    client_of = pytest.importorskip("mlflow.tracking").MlflowClient
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder = tmp_path / "outputs" / "tiny" / "now"
+    settings = MlflowTracking(**{**shipped("mlflow"), "rollout_rows": 2, "group": "a sweep"})
+    config = {"stage": {"name": "pipeline"}, "seed": 17, "long": "x" * 1000}
+    for goes_on in (False, True):
+        with Tracker(settings, folder, config) as tracker:
+            if goes_on:
+                tracker.log("sft", 3, {"loss": 0.125})
+                tracker.finish({})
+            else:
+                small_run(tracker, folder)
+    client = client_of(tracking_uri=(tmp_path / "outputs" / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("iad_r1")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == "tiny-now"
+    assert run.data.tags["group"] == "a sweep" and run.data.tags["stage"] == "pipeline"
+    assert run.data.params == {"stage.name": "pipeline", "seed": "17"}
+    history = client.get_metric_history(run.info.run_id, "train/sft/loss")
+    assert {m.step: m.value for m in history if m.step != 1} == {0: 0.5, 2: 0.25, 3: 0.125}
+    assert run.data.metrics["eval/tested/0shot/balanced_accuracy"] == 87.5
+    assert run.data.metrics["system/total/sft"] == 1.5
+
+    def kept(file: str) -> Path:
+        return Path(client.download_artifacts(run.info.run_id, file))
+
+    assert len(json.loads(kept("rollouts/grpo-00000.json").read_text())["data"]) == 2
+    assert Image.open(kept("rollouts/grpo-00000.png")).size == (8, 8)
+    assert json.loads(kept("eval/results.json").read_text())["data"][0][-3:] == [87.5, 1.0, 2.0]
+    assert kept("model/weights-sft/model.bin").read_bytes() == b"weights"
+    about = json.loads(kept("model/weights-sft/about.json").read_text())
+    assert about["made_from"] == ["data-d"] and about["paths"] == {}
+
+
+def test_mlflow_that_cannot_be_reached_costs_one_sentence(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = MlflowTracking(**{**shipped("mlflow"), "uri": "http://127.0.0.1:9"})
+    with Tracker(settings, tmp_path, {}) as tracker:
+        small_run(tracker, tmp_path)
+    assert capfd.readouterr().err.count("mlflow stopped") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4

@@ -6,6 +6,7 @@ may raise, wait or hang: the run does not notice.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -82,3 +83,17 @@ def result_columns(row: Row) -> dict[str, Any]:
         low, high = (row.get("ci95") or {}).get(name) or (None, None)
         numbers |= {f"{name}_low": low, f"{name}_high": high}
     return asked | {name: value for name, value in numbers.items() if value is not None}
+
+
+def side_by_side(pictures: Sequence[bytes]) -> Any:
+    """[H, W, 3] of JPEGs in a row, black below the lower ones."""
+    import numpy as np
+    from PIL import Image
+
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    size = sum(picture.width for picture in opened), max(picture.height for picture in opened)
+    whole, left = Image.new("RGB", size), 0
+    for picture in opened:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return np.asarray(whole)

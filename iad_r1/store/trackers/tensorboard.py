@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from iad_r1.settings.tracking import TensorboardTracking
 from iad_r1.store import metrics
 from iad_r1.store.products import Product
-from iad_r1.store.trackers import THUMBNAIL, Row, evaluated, result_columns, trained
+from iad_r1.store.trackers import (
+    THUMBNAIL,
+    Row,
+    evaluated,
+    result_columns,
+    side_by_side,
+    trained,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -104,17 +110,3 @@ def _cell(value: Any) -> str:
     for sign, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("\n", "<br>")):
         text = text.replace(sign, escaped)
     return text
-
-
-def side_by_side(pictures: Sequence[bytes]) -> Any:
-    """[H, W, 3] of JPEGs in a row, black below the lower ones."""
-    import numpy as np
-    from PIL import Image
-
-    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
-    size = sum(picture.width for picture in opened), max(picture.height for picture in opened)
-    whole, left = Image.new("RGB", size), 0
-    for picture in opened:
-        whole.paste(picture, (left, 0))
-        left += picture.width
-    return np.asarray(whole)
