@@ -55,6 +55,7 @@ STEPS = [ZERO_SHOT, "sft.phases.0.steps=150", "sft.phases.1.steps=100"]
 MORE = [ZERO_SHOT, "sft.phases.0.steps=50", "sft.phases.1.steps=50"]
 # its own texts are as short, and as alike, as those that it has learned
 OWN = ["teacher=self", "stage.words=[10,160]", "stage.alike=null"]
+OWN += ["data.sizes.rl=240"]  # of 60, too few are right for good pictures of every product
 
 Runs = Mapping[int, Mapping[str, RunFolder]]  # of each seed, by arm
 
@@ -82,7 +83,7 @@ def carried_out(seed: int, may_run: bool) -> Iterator[tuple[str, RunFolder]]:
         return study.run(f"chains-{arm}-{seed}", seed, *settings, may_run=may_run)
 
     def lists(seed: int, arm: str = "build", *writer: str) -> list[str]:
-        build = ["stage=expert_ad", "stage.shots=[0]", *writer, *SIZES, *FEW, *ONE]
+        build = ["stage=expert_ad", "stage.shots=[0]", *SIZES, *FEW, *ONE, *writer]
         dataset = start(arm, seed, *build).path / "dataset"
         return ["data.sft=sft.json", "data.rl=grpo.json", f"data.root={dataset}"]
 
