@@ -36,7 +36,7 @@ def test_every_stage_of_a_run_shows_pictures_within_its_own_limit(make_context, 
     pipeline_task = ["evaluate"]
     train = pipeline.train
 
-    def wrapped(given: Any, task: str) -> None:
+    def wrapped(given: Any, task: Any) -> None:
         pipeline_task[0] = task
         train(given, task)
         pipeline_task[0] = "evaluate"

@@ -27,6 +27,7 @@ from iad_r1.learn.context import Context
 from iad_r1.loops import pipeline
 from iad_r1.loops.collect import Collector
 from iad_r1.processes import distributed, ranks, stopping
+from iad_r1.settings.stage import Task
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Score
 
@@ -176,7 +177,7 @@ def _with(config: dict[str, Any], zero: dict[str, Any]) -> dict[str, Any]:
     return {**config, "zero_optimization": {**config["zero_optimization"], **zero}}
 
 
-def case(root: Path, name: str, overrides: list[str], stages: list[str], base: str) -> None:
+def case(root: Path, name: str, overrides: list[str], stages: list[Task], base: str) -> None:
     """Train the stages, from the weights in `base`, and write what came of them."""
     config = compose.compose([*overrides, f"name={name}"])
     folder, witness = RunFolder(root / name), WITNESS
