@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -42,6 +43,7 @@ from iad_r1.report import (
     wording,
 )
 from iad_r1.schema import Status
+from iad_r1.store import metrics
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.types import Prediction, Sample, Solution
 
@@ -906,3 +908,15 @@ def test_the_published_accuracies_of_mmad_stand_beside_ours(tmp_path):
     assert "VisA: 20 questions here, 10,622 published." in section
     assert "73.3 +1.7 [" in section  # published, and 15 of 20 less that
     assert "Among all models" not in section, "one set is no average of four"
+
+
+def test_every_number_that_is_logged_is_a_curve_of_the_report(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    names = [one.name.replace(metrics.PART, "own") for one in metrics.METRICS
+             if one.section != "eval" and one.name != "phase"]  # fmt: skip
+    line = {"stage": "grpo", "step": 0, **dict.fromkeys(names, 0.5)}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    curves = {
+        name for panel in training.panels(run_data.load(folder))["grpo"].values() for name in panel
+    }
+    assert curves == set(names)

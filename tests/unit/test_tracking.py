@@ -328,11 +328,27 @@ def test_a_tracker_that_hangs_costs_its_timeouts_and_one_sentence(
 def test_a_tracker_that_falls_behind_is_given_up_before_memory_fills(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(tracking, "_open_backend", lambda *_: Broken(threading.Event().wait))
     monkeypatch.setattr(mirror, "PENDING", 4)
-    with Tracker(tracking_settings(), tmp_path, {}) as tracker:
+    with Tracker(tracking_settings(finish_timeout=0.1), tmp_path, {}) as tracker:
         for step in range(20):
             tracker.log("sft", step, {"loss": 1.0})
     assert len(lines(tmp_path)) == 20
     assert "wandb hangs: it is 4 messages behind" in capfd.readouterr().err
+
+
+def test_a_burst_is_waited_for_and_nothing_of_it_is_lost(tmp_path, capfd, monkeypatch):
+    seen: list[Any] = []
+
+    class Slow(Broken):
+        def log(self, stage: str, step: int, values: Any) -> None:
+            time.sleep(0.001)
+            seen.append(step)
+
+    monkeypatch.setattr(tracking, "_open_backend", lambda *_: Slow(lambda: None))
+    monkeypatch.setattr(mirror, "PENDING", 4)
+    with Tracker(tracking_settings(), tmp_path, {}) as tracker:
+        for step in range(100):
+            tracker.log("sft", step, {"loss": 1.0})
+    assert seen == list(range(100)) and capfd.readouterr().err == ""
 
 
 # ------------------------------------------------------------------------------- what is shown

@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from iad_r1.settings.tracking import Tracked
 from iad_r1.store.trackers import Backend
 
-PENDING = 512  # messages that a tracker may be behind before it is given up
+PENDING = 512  # messages that a tracker may be behind before it is waited for
 SLACK = 5.0  # seconds on top of the timeouts that a tracker keeps itself
 
 
@@ -29,6 +30,7 @@ class Mirror:
     ) -> None:
         self._name, self._open, self._settings, self._record = name, open_, settings, record
         self._calls: queue.Queue[Callable[[Backend], Any] | None] = queue.Queue(PENDING)
+        self._patience = settings.finish_timeout  # seconds, for the whole run
         self._gone = threading.Event()
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
@@ -38,13 +40,16 @@ class Mirror:
             self._give_up(f"did not start within {2 * settings.init_timeout + SLACK:g} s")
 
     def send(self, call: Callable[[Backend], Any]) -> None:
-        """Have the thread make this call; returns at once."""
+        """Have the thread make this call. Returns at once, unless the tracker is far behind, as
+        where a whole stage is taken from the store; all such waiting of a run is limited."""
         if self._gone.is_set():
             return
+        begun = time.monotonic()
         try:
-            self._calls.put_nowait(call)
+            self._calls.put(call, timeout=max(0.0, self._patience))
         except queue.Full:
             self._give_up(f"hangs: it is {PENDING} messages behind")
+        self._patience -= time.monotonic() - begun
 
     def close(self, call: Callable[[Backend], Any]) -> None:
         """Make a last call, and wait until all is done, for as long as the settings allow."""
