@@ -146,6 +146,13 @@ def test_a_signal_that_ends_the_worker_is_its_exit_code():
     assert (code, asked) == (128 + 9, [])
 
 
+def test_what_works_on_a_run_is_not_ended_by_the_signal_that_the_job_gets_ahead():
+    """SLURM may send it to every process of a job, and it ends those that do not expect it."""
+    held = "import signal, sys; sys.exit(signal.SIGUSR2 not in signal.pthread_sigmask(0, []))"
+    assert cluster.carry_out([sys.executable, "-c", held], offline=False) == (0, [])
+    assert AHEAD not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "here it is let in again"
+
+
 # --- what became of jobs -------------------------------------------------------------------------
 
 
@@ -176,6 +183,25 @@ def test_a_job_that_slurm_ended_is_lost_and_one_that_waits_again_is_not(tmp_path
     assert set(lost) == {"8_1", "8_2"}
     assert "state: CANCELLED" in lost["8_1"] and "slurmstepd: killed" in lost["8_1"]
     assert "state: unknown to squeue" in lost["8_2"]
+
+
+def test_a_result_that_a_file_system_shows_late_is_no_lost_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "LOOK", 0.0)
+    monkeypatch.setattr(cluster, "ASK", 0.02)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+    job, asked = running("8", tmp_path), []
+    job.exception, job.result = lambda: None, lambda: 0
+
+    def squeue(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            job.paths.result_pickle.touch()
+        return subprocess.CompletedProcess([], 0, stdout="8 COMPLETED\n")
+
+    monkeypatch.setattr(cluster.subprocess, "run", squeue)
+    sent: list[Any] = [("run", job)]
+    ((_, _, lost),) = cluster.ended(sent, "slurm")
+    assert lost is None
 
 
 def test_no_job_is_lost_while_squeue_does_not_answer(tmp_path, monkeypatch):
