@@ -288,3 +288,5 @@ def test_a_run_that_goes_on_may_find_its_stage_done_by_another(run):
     calm = carried_out(run(*SFT))
     assert left(carried_out(halfway)) == left(calm)
     assert taken(halfway) == {"sft"}
+    card = (halfway.folder.checkpoint("sft") / "README.md").read_text(encoding="utf-8")
+    assert f"PA-SFT: taken from {calm.folder.path.parent.name}/{calm.folder.path.name}" in card

@@ -16,7 +16,9 @@ import forks
 import pandas
 import pytest
 
+from iad_r1 import report
 from iad_r1.store import keys
+from iad_r1.store.manifest import taken
 from iad_r1.store.run_folder import RunFolder
 from iad_r1.store.shared import Store
 
@@ -120,6 +122,10 @@ def test_two_sweeps_that_start_together_train_what_they_share_once(calm, tmp_pat
         assert left(run) == calm[rewards]
     assert set(trained(tmp_path).values()) == {1}  # whoever needs it, each was made once
     assert "waiting" in said(tmp_path)
+    took = next(run for _, run in runs if any(taken(run.read_json("manifest.json"))))
+    report.build(took.path)
+    page = (took.path / "report.html").read_text(encoding="utf-8")
+    assert all(line in page for line in taken(took.read_json("manifest.json")))
 
 
 def test_a_sweep_that_is_killed_ten_times_goes_on_to_the_same_results(calm, tmp_path):
