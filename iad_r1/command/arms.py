@@ -60,7 +60,7 @@ def of_arm(
         given = "is one arm at a time or a sweep" if arm is None else f"has no arm {arm}"
         raise ConfigError(
             f"study={name} {given}. Run all: python run.py -m study={name} scale={scale}, choose "
-            f"one: study.arm=<arm>, of {arms}, or see what came of them: stage=study study={name}."
+            f"one: study.arm=<arm>, of {arms}."
         )
     at: Mapping[str, Sequence[str]] = study.at.get(scale, {})
     own = _by_key([*study.arms.get(arm, ()), *at.get(arm, ())])
