@@ -22,7 +22,6 @@ from iad_r1.settings.base import CONF
 from iad_r1.settings.study import EVERY
 from iad_r1.store import studies
 
-STUDY = "study"
 _OTHER = re.compile(r"\{(\w+)\}")  # an arm whose run another one starts from
 
 
@@ -52,7 +51,7 @@ def of_arm(
     a run that is not there.
     """
     study = composed.get("study")
-    if study is None or composed.stage.name == STUDY:
+    if study is None:
         return composed, list(typed)
     name, arm, scale = study.name, study.arm, study.scale
     if arm not in names(study):
@@ -84,9 +83,7 @@ def of_arm(
 def part(plain: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a run is of a study, out of the settings of the study; None where it is of none."""
     study = plain["study"]
-    if study is None or plain["stage"]["name"] == STUDY:
-        return None
-    return {key: study[key] for key in ("name", "arm", "scale")}
+    return study and {key: study[key] for key in ("name", "arm", "scale")}
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
 from iad_r1.data.cache import Kept
+from iad_r1.store.keys import digest
 from iad_r1.types import Cut, Mask, Sample, Shapes
 
 
@@ -63,11 +63,7 @@ class _Prints:
         return shown and ["shapes", repr(shown)]
 
     def _file(self, file: Path) -> str:
-        return self.kept.found([file], ["sha256"], partial(_content, file))["sha256"]
-
-
-def _content(file: Path) -> dict[str, str]:
-    return {"sha256": _hash(file.read_bytes())}
+        return self.kept.found([file], ["sha256"], lambda: {"sha256": digest(file)})["sha256"]
 
 
 def _hash(content: bytes) -> str:

@@ -6,7 +6,6 @@ wrong there costs one printed sentence, never the run.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from iad_r1.errors import ConfigError, MismatchError
 from iad_r1.settings.tracking import NoTracking, Tracking
 from iad_r1.store.products import Product
 from iad_r1.store.run_folder import write_text
-from iad_r1.store.trackers import THUMBNAIL, Backend
+from iad_r1.store.trackers import Backend
 from iad_r1.store.trackers.mirror import Mirror
 
 _RESERVED = ("stage", "step", "not_finite")
@@ -72,20 +71,17 @@ class Tracker:
         self._send(lambda tracker: tracker.log(stage, step, values))
 
     def rollouts(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Write `rollouts/<stage>-<step>.parquet`, one row per completion; returns its path.
-
-        A row may hold a PIL image under `thumbnail`; it is stored as JPEG bytes.
-        """
+        """Write `rollouts/<stage>-<step>.parquet`, one row per completion, which may hold a picture
+        under `thumbnail`, as JPEG bytes; returns its path."""
         import pandas
 
         path = self._folder / "rollouts" / f"{stage}-{step:05d}.parquet"
         path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".partial")
-        stored = [_storable(row) for row in rows]
-        pandas.DataFrame(stored).to_parquet(unfinished, index=False)
+        pandas.DataFrame(list(rows)).to_parquet(unfinished, index=False)
         unfinished.replace(path)
         if not isinstance(self._settings, NoTracking):
-            shown = stored[: self._settings.rollout_rows]
+            shown = rows[: self._settings.rollout_rows]
             if shown:
                 self._send(lambda tracker: tracker.rollouts(stage, step, shown))
         return path
@@ -167,15 +163,6 @@ def _json_safe(values: Mapping[str, float]) -> dict[str, Any]:
     odd = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
     safe: dict[str, Any] = {name: None if name in odd else v for name, v in values.items()}
     return {**safe, "not_finite": odd} if odd else safe
-
-
-def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
-    picture = row.get(THUMBNAIL)
-    if picture is None or isinstance(picture, bytes):
-        return dict(row)
-    data = io.BytesIO()
-    picture.convert("RGB").save(data, format="JPEG", quality=85)
-    return {**row, THUMBNAIL: data.getvalue()}
 
 
 def _drop_torn_line(path: Path) -> None:

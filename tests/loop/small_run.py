@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -54,8 +55,8 @@ def logged(context: Context) -> list[dict[str, float]]:
     return lines
 
 
-def stopped(context: Context, after: int) -> Context:
-    """SC-GRPO, asked to stop in the step `after`, as SIGTERM does; what goes on from there."""
+def stopped(context: Context, after: int, train: Callable[[Context], None] = grpo.train) -> Context:
+    """A training, asked to stop in the step `after`, as SIGTERM does; what goes on from there."""
     done = Saver.done
 
     def told(self: Saver, step: int, values: dict[str, float]) -> None:
@@ -64,7 +65,7 @@ def stopped(context: Context, after: int) -> Context:
         done(self, step, values)
 
     with mock.patch.object(Saver, "done", told), pytest.raises(Terminated):
-        grpo.train(context)
+        train(context)
     again = copy.copy(context)
     again.backbone = Backbone.load(context.folder.checkpoint("base"))
     return again

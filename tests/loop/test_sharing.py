@@ -3,7 +3,6 @@ goes on from what it took as from what it would have made itself."""
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import sys
@@ -16,11 +15,9 @@ from unittest import mock
 
 import pandas
 import pytest
+from small_run import stopped
 
-from iad_r1.backbones.backbone import Backbone
-from iad_r1.errors import Terminated
 from iad_r1.learn.context import Context
-from iad_r1.learn.saving import Saver
 from iad_r1.loops import evaluate, pipeline
 from iad_r1.rewards import RewardSet
 from iad_r1.settings.base import Section
@@ -259,24 +256,8 @@ def test_a_full_disk_costs_the_store_and_not_the_run(run, capsys):
     assert taken(carried_out(run(*SFT))) == {"sft"}
 
 
-def stopped(context: Context, after: int) -> Context:
-    """PA-SFT, asked to stop in the step `after`, as SIGTERM does; what goes on from there."""
-    done = Saver.done
-
-    def told(self: Saver, step: int, values: dict[str, float]) -> None:
-        if step == after:
-            self.asked_to_stop.append(15)
-        done(self, step, values)
-
-    with mock.patch.object(Saver, "done", told), pytest.raises(Terminated):
-        pipeline.take_tasks(context)
-    again = copy.copy(context)
-    again.backbone = Backbone.load(context.folder.checkpoint("base"))
-    return again
-
-
 def test_what_other_code_began_is_not_kept(run, capsys):
-    context = stopped(run(*SFT), 0)
+    context = stopped(run(*SFT), 0, pipeline.take_tasks)
     with mock.patch.object(keys, "code_of", return_value="other code"):
         carried_out(context)
     assert "PA-SFT was begun by other code" in capsys.readouterr().out
@@ -284,7 +265,7 @@ def test_what_other_code_began_is_not_kept(run, capsys):
 
 
 def test_a_run_that_goes_on_may_find_its_stage_done_by_another(run):
-    halfway = stopped(run(*SFT), 0)
+    halfway = stopped(run(*SFT), 0, pipeline.take_tasks)
     calm = carried_out(run(*SFT))
     assert left(carried_out(halfway)) == left(calm)
     assert taken(halfway) == {"sft"}

@@ -15,6 +15,7 @@ from typing import Any
 import forks
 import pandas
 import pytest
+from test_resume import SHORT, TIMED
 
 from iad_r1 import report
 from iad_r1.store import keys
@@ -24,34 +25,18 @@ from iad_r1.store.shared import Store
 
 SWEEP = [
     "-m",
+    *SHORT,
     "rewards=sc_grpo,answer_only",
     "name=run",
     "data.sizes.sft=64",
     "data.sizes.rl=16",
-    "data.sizes.validation=4",
-    "data.sizes.test=4",
     "pretrain.images=16",
-    "pretrain.steps=4",
     "pretrain.batch_size=4",
-    "pretrain.save_every=2",
-    "sft.phases.0.steps=24",
-    "sft.phases.0.batch_size=4",
-    "sft.phases.1.steps=12",
-    "sft.phases.1.batch_size=4",
-    "sft.save_every=2",
     "grpo.steps=4",
-    "grpo.prompts_per_step=4",
-    "grpo.group_size=4",
-    "grpo.save_every=2",
-    "grpo.rollouts_every=1",
-    "rollout.max_tokens=24",
-    "evaluate.max_tokens=24",
     "evaluate.shots=[0]",
-    "engine.ranks=1",
-    "tracking=none",
     "stage.tasks=[pretrain,sft,evaluate,grpo,evaluate]",
+    "store.reuse=true",
 ]
-TIMED = ("seconds", "tokens_per_second", "peak_memory", "host_memory")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 

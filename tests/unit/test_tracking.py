@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -31,7 +32,16 @@ from iad_r1.store.trackers.wandb import artifact, has_login, resolve_mode, run_i
 from iad_r1.store.tracking import Tracker
 
 REPO = Path(__file__).resolve().parents[2]
-JPEG = b"\xff\xd8"
+
+
+def jpeg(color: str) -> bytes:
+    """A small picture, as rollouts hold them."""
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(data, format="JPEG")
+    return data.getvalue()
+
+
+RED = jpeg("red")
 WANDB_YAML = yaml.safe_load((REPO / "conf/tracking/wandb.yaml").read_text())
 
 
@@ -115,10 +125,10 @@ def test_logging_outside_the_context_says_what_to_do(tmp_path):
 # ------------------------------------------------------------------------------ rollouts
 
 
-def test_rollouts_come_back_as_they_were_with_pictures_as_jpeg(tmp_path):
+def test_rollouts_come_back_as_they_were_with_their_pictures(tmp_path):
     rows = [
         {"prompt": "Is it defective?", "completion": "<answer>Yes</answer>", "total": 0.5,
-         "parts": {"accuracy": 1.0, "format": 0.0}, "thumbnail": Image.new("RGB", (8, 8), "red")},
+         "parts": {"accuracy": 1.0, "format": 0.0}, "thumbnail": RED},
         {"prompt": "Is it defective?", "completion": "", "total": 0.0,
          "parts": {"accuracy": 0.0, "format": 0.0}, "thumbnail": None},
     ]  # fmt: skip
@@ -128,7 +138,7 @@ def test_rollouts_come_back_as_they_were_with_pictures_as_jpeg(tmp_path):
     yes, empty = pandas.read_parquet(path).to_dict("records")
     assert (yes["completion"], empty["completion"]) == ("<answer>Yes</answer>", "")
     assert yes["parts"] == {"accuracy": 1.0, "format": 0.0}
-    assert yes["thumbnail"].startswith(JPEG) and empty["thumbnail"] is None
+    assert yes["thumbnail"] == RED and empty["thumbnail"] is None
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -154,10 +164,9 @@ def small_run(tracker: Tracker, folder: Path) -> None:
     """Two stages, with everything that a tracker is told."""
     weights = folder / "model.bin"
     weights.write_bytes(b"weights")
-    picture = Image.new("RGB", (8, 8), "red")
     for stage in ("sft", "grpo"):
         tracker.log(stage, 0, {"loss": 0.5, "seconds_step": 2.0, "odd": math.nan})
-        rows = [{"completion": f"text {i}", "thumbnail": picture} for i in range(5)]
+        rows = [{"completion": f"text {i}", "thumbnail": RED} for i in range(5)]
         tracker.rollouts(stage, 0, rows)
     tracker.evaluation([RESULT])
     of = Product("dataset", "data-d", texts={"data.json": "{}"})

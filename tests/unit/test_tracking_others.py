@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from test_tracking import RED
 
 from iad_r1.errors import ConfigError
 from iad_r1.settings.tracking import MlflowTracking, TensorboardTracking
@@ -32,11 +33,10 @@ def small_run(tracker: Tracker, folder: Path) -> None:
     """Everything that a tracker is told."""
     weights = folder / "model.bin"
     weights.write_bytes(b"weights")
-    picture = Image.new("RGB", (8, 8), "red")
     for step, loss in enumerate((0.5, float("nan"), 0.25)):
         tracker.log("sft", step, {"loss": loss})
     tracker.log("grpo", 0, {"reward": 2.0})
-    tracker.rollouts("grpo", 0, [{"completion": "<answer>a|b", "thumbnail": picture}] * 3)
+    tracker.rollouts("grpo", 0, [{"completion": "<answer>a|b", "thumbnail": RED}] * 3)
     tracker.evaluation([RESULT])
     tracker.made(lambda: Product("model", "weights-sft", {"m.bin": weights}, of=("data-d",)))
     tracker.finish({"seconds": {"sft": 1.5}})

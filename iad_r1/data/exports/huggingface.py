@@ -13,7 +13,6 @@ folder of `data/cache.py`, because everything else reads files.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -28,6 +27,7 @@ from iad_r1.data import cache, faults, folders, tables
 from iad_r1.data.exports.annotated import TOOLS, Annotated, Mark, only_split
 from iad_r1.data.exports.tree import Tree, splits
 from iad_r1.errors import DataError
+from iad_r1.store import keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -272,7 +272,7 @@ def _unpacked(file: Path) -> dict[tuple[int, int], Path]:
     """The pictures in a table by row and number of the column. They lie in a folder that is called
     by the content of the table, whole or not at all. Raises DataError."""
     with cache.Kept() as kept:
-        digest = kept.found([file], ["content"], lambda: {"sha256": _digest(file)})["sha256"]
+        digest = kept.found([file], ["content"], lambda: {"sha256": keys.digest(file)})["sha256"]
     folder = cache.folder() / _UNPACKED / digest[:32]
     if not folder.is_dir():
         try:
@@ -335,8 +335,3 @@ def _suffix(content: bytes) -> str:
             return f".{(picture.format or '').lower()}"
     except Exception:  # whatever a decoder says of it, the run says with the name of the file
         return ""
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
