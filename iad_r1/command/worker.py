@@ -116,4 +116,4 @@ def _prepare_libraries(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ranks.leave(main(sys.argv[1:]))

@@ -237,4 +237,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     WITNESS = Witness(Path(sys.argv[2]))
-    sys.exit(main())
+    ranks.leave(main())

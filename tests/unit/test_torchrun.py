@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,3 +108,23 @@ def test_rank_0_has_time_to_send_its_metrics_away_when_the_others_have_stopped(t
 def test_a_run_that_cannot_save_when_it_is_stopped_has_failed(tmp_path):
     said = stopped_ranks(tmp_path, "full", code=1, status="failed")
     assert "stopped. What was written" not in said
+
+
+LEAVING = """
+import atexit, ctypes
+from iad_r1.processes import ranks
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.abort, None, None)  # as libraries do whose threads still run
+atexit.register(print, "closed")
+print("done")
+ranks.leave(3)
+"""
+
+
+@pytest.mark.parametrize(("rank", "code"), [({"TORCHELASTIC_RUN_ID": "x"}, 3), ({}, -6)])
+def test_a_rank_whose_work_is_done_is_not_ended_by_what_libraries_leave_running(rank, code):
+    plain = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    left = subprocess.run(
+        [sys.executable, "-c", LEAVING], env=plain | rank, capture_output=True, text=True
+    )
+    assert (left.returncode, left.stdout.split()) == (code, ["done", "closed"])
